@@ -1,0 +1,8 @@
+"""Square roots and inverse square roots of symmetric positive semi-definite matrices, in PyTorch."""
+
+from matroot import gradients, methods
+from matroot.functional import inv_sqrtm, sqrtm, sqrtm_pair
+from matroot.lyapunov import solve_lyapunov
+
+__all__ = ["gradients", "inv_sqrtm", "methods", "solve_lyapunov", "sqrtm", "sqrtm_pair"]
+__version__ = "0.1.0.dev0"

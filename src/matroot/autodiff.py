@@ -1,0 +1,42 @@
+"""What an autograd.Function needs to work under autocast, vmap and nested forward mode."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def no_autocast(a: Tensor) -> AbstractContextManager[object]:
+    """Autocast switched off for a's device: a root in half products is not a root."""
+    if torch.is_autocast_enabled(a.device.type):
+        return torch.autocast(a.device.type, enabled=False)
+    return nullcontext()
+
+
+def nested_forward_mode() -> AbstractContextManager[object]:
+    """For the body of a jvp rule: PyTorch switches forward mode off there, at every level.
+
+    Under nested torch.func.jvp the outer level would then see constants, and second derivatives
+    would be silently wrong. Saved tensors must pass through ``primals`` inside.
+    """
+    # PyTorch has no public switch for this; torch.autograd.forward_ad exports this one.
+    switch: AbstractContextManager[object] = forward_ad._set_fwd_grad_enabled(True)
+    return switch
+
+
+def primals(saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Saved tensors without the tangent of the level that a jvp rule is computing."""
+    return tuple(forward_ad.unpack_dual(t).primal for t in saved)
+
+
+def batch_first(
+    size: int, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]
+) -> list[Tensor]:
+    """The tensors of a vmap rule, each with the mapped dimension first."""
+    return [
+        t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for dim, t in zip(in_dims, tensors, strict=True)
+    ]

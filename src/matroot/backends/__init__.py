@@ -1,0 +1,30 @@
+"""The seam between the algorithms and whoever multiplies: records of arithmetic."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from matroot.backends.backend import Backend
+from matroot.backends.torch_ops import TORCH
+
+__all__ = ["TORCH", "Backend", "select"]
+
+# In the order of preference of "auto"; the last one takes everything.
+_BACKENDS = {backend.name: backend for backend in (TORCH,)}
+
+
+def select(name: str, a: Tensor) -> Backend:
+    """The backend called ``name``, or for ``"auto"`` the first that takes ``a``.
+
+    Raises:
+        ValueError: no such backend, or the named one declines this tensor.
+    """
+    if name == "auto":
+        return next(backend for backend in _BACKENDS.values() if backend.declines(a) is None)
+    if name not in _BACKENDS:
+        known = ", ".join(map(repr, ("auto", *_BACKENDS)))
+        raise ValueError(f"unknown backend {name!r}; known: {known}")
+    reason = _BACKENDS[name].declines(a)
+    if reason is not None:
+        raise ValueError(f"backend {name!r} cannot run this: {reason}")
+    return _BACKENDS[name]

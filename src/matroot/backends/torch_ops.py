@@ -1,0 +1,15 @@
+"""The reference backend: PyTorch's own operations, on any device. It defines what is correct."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from matroot.backends.backend import Backend
+
+
+def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
+    return torch.baddbmm(c, a, b, beta=beta, alpha=alpha)
+
+
+TORCH = Backend(name="torch", matmul=torch.bmm, addmm=_addmm, declines=lambda a: None)

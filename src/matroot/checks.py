@@ -1,0 +1,183 @@
+"""Every check of an argument and every error text, in one place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
+# Half precision is computed in float32: sums of n products need the wider mantissa, and the
+# eigensolvers and factorisations have no half kernels.
+_COMPUTING_DTYPE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+# A skew part below this share of the Frobenius norm is rounding, and is averaged away.
+_MAX_SKEW = {torch.float16: 1e-2, torch.bfloat16: 1e-2}
+
+
+class Status:
+    """Why one matrix of a batch has no root; the larger number wins where several hold.
+
+    Plain ints: torch.compile takes the comparison of a tensor with an enum for a constant.
+    """
+
+    OK = 0
+    SINGULAR = 1
+    INDEFINITE = 2
+    ASYMMETRIC = 3
+    NONFINITE = 4
+
+
+_REASONS = {
+    Status.SINGULAR: "singular, so {they} no inverse root; add a ridge with eps=, or ask for the "
+    'pseudo-inverse root with singular="pinv"',
+    Status.INDEFINITE: "indefinite: an eigenvalue lies below the rounding level of zero",
+    Status.ASYMMETRIC: "not symmetric (Hermitian): the skew part is above {skew:g} of the norm",
+    Status.NONFINITE: "not finite (NaN or infinity)",
+}
+
+
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that an input dtype is computed in: float32 for the half types, else itself."""
+    return _COMPUTING_DTYPE.get(dtype, dtype)
+
+
+def max_skew(dtype: torch.dtype) -> float:
+    """The largest skew part, relative to the Frobenius norm, that counts as rounding."""
+    return _MAX_SKEW.get(dtype, 1e-3)
+
+
+def square_matrices(name: str, a: object) -> Tensor:
+    """``a`` itself if it is a tensor of square matrices of a supported dtype.
+
+    Raises:
+        TypeError: not a tensor, or not of a supported dtype.
+        ValueError: fewer than two dimensions, or the last two differ.
+    """
+    if not isinstance(a, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(a).__name__}")
+    if a.dtype not in DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise TypeError(f"{name} must have dtype {known}; got {str(a.dtype).removeprefix('torch.')}")
+    if a.layout is not torch.strided:
+        raise TypeError(f"{name} must be dense (strided), got {a.layout}")
+    if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
+        raise ValueError(f"{name} must have shape (..., n, n), got {tuple(a.shape)}")
+    return a
+
+
+def same_kind(name: str, a: Tensor, other: str, b: Tensor) -> None:
+    """Raise unless both tensors have one dtype (TypeError), shape and device (ValueError)."""
+    if a.dtype != b.dtype:
+        raise TypeError(f"{name} and {other} must have one dtype, got {a.dtype} and {b.dtype}")
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{name} and {other} must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if a.device != b.device:
+        raise ValueError(f"{name} and {other} must be on one device, got {a.device} and {b.device}")
+
+
+def ridge(eps: object) -> float:
+    """``eps`` as a float if it is a finite number not below zero."""
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"eps must be a float, got {type(eps).__name__}")
+    if not math.isfinite(eps) or eps < 0:
+        raise ValueError(f"eps must be finite and at least 0, got {eps}")
+    return float(eps)
+
+
+def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {known}; got {value!r}")
+
+
+def count(owner: object, field: str, *, least: int, most: int | None = None) -> None:
+    """Raise unless the option ``field`` of ``owner`` is an int within its bounds."""
+    value: Any = getattr(owner, field)
+    name = f"{type(owner).__name__}({field}=…)"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least or (most is not None and value > most):
+        bound = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ValueError(f"{name} must be {bound}, got {value}")
+
+
+def positive(owner: object, field: str) -> None:
+    """Raise unless the option ``field`` of ``owner`` is a finite number above zero."""
+    value: Any = getattr(owner, field)
+    name = f"{type(owner).__name__}({field}=…)"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above 0 and finite, got {value}")
+
+
+def checking(check_errors: bool | None, a: Tensor) -> bool:
+    """Whether to look at the status of each matrix on the host and raise.
+
+    Where nothing is said the answer is yes in eager mode on a CPU, the one place where looking
+    costs no device synchronisation.
+
+    Raises:
+        TypeError: ``check_errors`` is neither None nor a bool.
+        ValueError: ``check_errors=True`` under torch.compile, torch.export or a batching torch.func
+            transform, where values cannot be looked at.
+    """
+    if check_errors is not None and not isinstance(check_errors, bool):
+        raise TypeError(f"check_errors must be None or a bool, got {type(check_errors).__name__}")
+    traced = torch.compiler.is_compiling() or transforms_active()
+    if check_errors and traced:
+        raise ValueError(
+            "check_errors=True needs the values on the host, which torch.compile and torch.func "
+            "transforms do not give; leave it out there: a bad matrix comes back as NaN"
+        )
+    if check_errors is None:
+        return a.device.type == "cpu" and not traced
+    return check_errors
+
+
+def transforms_active() -> bool:
+    """Whether a torch.func transform (vmap, grad, jvp …) is running."""
+    # PyTorch offers no public question for this; autograd.Function.apply asks the same way.
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def raise_if_bad(name: str, status: Tensor, dtype: torch.dtype) -> None:
+    """Raise LinAlgError if any matrix of the batch has a status other than OK.
+
+    Args:
+        name: the argument's name.
+        status: shape (...), the Status of each matrix.
+        dtype: the input's dtype.
+
+    Raises:
+        torch.linalg.LinAlgError: with how many matrices are bad, the first few indices, and why.
+    """
+    worst = int(status.max()) if status.numel() else 0
+    if worst == Status.OK:
+        return
+    bad = status == worst
+    total, many = status.numel(), int(bad.sum())
+    reason = _REASONS[worst].format(
+        they="they have" if many > 1 else "it has", skew=max_skew(dtype)
+    )
+    if status.ndim == 0:
+        raise torch.linalg.LinAlgError(f"{name} is {reason}")
+    indices = [tuple(index) if len(index) > 1 else index[0] for index in bad.nonzero()[:4].tolist()]
+    where = ", ".join(map(str, indices)) + (", …" if many > len(indices) else "")
+    verb = "are" if many > 1 else "is"
+    raise torch.linalg.LinAlgError(
+        f"{many} of the {total} matrices in {name} {verb} {reason} (batch index {where})"
+    )

@@ -1,0 +1,44 @@
+"""Backward rules, one file each; any of them goes with any method that can feed it."""
+
+from matroot.gradients.lyapunov import Lyapunov
+from matroot.gradients.published import (
+    PowerIteration,
+    SpectralClipped,
+    SpectralNaive,
+    SpectralPade,
+    SpectralTaylor,
+)
+from matroot.gradients.rule import ExplicitRule, GradientRule, ImplicitRule, Roots
+from matroot.gradients.spectral import Spectral
+from matroot.gradients.unrolled import Unrolled
+from matroot.registry import Registry
+
+__all__ = [
+    "GRADIENTS",
+    "ExplicitRule",
+    "GradientRule",
+    "ImplicitRule",
+    "Lyapunov",
+    "PowerIteration",
+    "Roots",
+    "Spectral",
+    "SpectralClipped",
+    "SpectralNaive",
+    "SpectralPade",
+    "SpectralTaylor",
+    "Unrolled",
+]
+
+# mypy cannot see that an abstract base may stand for its concrete classes.
+GRADIENTS: Registry[GradientRule] = Registry(
+    "gradient",
+    GradientRule,  # type: ignore[type-abstract]
+    Lyapunov,
+    Spectral,
+    Unrolled,
+    SpectralNaive,
+    SpectralClipped,
+    SpectralTaylor,
+    SpectralPade,
+    PowerIteration,
+)

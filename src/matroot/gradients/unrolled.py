@@ -1,0 +1,19 @@
+"""Differentiation of the forward algorithm itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matroot.gradients.rule import GradientRule
+
+
+@dataclass(frozen=True)
+class Unrolled(GradientRule):
+    """Let autograd differentiate every operation of the method.
+
+    The derivative of the approximation rather than of the root: exact for what the method computes,
+    at any order, but not finite at repeated eigenvalues of eigh and svd nor at singular A, and the
+    memory grows with the steps.
+    """
+
+    summary = "autograd through the method's own operations"

@@ -1,0 +1,295 @@
+"""The Lyapunov equation S X + X S = R: the heart of every gradient, differentiable to any order.
+
+With X = lyap(S, R) and a cotangent G of X, W = lyap(S, G) is the cotangent of R and −(W Xᴴ + Xᴴ W)
+that of S: the derivative is made of the same solve, so every order is finite wherever the first is.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matroot import autodiff, checks, normalize, spd
+from matroot.backends import Backend, select
+from matroot.checks import Status
+
+
+def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) -> Tensor:
+    """The solution X of the Lyapunov equation S X + X S = G for symmetric positive definite S.
+
+    Args:
+        s: Hermitian positive definite, shape (..., n, n), dtypes as of ``sqrtm``. Where it is
+            singular the block of X on null × null space is 0 (minimum norm).
+        g: any square matrices, the same shape and dtype.
+        check_errors: as of ``sqrtm``, for ``s``.
+
+    Returns:
+        X, the shape, dtype and device of ``g``.
+
+    Raises:
+        TypeError: see ``sqrtm``; or the dtypes differ.
+        ValueError: see ``sqrtm``; or the shapes differ.
+        torch.linalg.LinAlgError: where errors are checked: ``s`` not finite, not symmetric, or
+            indefinite. Elsewhere its X is NaN.
+
+    Note:
+        Products only, by the squared Smith iteration (see ``matroot.gradients.Lyapunov``);
+        differentiable to any order in both arguments; keeps S and X for the backward pass.
+
+    References:
+        R. A. Smith, Matrix equation XA + BX = C, SIAM J. Appl. Math. 16 (1968).
+
+    Example:
+        >>> import torch, matroot
+        >>> matroot.solve_lyapunov(torch.eye(2, dtype=torch.float64), torch.ones(2, 2).double())
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]], dtype=torch.float64)
+    """
+    checks.square_matrices("s", s)
+    checks.square_matrices("g", g)
+    checks.same_kind("s", s, "g", g)
+    check = checks.checking(check_errors, s)
+    if s.numel() == 0:
+        return g.clone()
+    dtype = checks.computing_dtype(s.dtype)
+    with autodiff.no_autocast(s):
+        wide, right = s.to(dtype), g.to(dtype)
+        flat = wide.detach().reshape(math.prod(s.shape[:-2]), *s.shape[-2:])
+        clean, _, status = normalize.normalized(flat, s.dtype)
+        status = torch.maximum(
+            status, normalize.definiteness(clean, s.dtype, inverse=False)
+        ).reshape(s.shape[:-2])
+        if check:
+            checks.raise_if_bad("s", status, s.dtype)
+        ok = (status == Status.OK)[..., None, None]
+        hermitian = spd.hermitian_part(torch.where(ok, wide, spd.nan_where(~ok, wide)))
+        return lyapunov(BySmith(), select("auto", s), hermitian, right).to(g.dtype)
+
+
+class Solver(ABC):
+    """One way to solve S X + X S = R: a frozen dataclass of options and one function."""
+
+    @abstractmethod
+    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
+        """X, shape (b, n, n).
+
+        Where S is singular the block of X on null × null space is 0 (minimum norm).
+
+        Args:
+            s: Hermitian positive semi-definite, shape (b, n, n); a NaN matrix gives a NaN X.
+            r: any square matrices, shape (b, n, n).
+            constants: what the solver was prepared with; batch first, constants in every derivative.
+            ops: the arithmetic.
+        """
+
+
+@dataclass(frozen=True)
+class BySpectrum(Solver):
+    """X = Q [(Qᴴ R Q) / (s_i + s_j)] Qᴴ from ``constants = (s, Q)``, the eigenpairs of S."""
+
+    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
+        """See Solver.solve. Four products."""
+        roots, q = constants
+        rotated = ops.matmul(ops.matmul(q.mH, r), q)
+        null = roots <= null_root(roots.dtype) * roots.amax(-1, keepdim=True)
+        both = null[:, :, None] & null[:, None, :]
+        sums = torch.where(both, 1.0, roots[:, :, None] + roots[:, None, :])
+        x = torch.where(both, 0.0, rotated / sums)
+        return ops.matmul(ops.matmul(q, x), q.mH)
+
+
+@dataclass(frozen=True)
+class BySign(Solver):
+    """The matrix sign function of [[S, R], [0, −S]] by Newton–Schulz steps, as in the paper.
+
+    B₀ = S/‖S‖_F, C₀ = R/‖S‖_F;  B ← ½ B (3I − B²),  C ← ½ (C (3I − B²) − B² C + B C B);  X ≈ C/2.
+
+    It converges where B reaches I: after 8 steps, for eigenvalues of S above some 0.05 ‖S‖_F.
+    """
+
+    steps: int = 8
+
+    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
+        """See Solver.solve. Six products a step."""
+        k = spd.even_exponent(s)
+        s = spd.times_power_of_two(s, -k)
+        norm = spd.norm_or_one(s)
+        b, c = s / norm, r / norm
+        for _ in range(self.steps):
+            b, c = sign_step(b, c, ops)
+        identity = spd.identity_like(s)
+        singular = ~spd.factorises(s / norm - null_root(s.dtype) * identity)
+        x = _minimum_norm(c * 0.5, identity - b, singular, ops)
+        return spd.times_power_of_two(x, -k)
+
+
+def sign_step(b: Tensor, c: Tensor, ops: Backend) -> tuple[Tensor, Tensor]:
+    """One Newton–Schulz step of the sign iteration: (B, C) to the next (B, C)."""
+    rest = 3.0 * spd.identity_like(b) - ops.matmul(b, b)
+    bc = ops.matmul(b, c)
+    # −B² C + B C B = −B (BC − CB)
+    commutator = ops.addmm(bc, c, b, alpha=-1.0)
+    c = ops.addmm(ops.matmul(b, commutator), c, rest, beta=-0.5, alpha=0.5)
+    return ops.matmul(b, rest) * 0.5, c
+
+
+@dataclass(frozen=True)
+class BySmith(Solver):
+    """Squared Smith iteration on the Cayley transform, to convergence in the computing dtype.
+
+    W = (S − μ)(S + μ)⁻¹, X₀ = 2μ (S + μ)⁻¹ R (S + μ)⁻¹;  X ← X + W X W,  W ← W²;  μ = √(s_min s_max).
+
+    The number of doublings depends on the dtype alone: enough for the smallest eigenvalue of S that
+    is not zero to rounding (10 in float32, 18 in float64).
+    """
+
+    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
+        """See Solver.solve. Three products a doubling, two Cholesky factorisations, an inverse."""
+        k = spd.even_exponent(s)
+        s = spd.times_power_of_two(s, -k)
+        identity = spd.identity_like(s)
+        low, high, singular = _bounds(s)
+        mu = (low * high).sqrt()
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(s + mu * identity).L)
+        w = identity - 2.0 * mu * inverse
+        x = 2.0 * mu * ops.matmul(ops.matmul(inverse, r), inverse)
+        for _ in range(_doublings(s.dtype)):
+            x = ops.addmm(x, ops.matmul(w, x), w)
+            w = ops.matmul(w, w)
+        # What is left of W is 1 on the null space of S and 0 elsewhere.
+        x = _minimum_norm(x, w, singular, ops)
+        return spd.times_power_of_two(x, -k)
+
+
+def null_root(dtype: torch.dtype) -> float:
+    """Eigenvalues of S = A^{1/2} up to this share of the largest are zero to rounding.
+
+    An eigenvalue s of S is the root of one of A, so the unit of rounding is that of s².
+    """
+    return math.sqrt(spd.NULL_UNITS * spd.real_eps(dtype))
+
+
+def _doublings(dtype: torch.dtype) -> int:
+    """Doublings q that leave exp(−2^{q+2} √ρ) < eps at ρ = s_min/s_max = null_root.
+
+    Two more allow for the looseness of the bounds that μ is made of.
+    """
+    needed = -math.log(spd.real_eps(dtype)) / math.sqrt(null_root(dtype))
+    return math.ceil(math.log2(needed) - 2) + 2
+
+
+def _bounds(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bounds of the spectrum of S, shape (b, 1, 1), and whether S is singular, shape (b,).
+
+    s_min ≥ 1/‖L⁻¹‖_F² for the Cholesky factor L of S; where that is below the rounding level, or
+    there is no factor, the level itself.
+    """
+    high = spd.upper_bound(s)
+    high = torch.where(high > 0, high, torch.ones_like(high))
+    factor, info = torch.linalg.cholesky_ex(s)
+    inverse = torch.linalg.solve_triangular(
+        factor, spd.identity_like(s).expand_as(s), upper=False
+    )
+    found = spd.frobenius_norm(inverse).square().reciprocal()
+    floor = null_root(s.dtype) * high
+    singular = (info != 0) | ~(found > floor).flatten()
+    return torch.where(singular[:, None, None], floor, found), high, singular
+
+
+def _minimum_norm(x: Tensor, null: Tensor, singular: Tensor, ops: Backend) -> Tensor:
+    """X less its block on null × null space, for the matrices that are singular.
+
+    Args:
+        x: shape (b, n, n).
+        null: roughly the projector on the null space, commuting with S, shape (b, n, n).
+        singular: shape (b,).
+        ops: the arithmetic.
+    """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not singular.any():
+        return x
+    for _ in range(3):  # 3N² − 2N³ moves eigenvalues to 0 and 1, quadratically.
+        square = ops.matmul(null, null)
+        null = ops.addmm(square, square, null, beta=3.0, alpha=-2.0)
+    rest = ops.addmm(x, ops.matmul(null, x), null, alpha=-1.0)
+    return torch.where(singular[:, None, None], rest, x)
+
+
+class _Lyapunov(torch.autograd.Function):
+    """X of S X + X S = R as a function of S and R; flattening and vmap in one place."""
+
+    @staticmethod
+    def forward(
+        solver: Solver, ops: Backend, s: Tensor, r: Tensor, *constants: Tensor
+    ) -> Tensor:
+        n = s.shape[-1]
+        batch = math.prod(s.shape[:-2])
+        flat = tuple(c.reshape((batch, *c.shape[s.ndim - 2 :])) for c in constants)
+        x = solver.solve(s.reshape(batch, n, n), r.reshape(batch, n, n), flat, ops)
+        return x.reshape(r.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        solver, ops, s, _, *constants = inputs
+        ctx.solver, ctx.ops = solver, ops
+        ctx.save_for_backward(output, s, *constants)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, s, *constants = ctx.saved_tensors
+        w = lyapunov(ctx.solver, ctx.ops, s, g, *constants)
+        s_grad = None
+        if ctx.needs_input_grad[2]:
+            with autodiff.no_autocast(s):
+                s_grad = -(w @ x.mH + x.mH @ w)
+        return None, None, s_grad, w, *(None for _ in constants)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], solver: Solver, ops: Backend, *tensors: Tensor
+    ) -> tuple[Tensor, int]:
+        batched = autodiff.batch_first(info.batch_size, in_dims[2:], tensors)
+        return lyapunov(solver, ops, *batched), 0
+
+
+class _ForwardLyapunov(_Lyapunov):
+    """The same with a forward-mode rule, which torch.compile does not take."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Lyapunov.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(output, inputs[2], *inputs[4:])
+
+    @staticmethod
+    def jvp(
+        ctx: Any, _solver: None, _ops: None, ds: Tensor | None, dr: Tensor | None, *_: None
+    ) -> Tensor:
+        with autodiff.nested_forward_mode():
+            x, s, *constants = autodiff.primals(ctx.saved_tensors)
+            right = torch.zeros_like(x) if dr is None else dr
+            if ds is not None:
+                with autodiff.no_autocast(s):
+                    right = right - (ds @ x + x @ ds)
+            return lyapunov(ctx.solver, ctx.ops, s, right, *constants)
+
+
+def lyapunov(
+    solver: Solver, ops: Backend, s: Tensor, r: Tensor, *constants: Tensor
+) -> Tensor:
+    """X of S X + X S = R by a given solver, differentiable to any order.
+
+    Args:
+        solver: how.
+        ops: the arithmetic.
+        s: Hermitian positive semi-definite, shape (..., n, n), float32, float64 or complex.
+        r: the same shape and dtype.
+        constants: what the solver was prepared with, batch dimensions as of s.
+    """
+    function = _Lyapunov if torch.compiler.is_compiling() else _ForwardLyapunov
+    with autodiff.no_autocast(s):
+        x: Tensor = function.apply(solver, ops, s, r, *constants)
+    return x

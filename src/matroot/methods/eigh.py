@@ -1,0 +1,69 @@
+"""Eigendecomposition A = Q diag(λ) Qᴴ:  A^{1/2} = Q diag(√λ) Qᴴ,  A^{-1/2} = Q diag(1/√λ) Qᴴ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from matroot import spd
+from matroot.backends import Backend
+from matroot.methods.method import Method
+from matroot.solution import Root, Solution
+
+
+@dataclass(frozen=True)
+class Eigh(Method):
+    """Symmetric eigendecomposition: exact to the rounding of the solver, at any condition number.
+
+    Eigenvalues below zero count as zero. Eigenvalues up to 4 units of rounding of the largest are
+    left out of the inverse root, which makes it the pseudo-inverse root.
+
+    Note:
+        One eigh (some 9 n³ flops at poor speed) and one product a root.
+    """
+
+    summary = "symmetric eigendecomposition"
+    spectral = True
+
+    def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+        """See Method.solve."""
+        eigenvalues, vectors = torch.linalg.eigh(a)
+        return from_eigenpairs(eigenvalues, vectors, root, ops)
+
+
+@dataclass(frozen=True)
+class Svd(Method):
+    """Singular value decomposition, the baseline of the literature: A = U diag(σ) Vᴴ with U = ±V.
+
+    The sign of an eigenvalue is that of the inner product of its two singular vectors.
+
+    Note:
+        One SVD, several times dearer than eigh, and one product a root.
+    """
+
+    summary = "singular value decomposition"
+    spectral = True
+
+    def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+        """See Method.solve."""
+        u, sigma, vh = torch.linalg.svd(a)
+        same = (u * vh.mT).sum(-2).real
+        return from_eigenpairs(torch.where(same < 0, -sigma, sigma), u, root, ops)
+
+
+def from_eigenpairs(eigenvalues: Tensor, vectors: Tensor, root: Root, ops: Backend) -> Solution:
+    """The roots from λ, shape (b, n), and orthonormal columns, shape (b, n, n)."""
+    sqrt = inv_sqrt = None
+    # The double where keeps the derivative at zero eigenvalues finite when this is unrolled.
+    positive = eigenvalues > 0
+    roots = torch.where(positive, torch.where(positive, eigenvalues, 1.0).sqrt(), 0.0)
+    if root != "inv_sqrt":
+        sqrt = ops.matmul(vectors * roots[..., None, :], vectors.mH)
+    if root != "sqrt":
+        largest = eigenvalues.abs().amax(-1, keepdim=True)
+        kept = eigenvalues > spd.NULL_UNITS * spd.real_eps(eigenvalues.dtype) * largest
+        inverse = torch.where(kept, 1.0 / torch.where(kept, roots, 1.0), 0.0)
+        inv_sqrt = ops.matmul(vectors * inverse[..., None, :], vectors.mH)
+    return Solution(sqrt, inv_sqrt, 1, eigenvalues, vectors)

@@ -1,0 +1,117 @@
+"""Matrix Padé approximant (MPA) of Song, Sebe and Wang, arXiv 2201.08663 and 2201.12543.
+
+With Z = I − A/‖A‖_F and the diagonal [m/m] Padé approximant p/q of (1 − z)^{1/2},
+
+    A^{1/2} ≈ ‖A‖_F^{1/2} Q(Z)^{-1} P(Z),    A^{-1/2} ≈ ‖A‖_F^{-1/2} P(Z)^{-1} Q(Z)
+    p_k = (−1/4)^k (2m+1)/(2m+1−k) C(2m+1−k, k),    q_k = (−1/4)^k C(2m−k, k)
+
+since the [m/m] approximant of (1 − z)^{-1/2} is exactly q/p. P and Q are positive definite.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from matroot import checks, spd
+from matroot.backends import Backend
+from matroot.methods.method import Method
+from matroot.methods.polynomial import evaluate, powers_for
+from matroot.solution import Root, Solution
+
+# Powers lose a factor cond(P) = 4^m: harmless to m = 5, fatal in float32 from m = 12.
+_LAST_ORDER_BY_POWERS = 5
+
+
+def coefficients(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(p_0 … p_m, q_0 … q_m): quotients of integers, which Python divides with one rounding."""
+    r = 2 * order + 1
+    p = ((-1) ** k * r * math.comb(r - k, k) / ((r - k) * 4**k) for k in range(order + 1))
+    q = ((-1) ** k * math.comb(r - 1 - k, k) / 4**k for k in range(order + 1))
+    return tuple(p), tuple(q)
+
+
+def cholesky_solve(a: Tensor, b: Tensor) -> Tensor:
+    """A⁻¹B for positive definite A, by Cholesky.
+
+    Never by LU: batched LU on a CPU returns garbage in PyTorch 2.5 to 2.15 (pytorch #142815).
+    cholesky_ex does not synchronise; a failure leaves numbers that the caller's check discards.
+    """
+    factor = torch.linalg.cholesky_ex(a).L
+    return torch.cholesky_solve(b, factor)
+
+
+@dataclass(frozen=True)
+class Pade(Method):
+    """Matrix Padé approximant of the published method.
+
+    It equals √x·coth((2m+1) artanh √x) on each eigenvalue x of A/‖A‖_F (the inverse x^{-1/2}·tanh):
+    0.15 % wrong at 0.1, 25 % at 0.01, 200 % at 0.001 for ``order=5``; it regularises.
+
+    Args:
+        order: order m of the numerator and the denominator, 1 to 32; the paper's is 5.
+
+    Note:
+        To order 5 by powers: 4 products and one Cholesky solve a root at order 5. Above, by partial
+        fractions: ``order`` Cholesky solves a root, each about 1⅓ products, at rounding level.
+    """
+
+    order: int = 5
+    summary = "matrix Padé approximant (paper)"
+
+    def __post_init__(self) -> None:
+        checks.count(self, "order", least=1, most=32)
+
+    def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+        """See Method.solve."""
+        norm = spd.norm_or_one(a)
+        scale = spd.frobenius_norm(a).sqrt()
+        x = a / norm
+        if self.order <= _LAST_ORDER_BY_POWERS:
+            sqrt, inv_sqrt = self._by_powers(x, root, ops)
+        else:
+            sqrt, inv_sqrt = self._by_fractions(x, root)
+        return Solution(
+            None if sqrt is None else sqrt * scale,
+            None if inv_sqrt is None else inv_sqrt / scale,
+            steps=self.order,
+        )
+
+    def _by_powers(
+        self, x: Tensor, root: Root, ops: Backend
+    ) -> tuple[Tensor | None, Tensor | None]:
+        powers = powers_for(spd.identity_like(x) - x, self.order, 2, ops)
+        p, q = (evaluate(coeffs, powers, ops) for coeffs in coefficients(self.order))
+        sqrt = cholesky_solve(q, p) if root != "inv_sqrt" else None
+        inv_sqrt = cholesky_solve(p, q) if root != "sqrt" else None
+        return sqrt, inv_sqrt
+
+    def _by_fractions(self, x: Tensor, root: Root) -> tuple[Tensor | None, Tensor | None]:
+        """The same rational functions as sums over positive shifts, r = 2m + 1.
+
+        x^{-1/2} ≈ (1/r)[1 + 2 Σ_{i<m}   1/(sin²θ_i + cos²θ_i x)],  θ_i = (2i+1)π/(2r)
+        x^{1/2}  ≈ (1/r)[1 + 2 Σ_{j=1..m} x/(sin²φ_j + cos²φ_j x)],  φ_j = jπ/r
+        """
+        r = 2 * self.order + 1
+        identity = spd.identity_like(x)
+        sqrt = inv_sqrt = None
+        if root != "inv_sqrt":
+            angles = [j * math.pi / r for j in range(1, self.order + 1)]
+            sqrt = (identity + 2 * _sum_of_fractions(x, angles, x)) / r
+        if root != "sqrt":
+            angles = [(2 * i + 1) * math.pi / (2 * r) for i in range(self.order)]
+            inv_sqrt = (identity + 2 * _sum_of_fractions(x, angles, identity.expand_as(x))) / r
+        return sqrt, inv_sqrt
+
+
+def _sum_of_fractions(x: Tensor, angles: list[float], numerator: Tensor) -> Tensor:
+    """Σ (sin²θ I + cos²θ X)⁻¹ N over the angles, smallest terms first."""
+    identity = spd.identity_like(x)
+    total = torch.zeros_like(x)
+    for angle in reversed(angles):
+        shifted = math.sin(angle) ** 2 * identity + math.cos(angle) ** 2 * x
+        total = total + cholesky_solve(shifted, numerator)
+    return total

@@ -1,0 +1,51 @@
+"""Matrix polynomials with few products: the scheme of Paterson and Stockmeyer (1973)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from matroot import spd
+from matroot.backends import Backend
+
+
+def block_size(degree: int, polynomials: int) -> int:
+    """The number of powers Z … Z^s that makes Paterson–Stockmeyer cheapest.
+
+    s − 1 products make the powers, ⌈degree/s⌉ − 1 make each polynomial (the top block of a degree
+    that s divides is a number, not a matrix).
+    """
+    return min(range(1, degree + 1), key=lambda s: s - 1 + polynomials * (-(-degree // s) - 1))
+
+
+def powers_for(z: Tensor, degree: int, polynomials: int, ops: Backend) -> list[Tensor]:
+    """I, Z, …, Z^s for the cheapest evaluation of so many polynomials of this degree in Z."""
+    powers = [spd.identity_like(z), z]
+    while len(powers) <= block_size(degree, polynomials):
+        half = len(powers) // 2
+        powers.append(ops.matmul(powers[half], powers[len(powers) - half]))
+    return powers
+
+
+def evaluate(coeffs: tuple[float, ...], powers: list[Tensor], ops: Backend) -> Tensor:
+    """Σ c_k Z^k by Paterson and Stockmeyer's scheme: Horner in Z^s with blocks of degree s − 1.
+
+    Args:
+        coeffs: c_0 … c_K, K ≥ 1.
+        powers: I, Z, …, Z^s.
+        ops: the arithmetic.
+    """
+    s, degree = len(powers) - 1, len(coeffs) - 1
+    top = (degree - 1) // s * s
+    # The top block takes up to degree s, so that no product is spent on a multiple of I.
+    result = _block(coeffs[top:], powers)
+    for start in range(top - s, -1, -s):
+        result = ops.addmm(_block(coeffs[start : start + s], powers), result, powers[s])
+    return result
+
+
+def _block(coeffs: tuple[float, ...], powers: list[Tensor]) -> Tensor:
+    """Σ c_k Z^k over the powers at hand."""
+    total = coeffs[0] * powers[0]
+    for c, power in zip(coeffs[1:], powers[1:], strict=False):
+        total = total + c * power
+    return total

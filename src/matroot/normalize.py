@@ -1,0 +1,72 @@
+"""What every function does to its matrices first: scale, take the Hermitian part, find the bad ones.
+
+A bad matrix is replaced by the identity for the computation and its result by NaN, so that it can
+neither stop a batched eigensolver nor touch its neighbours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from matroot import checks, spd
+from matroot.checks import Status
+
+
+def normalized(a: Tensor, dtype: torch.dtype, eps: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """(A + eps·I)/2ᵏ, Hermitian, with entries below 1 in magnitude.
+
+    Args:
+        a: shape (b, n, n), in the computing dtype.
+        dtype: the dtype the user gave, which sets how much skewness is rounding.
+        eps: the ridge.
+
+    Returns:
+        The scaled Hermitian matrices, the identity in place of bad ones, (b, n, n); the even k, (b,);
+        the Status of each, (b,).
+    """
+    seen = a.detach()
+    finite = spd.max_abs(seen).isfinite()
+    k = torch.where(finite, spd.even_exponent(seen, eps), 0)
+    x = spd.times_power_of_two(a, -k)
+    seen = x.detach()
+    skew = 0.5 * spd.frobenius_norm(seen - seen.mH) > checks.max_skew(dtype) * spd.frobenius_norm(seen)
+    status = torch.where(skew.flatten(), Status.ASYMMETRIC, Status.OK)
+    status = torch.where(finite, status, Status.NONFINITE)
+    identity = spd.identity_like(x)
+    x = spd.hermitian_part(x)
+    if eps:
+        ridge = torch.full_like(seen[:, :1, :1], eps)
+        x = x + spd.times_power_of_two(ridge, -k) * identity
+    return torch.where((status == Status.OK)[:, None, None], x, identity), k, status
+
+
+def definiteness(
+    a: Tensor, dtype: torch.dtype, *, inverse: bool, eigenvalues: Tensor | None = None
+) -> Tensor:
+    """The Status, OK, INDEFINITE or SINGULAR, of Hermitian matrices of norm about 1, shape (b,).
+
+    Relative to the largest eigenvalue: indefinite below −n·u, u the rounding unit of the user's
+    dtype; singular (looked at only for the inverse) up to 4 units of the computing dtype. Without
+    eigenvalues both are settled by a Cholesky factorisation of the shifted matrix, and the largest
+    eigenvalue by its upper bound.
+
+    Args:
+        a: shape (b, n, n).
+        dtype: the dtype the user gave.
+        inverse: whether the inverse root is wanted.
+        eigenvalues: shape (b, n), where a method has found them.
+    """
+    below = a.shape[-1] * spd.real_eps(dtype)
+    above = spd.NULL_UNITS * spd.real_eps(a.dtype)
+    if eigenvalues is not None:
+        smallest, largest = eigenvalues.amin(-1), eigenvalues.abs().amax(-1)
+        indefinite = smallest < -below * largest
+        singular = smallest <= above * largest
+    else:
+        bound = spd.upper_bound(a)
+        shift = torch.where(bound > 0, bound, 1.0) * spd.identity_like(a)
+        indefinite = ~spd.factorises(a + below * shift)
+        singular = ~spd.factorises(a - above * shift) if inverse else indefinite
+    ok = torch.where(singular, Status.SINGULAR, Status.OK) if inverse else Status.OK
+    return torch.where(indefinite, Status.INDEFINITE, ok)

@@ -1,0 +1,1 @@
+"""Worked applications of matrix square roots, built on the public functions of ``matroot`` only."""

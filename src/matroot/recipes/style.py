@@ -1,0 +1,380 @@
+r"""Photo stylisation: give a photograph the patch statistics of another one.
+
+A patch is a p x p x 3 window, read as a vector of n = 3 p^2 numbers. With ``C`` and ``S`` the patch
+covariances of content and style (both with a ridge eps I), the symmetric linear map
+
+    T = C^{-1/2} (C^{1/2} S C^{1/2})^{1/2} C^{-1/2}
+
+whitens and colours in one step: ``T C T = S``, and no other map that does so moves the pixels less.
+Applying T to every overlapping patch and averaging the overlaps is exactly one convolution with a
+(2p-1) x (2p-1) kernel, so there is no patch grid left in the result that could show seams.
+
+Averaging overlaps changes the covariance, hence the step is repeated in sweeps. Each sweep runs over
+a pyramid from coarse to fine, so statistics over several patch widths move as well. A linear map
+cannot put texture where the content has none; after the first sweep such flat regions are filled
+with the style's own texture, and the later sweeps whiten and colour the sum.
+"""
+
+import itertools
+import itertools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from matroot import inv_sqrtm, sqrtm
+
+Progress = Callable[[int, int], None]
+
+MAX_PIXELS = 4096 * 4096
+MAX_PATCH = 16
+_LEVELS = 3  # pyramid levels: windows of p, 2p and 4p pixels
+_SWEEPS = 10
+_SAMPLES = 1 << 17  # patches per covariance: plenty for n of a few hundred, whatever the image size
+_BAND_PIXELS = 1 << 18  # pixels convolved at a time: bounds the working memory
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean colour, shape (3,), and patch covariance, float64 (n, n), of one pyramid level."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean colour, shape (3,), and patch covariance, float64 (n, n), of one pyramid level."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean colour, shape (3,), and patch covariance, float64 (n, n), of one pyramid level."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True)
+class StyleResult:
+    """A stylised picture and what was measured on it, as 8-bit values.
+
+    Attributes:
+        image: uint8, shape (3, H, W).
+        distance_before: Bures-Wasserstein distance of content and style, over all patch scales.
+        distance_after: the same for ``image`` and style.
+        seam_ratio: mean step across patch borders over the mean step inside patches.
+    """
+
+    image: Tensor
+    distance_before: float
+    distance_after: float
+    seam_ratio: float
+
+
+def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
+    """Read a picture: any Pillow format, grey, palette or 16 bit, turned as its EXIF tag says.
+
+    Returns:
+        The colours, uint8 of shape (3, H, W), and the alpha channel, uint8 of shape (H, W), or None
+        if the file has none.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no readable image, or has more than 4096 x 4096 pixels.
+    """
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(
+                    f"{path}: {width} x {height} pixels; at most 4096 x 4096 are supported"
+                )
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I"):  # 16-bit grey; Pillow's convert() would clip it
+                picture = Image.fromarray((np.array(picture).clip(0, 65535) / 257).astype(np.uint8))
+            has_alpha = picture.has_transparency_data
+            pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+    planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return planes[:3], planes[3] if has_alpha else None
+
+
+def save_image(image: Tensor, path: str | Path, alpha: Tensor | None = None) -> None:
+    """Write a uint8 picture (3, H, W), with its alpha channel (H, W) if there is one.
+
+    Raises:
+        ValueError: The shapes or the dtype do not fit, or the suffix names no format.
+    """
+    _check_image("image", image)
+    planes = [image]
+    if alpha is not None:
+        if alpha.dtype != torch.uint8 or alpha.shape != image.shape[1:]:
+            raise ValueError(
+                f"alpha must be uint8 of shape {tuple(image.shape[1:])}, "
+                f"got {alpha.dtype} of shape {tuple(alpha.shape)}"
+            )
+        planes.append(alpha[None])
+    Image.fromarray(torch.cat(planes).permute(1, 2, 0).contiguous().numpy()).save(path)
+
+
+@torch.no_grad()
+def stylize(
+    content: Tensor,
+    style: Tensor,
+    *,
+    strength: float = 1.0,
+    method: str = "auto",
+    eps: float = 3e-4,
+    patch: int = 7,
+    texture: float = 0.8,
+    progress: Progress | None = None,
+) -> StyleResult:
+    """Move the patch statistics of ``content`` to those of ``style``.
+
+    Args:
+        content: uint8 picture, shape (3, H, W).
+        style: uint8 picture, shape (3, H', W').
+        strength: 0 returns the content, 1 the full effect, between them the two are blended.
+        method: how the matrix roots are computed, as in ``matroot.sqrtm``.
+        eps: ridge added to both covariances (of pixels in [0, 1]); larger means softer.
+        patch: patch width p in pixels, 2 to 16.
+        texture: share of style texture laid into the flat regions of the content, 0 to 1.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        ValueError: An argument is out of range, or a picture is smaller than two patches.
+    """
+    if not 2 <= patch <= MAX_PATCH:
+        raise ValueError(f"patch must lie in [2, {MAX_PATCH}], got {patch}")
+    if not (eps > 0 and math.isfinite(eps)):
+        raise ValueError(f"eps must be positive and finite, got {eps}")
+    for name, share in (("strength", strength), ("texture", texture)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {share}")
+    for name, picture in (("content", content), ("style", style)):
+        _check_image(name, picture)
+        if min(picture.shape[1:]) < 2 * patch:
+            raise ValueError(
+                f"{name} must be at least two patches ({2 * patch} pixels) wide and high, "
+                f"got {picture.shape[2]} x {picture.shape[1]}"
+            )
+
+    shortest = min(*content.shape[1:], *style.shape[1:])
+    levels = min(_LEVELS, int(math.log2(shortest / patch)))
+    wanted = _measure(style, patch, levels)
+    before = _distance(_measure(content, patch, levels), wanted)
+    if strength == 0:
+        return StyleResult(content.clone(), before, before, _seam_ratio(content, patch))
+
+    target = [_moments(level, patch, i) for i, level in enumerate(_pyramid(_unit(style), levels))]
+    steps = itertools.count(1)
+    total = _SWEEPS * sum(1 for _ in _bands(content))
+
+    def tick() -> None:
+        if progress is not None:
+            progress(next(steps), total)
+
+    moved = _unit(content)
+    for sweep in range(_SWEEPS):
+        moved = _sweep(moved, target, patch, eps, method, tick)
+        if sweep == 0 and texture > 0:
+            _fill_flat_regions(moved, style, target[0], patch, texture)
+    if strength < 1:
+        moved.lerp_(_unit(content), 1 - strength)
+    image = moved.mul_(255).round_().to(torch.uint8)
+    del moved
+    after = _distance(_measure(image, patch, levels), wanted)
+    return StyleResult(image, before, after, _seam_ratio(image, patch))
+
+
+def _sweep(
+    image: Tensor,
+    target: list[Moments],
+    patch: int,
+    eps: float,
+    method: str,
+    tick: Callable[[], None],
+) -> Tensor:
+    """Match every pyramid level once, coarse to fine; what a level gained is handed down."""
+    pyramid = _pyramid(image, len(target))
+    gained: Tensor | None = None
+    while True:
+        level = len(pyramid) - 1
+        old = pyramid.pop()
+        new = old
+        if gained is not None:
+            new = F.interpolate(gained[None], size=old.shape[1:], mode="bilinear")[0].add_(old)
+        source, goal = _moments(new, patch, level), target[level]
+        kernel = _kernel(_transport(source.covariance, goal.covariance, eps, method), patch)
+        new = _convolve(new, kernel, source.mean, goal.mean, tick if level == 0 else None)
+        if level == 0:
+            # Clipping inside the sweeps lets the next sweep repair what it did to the statistics.
+            return new.clamp_(0, 1)
+        gained = new - old
+
+
+def _transport(source: Tensor, goal: Tensor, eps: float, method: str) -> Tensor:
+    """The symmetric T with T (source + eps I) T = goal + eps I."""
+    root = sqrtm(source, eps=eps, method=method)
+    inverse = inv_sqrtm(source, eps=eps, method=method)
+    ridge = eps * torch.eye(len(goal), dtype=goal.dtype)
+    middle = root @ (goal + ridge) @ root
+    return inverse @ sqrtm((middle + middle.mT) / 2, method=method) @ inverse
+
+
+def _kernel(transport: Tensor, patch: int) -> Tensor:
+    """The convolution that equals: map every patch, put it back, average the overlaps.
+
+    ``kernel[c, c', d] = sum_o T[(c, o), (c', o + d)] / p^2`` over the offsets o inside the patch;
+    (3 p^2, 3 p^2) to (3, 3, 2p-1, 2p-1).
+    """
+    blocks = transport.reshape(3, patch, patch, 3, patch, patch)
+    kernel = transport.new_zeros(3, 3, 2 * patch - 1, 2 * patch - 1)
+    for row, column in itertools.product(range(patch), repeat=2):
+        top, left = patch - 1 - row, patch - 1 - column
+        kernel[:, :, top : top + patch, left : left + patch] += blocks[:, row, column]
+    return (kernel / patch**2).float()
+
+
+def _convolve(
+    image: Tensor,
+    kernel: Tensor,
+    mean: Tensor,
+    new_mean: Tensor,
+    tick: Callable[[], None] | None = None,
+) -> Tensor:
+    """``kernel * (image - mean) + new_mean``, mirrored at the edges, band by band."""
+    height, halo = image.shape[1], kernel.shape[-1] // 2
+    out = torch.empty_like(image)
+    for start, stop in _bands(image):
+        first, last = start - halo, stop + halo
+        band = image[:, max(first, 0) : last] - mean[:, None, None]
+        pad = (halo, halo, max(-first, 0), max(last - height, 0))
+        band = F.pad(band[None], pad, mode="reflect")
+        out[:, start:stop] = F.conv2d(band, kernel, bias=new_mean)[0]
+        if tick is not None:
+            tick()
+    return out
+
+
+def _fill_flat_regions(
+    image: Tensor, style: Tensor, goal: Moments, patch: int, texture: float
+) -> None:
+    """Add the mirrored style, in place, where the image has less variance than the style.
+
+    With E the local variance of the image and V that of the style, the texture's weight is
+    ``sqrt(max(0, 1 - E / V))``, so the two variances add up to V.
+    """
+    height, width = image.shape[1:]
+    energy = (image - goal.mean[:, None, None]).square_().mean(0)[None, None]
+    energy = F.avg_pool2d(energy, patch, ceil_mode=True)
+    energy = F.avg_pool2d(energy, 3, stride=1, padding=1, count_include_pad=False)
+    wanted = float(goal.covariance.diagonal().mean())
+    weight = (1 - energy / max(wanted, 1e-12)).clamp_(min=0).sqrt_().mul_(texture)
+    weight = F.interpolate(weight, size=(height, width), mode="bilinear")[0, 0]
+    rows, columns = _mirrored(height, style.shape[1]), _mirrored(width, style.shape[2])
+    for channel in range(3):
+        tiled = style[channel][rows][:, columns]
+        image[channel] += weight * (tiled / 255 - goal.mean[channel])
+
+
+def _mirrored(length: int, period: int) -> Tensor:
+    """Indices 0 .. period-1, back to 0 and so on, ``length`` of them."""
+    index = torch.arange(length) % (2 * period)
+    return torch.minimum(index, 2 * period - 1 - index)
+
+
+def _moments(image: Tensor, patch: int, level: int = 0) -> Moments:
+    """Mean and patch covariance over a regular grid of overlapping patches, in float64."""
+    n = 3 * patch * patch
+    step = math.ceil(math.sqrt(image[0].numel() / _SAMPLES))
+    if level == 0:
+        step += step % 2  # even, so that a grid shifted by an odd offset shares no patch with it
+    mean = image.mean((1, 2))
+    windows = image.unfold(1, patch, step).unfold(2, patch, step)
+    total = torch.zeros(n, dtype=torch.float64)
+    second = torch.zeros(n, n, dtype=torch.float64)
+    for rows in windows.split(16, dim=1):
+        centred = rows.double() - mean.double().view(3, 1, 1, 1, 1)
+        vectors = centred.permute(1, 2, 0, 3, 4).reshape(-1, n)
+        total += vectors.sum(0)
+        second.addmm_(vectors.mT, vectors)
+    count = windows.shape[1] * windows.shape[2]
+    rest = total / count
+    return Moments(mean, second / count - torch.outer(rest, rest))
+
+
+def _measure(image: Tensor, patch: int, levels: int) -> list[Moments]:
+    """The moments of all levels on a grid shifted, by an odd offset, against the one used."""
+    shift = (patch // 2) | 1
+    pyramid = _pyramid(_unit(image[:, shift:, shift:]), levels)
+    return [_moments(level, patch, i) for i, level in enumerate(pyramid)]
+
+
+def _distance(first: list[Moments], second: list[Moments]) -> float:
+    """Bures-Wasserstein distance ``sqrt(tr A + tr B - 2 tr (A^{1/2} B A^{1/2})^{1/2})``.
+
+    The last trace is the nuclear norm of ``A^{1/2} B^{1/2}``; the squares of the levels add up, as
+    for one block-diagonal covariance.
+    """
+    squared = 0.0
+    for a, b in ((x.covariance, y.covariance) for x, y in zip(first, second, strict=True)):
+        overlap = torch.linalg.matrix_norm(
+            sqrtm(a, method="eigh") @ sqrtm(b, method="eigh"), ord="nuc"
+        )
+        squared += max(0.0, float(a.trace() + b.trace() - 2 * overlap))
+    return math.sqrt(squared)
+
+
+def _seam_ratio(image: Tensor, patch: int) -> float:
+    """Mean absolute step across the borders of the patch grid over the mean step inside."""
+    border = inside = 0.0
+    for plane in image.short():
+        for steps in (plane.diff(dim=0), plane.diff(dim=1).mT):
+            profile = steps.abs().float().mean(1)
+            at_border = torch.arange(1, len(profile) + 1) % patch == 0
+            border += float(profile[at_border].mean())
+            inside += float(profile[~at_border].mean())
+    return border / inside if inside else 1.0
+
+
+def _pyramid(image: Tensor, levels: int) -> list[Tensor]:
+    """The image and its halved copies, finest first."""
+    pyramid = [image]
+    while len(pyramid) < levels:
+        finest = pyramid[-1][None]
+        pyramid.append(F.avg_pool2d(finest, 2, ceil_mode=True)[0])
+    return pyramid
+
+
+def _bands(image: Tensor) -> Iterator[tuple[int, int]]:
+    """First and last-plus-one row of every band of about ``_BAND_PIXELS`` pixels."""
+    height, width = image.shape[1:]
+    rows = max(1, _BAND_PIXELS // width)
+    return ((start, min(start + rows, height)) for start in range(0, height, rows))
+
+
+def _unit(image: Tensor) -> Tensor:
+    return image.float().div_(255)
+
+
+def _check_image(name: str, image: Tensor) -> None:
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"{name} must be uint8 of shape (3, H, W), "
+            f"got {image.dtype} of shape {tuple(image.shape)}"
+        )
