@@ -1,4 +1,4 @@
-"""Square roots and inverse square roots of symmetric positive semi-definite matrices, in PyTorch."""
+"""Square roots and inverse square roots of symmetric positive semi-definite matrices."""
 
 from matroot import gradients, methods
 from matroot.functional import inv_sqrtm, sqrtm, sqrtm_pair

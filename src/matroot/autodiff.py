@@ -29,7 +29,18 @@ def nested_forward_mode() -> AbstractContextManager[object]:
 
 def primals(saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Saved tensors without the tangent of the level that a jvp rule is computing."""
-    return tuple(forward_ad.unpack_dual(t).primal for t in saved)
+    return tuple(_unpack(t).primal for t in saved)
+
+
+def tangent(a: Tensor) -> Tensor | None:
+    """The tangent of a dual number of the innermost level, None for an ordinary tensor."""
+    return _unpack(a).tangent
+
+
+def _unpack(a: Tensor) -> forward_ad.UnpackedDualTensor:
+    # unpack_dual has no annotations of its own.
+    dual: forward_ad.UnpackedDualTensor = forward_ad.unpack_dual(a)  # type: ignore[no-untyped-call]
+    return dual
 
 
 def batch_first(

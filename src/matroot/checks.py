@@ -67,7 +67,9 @@ def square_matrices(name: str, a: object) -> Tensor:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(a).__name__}")
     if a.dtype not in DTYPES:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise TypeError(f"{name} must have dtype {known}; got {str(a.dtype).removeprefix('torch.')}")
+        raise TypeError(
+            f"{name} must have dtype {known}; got {str(a.dtype).removeprefix('torch.')}"
+        )
     if a.layout is not torch.strided:
         raise TypeError(f"{name} must be dense (strided), got {a.layout}")
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from matroot import autodiff, checks, normalize, spd
 from matroot.backends import Backend, select
@@ -271,7 +270,7 @@ def _differentiated(a: Tensor) -> bool:
         return True
     if torch.is_grad_enabled() and a.requires_grad:
         return True
-    return forward_ad.unpack_dual(a).tangent is not None
+    return autodiff.tangent(a) is not None
 
 
 def _evaluate(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
@@ -330,6 +329,7 @@ class _Root(torch.autograd.Function):
             return None, None
         g_sqrt = g_roots[0] if plan.solved != "inv_sqrt" else None
         g_inv = g_roots[-1] if plan.solved != "sqrt" else None
+        assert isinstance(plan.rule, ExplicitRule)
         with autodiff.no_autocast(ctx.saved_tensors[0]):
             return None, plan.rule.vjp(plan.roots(ctx.saved_tensors), g_sqrt, g_inv, plan.ops)
 
@@ -353,6 +353,7 @@ class _ForwardRoot(_Root):
     @staticmethod
     def jvp(ctx: Any, _plan: None, e: Tensor) -> tuple[Tensor | None, ...]:
         plan: _Plan = ctx.plan
+        assert isinstance(plan.rule, ExplicitRule)
         saved = autodiff.primals(ctx.saved_tensors)
         with autodiff.nested_forward_mode(), autodiff.no_autocast(e):
             tangents = plan.rule.jvp(plan.roots(saved), e, plan.ops)

@@ -83,7 +83,7 @@ class Solver(ABC):
         Args:
             s: Hermitian positive semi-definite, shape (b, n, n); a NaN matrix gives a NaN X.
             r: any square matrices, shape (b, n, n).
-            constants: what the solver was prepared with; batch first, constants in every derivative.
+            constants: what the solver was prepared with, batch first; never differentiated.
             ops: the arithmetic.
         """
 
@@ -142,7 +142,8 @@ def sign_step(b: Tensor, c: Tensor, ops: Backend) -> tuple[Tensor, Tensor]:
 class BySmith(Solver):
     """Squared Smith iteration on the Cayley transform, to convergence in the computing dtype.
 
-    W = (S − μ)(S + μ)⁻¹, X₀ = 2μ (S + μ)⁻¹ R (S + μ)⁻¹;  X ← X + W X W,  W ← W²;  μ = √(s_min s_max).
+    W = (S − μ)(S + μ)⁻¹, X₀ = 2μ (S + μ)⁻¹ R (S + μ)⁻¹;  X ← X + W X W,  W ← W²,
+    with μ = √(s_min s_max).
 
     The number of doublings depends on the dtype alone: enough for the smallest eigenvalue of S that
     is not zero to rounding (10 in float32, 18 in float64).
@@ -192,9 +193,7 @@ def _bounds(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     high = spd.upper_bound(s)
     high = torch.where(high > 0, high, torch.ones_like(high))
     factor, info = torch.linalg.cholesky_ex(s)
-    inverse = torch.linalg.solve_triangular(
-        factor, spd.identity_like(s).expand_as(s), upper=False
-    )
+    inverse = torch.linalg.solve_triangular(factor, spd.identity_like(s).expand_as(s), upper=False)
     found = spd.frobenius_norm(inverse).square().reciprocal()
     floor = null_root(s.dtype) * high
     singular = (info != 0) | ~(found > floor).flatten()
@@ -223,9 +222,7 @@ class _Lyapunov(torch.autograd.Function):
     """X of S X + X S = R as a function of S and R; flattening and vmap in one place."""
 
     @staticmethod
-    def forward(
-        solver: Solver, ops: Backend, s: Tensor, r: Tensor, *constants: Tensor
-    ) -> Tensor:
+    def forward(solver: Solver, ops: Backend, s: Tensor, r: Tensor, *constants: Tensor) -> Tensor:
         n = s.shape[-1]
         batch = math.prod(s.shape[:-2])
         flat = tuple(c.reshape((batch, *c.shape[s.ndim - 2 :])) for c in constants)
@@ -277,9 +274,7 @@ class _ForwardLyapunov(_Lyapunov):
             return lyapunov(ctx.solver, ctx.ops, s, right, *constants)
 
 
-def lyapunov(
-    solver: Solver, ops: Backend, s: Tensor, r: Tensor, *constants: Tensor
-) -> Tensor:
+def lyapunov(solver: Solver, ops: Backend, s: Tensor, r: Tensor, *constants: Tensor) -> Tensor:
     """X of S X + X S = R by a given solver, differentiable to any order.
 
     Args:

@@ -1,4 +1,4 @@
-"""What every function does to its matrices first: scale, take the Hermitian part, find the bad ones.
+"""What every function does first: scale, take the Hermitian part, find the bad matrices.
 
 A bad matrix is replaced by the identity for the computation and its result by NaN, so that it can
 neither stop a batched eigensolver nor touch its neighbours.
@@ -22,15 +22,17 @@ def normalized(a: Tensor, dtype: torch.dtype, eps: float = 0.0) -> tuple[Tensor,
         eps: the ridge.
 
     Returns:
-        The scaled Hermitian matrices, the identity in place of bad ones, (b, n, n); the even k, (b,);
-        the Status of each, (b,).
+        The scaled Hermitian matrices with the identity in place of bad ones, (b, n, n); the even k,
+        (b,); the Status of each, (b,).
     """
     seen = a.detach()
     finite = spd.max_abs(seen).isfinite()
     k = torch.where(finite, spd.even_exponent(seen, eps), 0)
     x = spd.times_power_of_two(a, -k)
     seen = x.detach()
-    skew = 0.5 * spd.frobenius_norm(seen - seen.mH) > checks.max_skew(dtype) * spd.frobenius_norm(seen)
+    skew = 0.5 * spd.frobenius_norm(seen - seen.mH) > checks.max_skew(dtype) * spd.frobenius_norm(
+        seen
+    )
     status = torch.where(skew.flatten(), Status.ASYMMETRIC, Status.OK)
     status = torch.where(finite, status, Status.NONFINITE)
     identity = spd.identity_like(x)

@@ -26,14 +26,15 @@ def real_eps(dtype: torch.dtype) -> float:
 
 
 def max_abs(a: Tensor) -> Tensor:
-    """The largest real or imaginary part in magnitude, shape (...); NaN or inf where there is one."""
+    """The largest real or imaginary part in magnitude, shape (...); NaN and inf show."""
     parts = torch.view_as_real(a).flatten(-2) if a.is_complex() else a
     return parts.abs().amax((-2, -1))
 
 
 def frobenius_norm(a: Tensor) -> Tensor:
     """‖A‖_F, shape (..., 1, 1), with a zero subgradient at A = 0."""
-    return torch.linalg.matrix_norm(a, keepdim=True)
+    norm: Tensor = torch.linalg.matrix_norm(a, keepdim=True)
+    return norm
 
 
 def norm_or_one(a: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def even_exponent(a: Tensor, at_least: float = 0.0) -> Tensor:
 
 
 def times_power_of_two(a: Tensor, k: Tensor) -> Tensor:
-    """A · 2ᵏ for matrices (..., n, n) and integers (...), in two factors so that 2ᵏ may overflow."""
+    """A · 2ᵏ for matrices (..., n, n), k (...), in two factors since 2ᵏ alone may overflow."""
     half = torch.div(k, 2, rounding_mode="floor")
     first, second = power_of_two(half, a), power_of_two(k - half, a)
     return a * first[..., None, None] * second[..., None, None]
@@ -90,6 +91,6 @@ def identity_like(a: Tensor) -> Tensor:
 
 
 def factorises(a: Tensor) -> Tensor:
-    """Whether a Cholesky factorisation of each Hermitian matrix succeeds, shape (...), no host sync."""
-    return torch.linalg.cholesky_ex(a).info == 0
-
+    """Whether each Hermitian matrix has a Cholesky factor, shape (...), without a host sync."""
+    success: Tensor = torch.linalg.cholesky_ex(a).info == 0
+    return success

@@ -29,10 +29,9 @@ __all__ = [
     "Unrolled",
 ]
 
-# mypy cannot see that an abstract base may stand for its concrete classes.
 GRADIENTS: Registry[GradientRule] = Registry(
     "gradient",
-    GradientRule,  # type: ignore[type-abstract]
+    GradientRule,
     Lyapunov,
     Spectral,
     Unrolled,

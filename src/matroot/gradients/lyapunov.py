@@ -20,7 +20,7 @@ class Lyapunov(ImplicitRule):
 
     Note:
         Products: 32 in float32 and 56 in float64 with three factorisations of n³/3 multiplications;
-        6·steps by the sign function. The inverse root adds 2. Keeps the roots for the backward pass.
+        6·steps by the sign function. The inverse root adds 2. Keeps the roots for backward.
     """
 
     steps: int | None = None

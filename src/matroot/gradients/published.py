@@ -31,7 +31,9 @@ class PublishedRule(ExplicitRule):
     needs_eigenpairs = True
 
     @abstractmethod
-    def off_diagonal(self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor) -> Tensor:
+    def off_diagonal(
+        self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
+    ) -> Tensor:
         """Φ_ij from λ_i ≥ λ_j > 0 and f at both, each (b, n, n); its diagonal is not used."""
 
     def weights(self, eigenvalues: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
@@ -50,7 +52,8 @@ class PublishedRule(ExplicitRule):
 
     def prepare(self, solution: Solution, scale: Tensor, ops: Backend) -> tuple[Tensor, ...]:
         """(Q, Φ of each root asked for); see ExplicitRule.prepare."""
-        assert solution.eigenvalues is not None and solution.eigenvectors is not None
+        assert solution.eigenvalues is not None
+        assert solution.eigenvectors is not None
         # The published code raises eigenvalues to the rounding unit before it differentiates.
         # Here the unit is relative to the largest, so that the result does not depend on the scale.
         largest = solution.eigenvalues.amax(-1, keepdim=True)
@@ -66,7 +69,9 @@ class PublishedRule(ExplicitRule):
             constants.append(weights / scale / scale / scale)
         return tuple(constants)
 
-    def vjp(self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend) -> Tensor:
+    def vjp(
+        self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend
+    ) -> Tensor:
         """See ExplicitRule.vjp."""
         q, *weights = roots.constants
         wanted = (roots.sqrt is not None, roots.inv_sqrt is not None)
@@ -100,7 +105,9 @@ class SpectralNaive(PublishedRule):
 
     summary = "1/(λ_i − λ_j) as it stands (comparison only)"
 
-    def off_diagonal(self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor) -> Tensor:
+    def off_diagonal(
+        self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
+    ) -> Tensor:
         """See PublishedRule.off_diagonal."""
         return (f_large - f_small) / (large - small)
 
@@ -119,7 +126,9 @@ class SpectralClipped(PublishedRule):
     def __post_init__(self) -> None:
         checks.positive(self, "limit")
 
-    def off_diagonal(self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor) -> Tensor:
+    def off_diagonal(
+        self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
+    ) -> Tensor:
         """See PublishedRule.off_diagonal."""
         largest = large.amax((-2, -1), keepdim=True)
         return (f_large - f_small) * torch.minimum(1 / (large - small), self.limit / largest)
@@ -139,19 +148,21 @@ class SpectralTaylor(PublishedRule):
     def __post_init__(self) -> None:
         checks.count(self, "terms", least=1)
 
-    def off_diagonal(self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor) -> Tensor:
+    def off_diagonal(
+        self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
+    ) -> Tensor:
         """See PublishedRule.off_diagonal."""
         return (f_large - f_small) * geometric_sum(large, small, self.terms)
 
 
 @dataclass(frozen=True)
 class SpectralPade(PublishedRule):
-    """K = (1/λ_i) p(x)/q(x), x = λ_j/λ_i, the [m/m] Padé approximant of 1/(1 − x) (Song et al., 2021).
+    """K = (1/λ_i) p(x)/q(x), x = λ_j/λ_i, p/q the [m/m] Padé approximant of 1/(1 − x).
 
-    The system for q has rank one, since 1/(1 − x) is rational itself, so published coefficients are
-    rounding errors of a solver. Taken here is the solution of least norm, q_k = −1/m and
-    p_k = 1 − k/m. Either way p/q = 1/(1 − x) in exact arithmetic, with a pole at ties; q is kept at
-    or above the rounding unit, so that K stays finite and Φ is 0 there.
+    From Song, Sebe and Wang (ICCV 2021). The system for q has rank one, since 1/(1 − x) is rational
+    itself, so published coefficients are rounding errors of a solver. Taken here is the solution of
+    least norm, q_k = −1/m and p_k = 1 − k/m. Either way p/q = 1/(1 − x) in exact arithmetic, with a
+    pole at ties; q is kept at or above the rounding unit, so that K is finite and Φ is 0 there.
 
     Args:
         order: order m of the numerator and the denominator, at least 1.
@@ -163,7 +174,9 @@ class SpectralPade(PublishedRule):
     def __post_init__(self) -> None:
         checks.count(self, "order", least=1)
 
-    def off_diagonal(self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor) -> Tensor:
+    def off_diagonal(
+        self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
+    ) -> Tensor:
         """See PublishedRule.off_diagonal."""
         x, m = small / large, self.order
         p, q = torch.zeros_like(x), torch.full_like(x, -1 / m)
@@ -192,7 +205,9 @@ class PowerIteration(PublishedRule):
     def __post_init__(self) -> None:
         checks.count(self, "steps", least=1)
 
-    def off_diagonal(self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor) -> Tensor:
+    def off_diagonal(
+        self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
+    ) -> Tensor:
         """See PublishedRule.off_diagonal."""
         last = f_large * geometric_sum(large, small, self.steps)
         return last - f_small * geometric_sum(large, small, self.steps - 1)

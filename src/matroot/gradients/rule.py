@@ -67,7 +67,9 @@ class ExplicitRule(GradientRule):
         """
 
     @abstractmethod
-    def vjp(self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend) -> Tensor:
+    def vjp(
+        self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend
+    ) -> Tensor:
         """The gradient by A, Hermitian, from the cotangents of S and Z."""
 
     @abstractmethod
@@ -94,7 +96,9 @@ class ImplicitRule(ExplicitRule):
         """See ExplicitRule.prepare."""
         return ()
 
-    def vjp(self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend) -> Tensor:
+    def vjp(
+        self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend
+    ) -> Tensor:
         """See ExplicitRule.vjp."""
         assert roots.sqrt is not None
         right = None if g_sqrt is None else spd.hermitian_part(g_sqrt)
@@ -122,7 +126,8 @@ def _by_inverse(roots: Roots, g: Tensor) -> Tensor:
     (Golub and Pereyra 1973), exact along directions that keep the rank.
     """
     s, z = roots.sqrt, roots.inv_sqrt
-    assert s is not None and z is not None
+    assert s is not None
+    assert z is not None
     result = -(z @ g @ z)
     if roots.pseudo:
         null = spd.hermitian_part(spd.identity_like(s) - s @ z)

@@ -10,6 +10,7 @@ from torch import Tensor
 from matroot.backends import Backend
 from matroot.solution import Root, Solution
 
+
 class Method(ABC):
     """A forward algorithm: a frozen dataclass of options and one function.
 

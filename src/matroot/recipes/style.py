@@ -1,22 +1,22 @@
-r"""Photo stylisation: give a photograph the patch statistics of another one.
+"""Photo stylisation: give a photograph the patch statistics of another one.
 
-A patch is a p x p x 3 window, read as a vector of n = 3 p^2 numbers. With ``C`` and ``S`` the patch
-covariances of content and style (both with a ridge eps I), the symmetric linear map
+A patch is a p x p x 3 window, read as a vector of n = 3 p^2 numbers. With C and S the patch
+covariances of content and style, both with a ridge eps I, the linear map
 
-    T = C^{-1/2} (C^{1/2} S C^{1/2})^{1/2} C^{-1/2}
+    T = S^{1/2} C^{-1/2},        so that T C T^t = S,
 
-whitens and colours in one step: ``T C T = S``, and no other map that does so moves the pixels less.
-Applying T to every overlapping patch and averaging the overlaps is exactly one convolution with a
-(2p-1) x (2p-1) kernel, so there is no patch grid left in the result that could show seams.
+whitens the content's patches and colours them as the style's. Mapping every overlapping patch and
+averaging the overlaps is exactly one convolution with a (2p-1) x (2p-1) kernel: the result has no
+patch grid, hence no seams, and is computed in bands of bounded memory.
 
-Averaging overlaps changes the covariance, hence the step is repeated in sweeps. Each sweep runs over
-a pyramid from coarse to fine, so statistics over several patch widths move as well. A linear map
-cannot put texture where the content has none; after the first sweep such flat regions are filled
-with the style's own texture, and the later sweeps whiten and colour the sum.
+Averaging overlaps changes the covariance, so the step is repeated in sweeps, which also repair what
+inexact roots and clipping to [0, 1] leave behind. Each sweep runs over a pyramid from coarse to
+fine, so that statistics over several patch widths move. A linear map cannot put texture where the
+content has none: after the first sweep such flat regions are filled with the style's own pixels,
+and the later sweeps whiten and colour the sum.
 """
 
-import itertools
-import itertools
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -42,30 +42,6 @@ _BAND_PIXELS = 1 << 18  # pixels convolved at a time: bounds the working memory
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Mean colour, shape (3,), and patch covariance, float64 (n, n), of one pyramid level."""
-
-    mean: Tensor
-    covariance: Tensor
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean colour, shape (3,), and patch covariance, float64 (n, n), of one pyramid level."""
-
-    mean: Tensor
-    covariance: Tensor
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean colour, shape (3,), and patch covariance, float64 (n, n), of one pyramid level."""
-
-    mean: Tensor
-    covariance: Tensor
-
-
-@dataclass(frozen=True)
 class StyleResult:
     """A stylised picture and what was measured on it, as 8-bit values.
 
@@ -80,6 +56,14 @@ class StyleResult:
     distance_before: float
     distance_after: float
     seam_ratio: float
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Mean colour, float32 (3,), and patch covariance, float64 (n, n), of one pyramid level."""
+
+    mean: Tensor
+    covariance: Tensor
 
 
 def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
@@ -101,13 +85,16 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
                     f"{path}: {width} x {height} pixels; at most 4096 x 4096 are supported"
                 )
             picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I"):  # 16-bit grey; Pillow's convert() would clip it
-                picture = Image.fromarray((np.array(picture).clip(0, 65535) / 257).astype(np.uint8))
+            if picture.mode == "F":
+                raise ValueError(f"{path}: floating-point pixels; expected 8 or 16 bit")
+            if picture.mode.startswith("I"):  # 16-bit grey: convert() would clip it to 8 bit
+                wide = np.asarray(picture).astype(np.int32).clip(0, 65535)
+                picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
             has_alpha = picture.has_transparency_data
             pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
     planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     return planes[:3], planes[3] if has_alpha else None
@@ -158,21 +145,7 @@ def stylize(
     Raises:
         ValueError: An argument is out of range, or a picture is smaller than two patches.
     """
-    if not 2 <= patch <= MAX_PATCH:
-        raise ValueError(f"patch must lie in [2, {MAX_PATCH}], got {patch}")
-    if not (eps > 0 and math.isfinite(eps)):
-        raise ValueError(f"eps must be positive and finite, got {eps}")
-    for name, share in (("strength", strength), ("texture", texture)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {share}")
-    for name, picture in (("content", content), ("style", style)):
-        _check_image(name, picture)
-        if min(picture.shape[1:]) < 2 * patch:
-            raise ValueError(
-                f"{name} must be at least two patches ({2 * patch} pixels) wide and high, "
-                f"got {picture.shape[2]} x {picture.shape[1]}"
-            )
-
+    _check_arguments(content, style, strength, eps, patch, texture)
     shortest = min(*content.shape[1:], *style.shape[1:])
     levels = min(_LEVELS, int(math.log2(shortest / patch)))
     wanted = _measure(style, patch, levels)
@@ -181,6 +154,8 @@ def stylize(
         return StyleResult(content.clone(), before, before, _seam_ratio(content, patch))
 
     target = [_moments(level, patch, i) for i, level in enumerate(_pyramid(_unit(style), levels))]
+    roots = [sqrtm(goal.covariance, eps=eps, method=method) for goal in target]
+    whiten = functools.partial(inv_sqrtm, eps=eps, method=method)
     steps = itertools.count(1)
     total = _SWEEPS * sum(1 for _ in _bands(content))
 
@@ -190,7 +165,7 @@ def stylize(
 
     moved = _unit(content)
     for sweep in range(_SWEEPS):
-        moved = _sweep(moved, target, patch, eps, method, tick)
+        moved = _sweep(moved, target, roots, whiten, patch, tick)
         if sweep == 0 and texture > 0:
             _fill_flat_regions(moved, style, target[0], patch, texture)
     if strength < 1:
@@ -203,10 +178,10 @@ def stylize(
 
 def _sweep(
     image: Tensor,
-    target: list[Moments],
+    target: list[_Moments],
+    roots: list[Tensor],
+    whiten: Callable[[Tensor], Tensor],
     patch: int,
-    eps: float,
-    method: str,
     tick: Callable[[], None],
 ) -> Tensor:
     """Match every pyramid level once, coarse to fine; what a level gained is handed down."""
@@ -219,7 +194,7 @@ def _sweep(
         if gained is not None:
             new = F.interpolate(gained[None], size=old.shape[1:], mode="bilinear")[0].add_(old)
         source, goal = _moments(new, patch, level), target[level]
-        kernel = _kernel(_transport(source.covariance, goal.covariance, eps, method), patch)
+        kernel = _kernel(roots[level] @ whiten(source.covariance), patch)
         new = _convolve(new, kernel, source.mean, goal.mean, tick if level == 0 else None)
         if level == 0:
             # Clipping inside the sweeps lets the next sweep repair what it did to the statistics.
@@ -227,23 +202,14 @@ def _sweep(
         gained = new - old
 
 
-def _transport(source: Tensor, goal: Tensor, eps: float, method: str) -> Tensor:
-    """The symmetric T with T (source + eps I) T = goal + eps I."""
-    root = sqrtm(source, eps=eps, method=method)
-    inverse = inv_sqrtm(source, eps=eps, method=method)
-    ridge = eps * torch.eye(len(goal), dtype=goal.dtype)
-    middle = root @ (goal + ridge) @ root
-    return inverse @ sqrtm((middle + middle.mT) / 2, method=method) @ inverse
-
-
-def _kernel(transport: Tensor, patch: int) -> Tensor:
-    """The convolution that equals: map every patch, put it back, average the overlaps.
+def _kernel(patch_map: Tensor, patch: int) -> Tensor:
+    """Turn "map every patch, put it back, average the overlaps" into one convolution.
 
     ``kernel[c, c', d] = sum_o T[(c, o), (c', o + d)] / p^2`` over the offsets o inside the patch;
     (3 p^2, 3 p^2) to (3, 3, 2p-1, 2p-1).
     """
-    blocks = transport.reshape(3, patch, patch, 3, patch, patch)
-    kernel = transport.new_zeros(3, 3, 2 * patch - 1, 2 * patch - 1)
+    blocks = patch_map.reshape(3, patch, patch, 3, patch, patch)
+    kernel = patch_map.new_zeros(3, 3, 2 * patch - 1, 2 * patch - 1)
     for row, column in itertools.product(range(patch), repeat=2):
         top, left = patch - 1 - row, patch - 1 - column
         kernel[:, :, top : top + patch, left : left + patch] += blocks[:, row, column]
@@ -272,7 +238,7 @@ def _convolve(
 
 
 def _fill_flat_regions(
-    image: Tensor, style: Tensor, goal: Moments, patch: int, texture: float
+    image: Tensor, style: Tensor, goal: _Moments, patch: int, texture: float
 ) -> None:
     """Add the mirrored style, in place, where the image has less variance than the style.
 
@@ -293,12 +259,12 @@ def _fill_flat_regions(
 
 
 def _mirrored(length: int, period: int) -> Tensor:
-    """Indices 0 .. period-1, back to 0 and so on, ``length`` of them."""
+    """Return ``length`` indices that run 0 .. period-1, back down to 0, and so on."""
     index = torch.arange(length) % (2 * period)
     return torch.minimum(index, 2 * period - 1 - index)
 
 
-def _moments(image: Tensor, patch: int, level: int = 0) -> Moments:
+def _moments(image: Tensor, patch: int, level: int = 0) -> _Moments:
     """Mean and patch covariance over a regular grid of overlapping patches, in float64."""
     n = 3 * patch * patch
     step = math.ceil(math.sqrt(image[0].numel() / _SAMPLES))
@@ -308,25 +274,25 @@ def _moments(image: Tensor, patch: int, level: int = 0) -> Moments:
     windows = image.unfold(1, patch, step).unfold(2, patch, step)
     total = torch.zeros(n, dtype=torch.float64)
     second = torch.zeros(n, n, dtype=torch.float64)
-    for rows in windows.split(16, dim=1):
-        centred = rows.double() - mean.double().view(3, 1, 1, 1, 1)
+    for start in range(0, windows.shape[1], 16):
+        centred = windows[:, start : start + 16].double() - mean.double().view(3, 1, 1, 1, 1)
         vectors = centred.permute(1, 2, 0, 3, 4).reshape(-1, n)
         total += vectors.sum(0)
         second.addmm_(vectors.mT, vectors)
     count = windows.shape[1] * windows.shape[2]
     rest = total / count
-    return Moments(mean, second / count - torch.outer(rest, rest))
+    return _Moments(mean, second / count - torch.outer(rest, rest))
 
 
-def _measure(image: Tensor, patch: int, levels: int) -> list[Moments]:
-    """The moments of all levels on a grid shifted, by an odd offset, against the one used."""
+def _measure(image: Tensor, patch: int, levels: int) -> list[_Moments]:
+    """Take the moments of all levels on a grid shifted, by an odd offset, off the one used."""
     shift = (patch // 2) | 1
     pyramid = _pyramid(_unit(image[:, shift:, shift:]), levels)
     return [_moments(level, patch, i) for i, level in enumerate(pyramid)]
 
 
-def _distance(first: list[Moments], second: list[Moments]) -> float:
-    """Bures-Wasserstein distance ``sqrt(tr A + tr B - 2 tr (A^{1/2} B A^{1/2})^{1/2})``.
+def _distance(first: list[_Moments], second: list[_Moments]) -> float:
+    """Bures-Wasserstein distance, ``sqrt(tr A + tr B - 2 tr (A^{1/2} B A^{1/2})^{1/2})``.
 
     The last trace is the nuclear norm of ``A^{1/2} B^{1/2}``; the squares of the levels add up, as
     for one block-diagonal covariance.
@@ -349,11 +315,13 @@ def _seam_ratio(image: Tensor, patch: int) -> float:
             at_border = torch.arange(1, len(profile) + 1) % patch == 0
             border += float(profile[at_border].mean())
             inside += float(profile[~at_border].mean())
-    return border / inside if inside else 1.0
+    if inside == 0:
+        return 1.0 if border == 0 else math.inf
+    return border / inside
 
 
 def _pyramid(image: Tensor, levels: int) -> list[Tensor]:
-    """The image and its halved copies, finest first."""
+    """Return the image and its halved copies, finest first."""
     pyramid = [image]
     while len(pyramid) < levels:
         finest = pyramid[-1][None]
@@ -378,3 +346,22 @@ def _check_image(name: str, image: Tensor) -> None:
             f"{name} must be uint8 of shape (3, H, W), "
             f"got {image.dtype} of shape {tuple(image.shape)}"
         )
+
+
+def _check_arguments(
+    content: Tensor, style: Tensor, strength: float, eps: float, patch: int, texture: float
+) -> None:
+    if not 2 <= patch <= MAX_PATCH:
+        raise ValueError(f"patch must lie in [2, {MAX_PATCH}], got {patch}")
+    if not (eps > 0 and math.isfinite(eps)):
+        raise ValueError(f"eps must be positive and finite, got {eps}")
+    for name, share in (("strength", strength), ("texture", texture)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {share}")
+    for name, picture in (("content", content), ("style", style)):
+        _check_image(name, picture)
+        if min(picture.shape[1:]) < 2 * patch:
+            raise ValueError(
+                f"{name} must be at least two patches ({2 * patch} pixels) wide and high, "
+                f"got {picture.shape[2]} x {picture.shape[1]}"
+            )

@@ -1,0 +1,121 @@
+"""Matrices with a known spectrum, and the one table of tolerances."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Spectrum = Literal["log", "clustered", "outlier", "half_zero"]
+Quantity = Literal["sqrt", "inv_sqrt", "gradient", "inv_gradient"]
+
+
+def random_spd(
+    n: int,
+    *batch: int,
+    cond: float = 1e2,
+    spectrum: Spectrum = "log",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Tensor:
+    """Random symmetric (Hermitian) matrices Q diag(λ) Qᴴ with largest eigenvalue 1.
+
+    Args:
+        n: size.
+        batch: leading dimensions.
+        cond: λ_max/λ_min of the eigenvalues that are not zero.
+        spectrum: ``"log"`` spaces λ evenly in the logarithm; ``"clustered"`` has half at 1, half at
+            1/cond; ``"outlier"`` has one at 1, the rest at 1/cond; ``"half_zero"`` is ``"log"`` for
+            the upper half and 0 below (to the rounding of the product).
+        dtype: of the result; everything is computed in double precision and rounded once.
+        device: of the result.
+        seed: of the generator; the same arguments give the same matrices.
+
+    Returns:
+        Shape (*batch, n, n).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    double = torch.complex128 if dtype.is_complex else torch.float64
+    q = torch.linalg.qr(torch.randn(*batch, n, n, dtype=double, generator=generator)).Q
+    a = (q * eigenvalues(n, cond, spectrum)) @ q.mH
+    symmetric: Tensor = (a + a.mH) / 2
+    return symmetric.to(device=device, dtype=dtype)
+
+
+def eigenvalues(n: int, cond: float, spectrum: Spectrum) -> Tensor:
+    """The eigenvalues that ``random_spd`` prescribes, descending, shape (n,), float64."""
+    if spectrum == "log":
+        return torch.logspace(0, -math.log10(cond), n, dtype=torch.float64)
+    if spectrum == "half_zero":
+        upper = eigenvalues((n + 1) // 2, cond, "log")
+        return torch.cat([upper, upper.new_zeros(n // 2)])
+    if spectrum == "clustered":
+        low = n // 2
+    elif spectrum == "outlier":
+        low = n - 1
+    else:
+        raise ValueError(
+            f"spectrum must be 'log', 'clustered', 'outlier' or 'half_zero', got {spectrum!r}"
+        )
+    ones = torch.ones(n, dtype=torch.float64)
+    return torch.where(torch.arange(n) >= n - low, ones / cond, ones)
+
+
+def exact(a: Tensor, quantity: Literal["sqrt", "inv_sqrt"] = "sqrt") -> Tensor:
+    """The root in double precision by eigh, from a promoted without rounding."""
+    double = torch.complex128 if a.is_complex() else torch.float64
+    values, q = torch.linalg.eigh(a.detach().to(double))
+    roots = values.clamp(min=0).sqrt()
+    root: Tensor = (q * (roots if quantity == "sqrt" else 1 / roots)[..., None, :]) @ q.mH
+    return root
+
+
+def exact_gradient(a: Tensor, g: Tensor, quantity: Literal["sqrt", "inv_sqrt"] = "sqrt") -> Tensor:
+    """The gradient by A for the cotangent G, in double precision, by division by s_i + s_j."""
+    double = torch.complex128 if a.is_complex() else torch.float64
+    values, q = torch.linalg.eigh(a.detach().to(double))
+    s = values.clamp(min=0).sqrt()
+    sums = s[..., :, None] + s[..., None, :]
+    if quantity == "inv_sqrt":
+        sums = -sums * s[..., :, None] * s[..., None, :]
+    g = g.detach().to(double)
+    gradient: Tensor = q @ ((q.mH @ ((g + g.mH) / 2) @ q) / sums) @ q.mH
+    return gradient
+
+
+def relative_error(x: Tensor, reference: Tensor) -> Tensor:
+    """‖X − X₀‖_F/‖X₀‖_F of each matrix in double precision, shape (...); ‖X‖_F where X₀ = 0."""
+    double = torch.complex128 if x.is_complex() else torch.float64
+    difference: Tensor = torch.linalg.matrix_norm(x.detach().to(double) - reference.to(double))
+    scale = torch.linalg.matrix_norm(reference.to(double))
+    ratio: Tensor = difference / torch.where(scale > 0, scale, 1.0)
+    return ratio
+
+
+def tolerance(dtype: torch.dtype, cond: float, quantity: Quantity) -> float:
+    """The relative error that a converged result may have at a condition number.
+
+    Rounding the input alone costs about u·√κ in the root and u·κ in the inverse root and in both
+    gradients; the factors allow for n up to some hundreds and for every converged method. Half
+    precision is computed in float32 and rounded once, at input and output.
+    """
+    unit = torch.finfo(dtype).eps
+    if dtype in (torch.float16, torch.bfloat16):
+        return unit + tolerance(torch.float32, cond, quantity)
+    if quantity == "sqrt":
+        return unit * (20 + 4 * math.sqrt(cond))
+    return unit * (50 + 2 * cond)
+
+
+def assert_root(
+    a: Tensor, root: Tensor, *, cond: float, quantity: Literal["sqrt", "inv_sqrt"] = "sqrt"
+) -> None:
+    """Raise AssertionError unless ``root`` is the (inverse) root of ``a`` within ``tolerance``."""
+    error = relative_error(root, exact(a, quantity))
+    bound = tolerance(a.dtype, cond, quantity)
+    worst = float(error.max()) if error.numel() else 0.0
+    # Written so that NaN fails too.
+    assert worst <= bound, f"relative error {worst:.2e} of {quantity} exceeds {bound:.2e}"
