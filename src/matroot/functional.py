@@ -302,7 +302,10 @@ def _evaluate(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
             safe = torch.where(ok, solution.sqrt, spd.identity_like(a))
             solution = replace(solution, sqrt=spd.hermitian_part(safe))
         scale = spd.power_of_two(half, a)
-        constants = plan.rule.prepare(solution, scale, plan.ops)
+        constants = tuple(
+            torch.where(ok if c.ndim == 3 else ok[..., 0], c, torch.nan)
+            for c in plan.rule.prepare(solution, scale, plan.ops)
+        )
     return tuple(t.reshape((*batch, *t.shape[1:])) for t in (status, *roots, *constants))
 
 

@@ -120,12 +120,15 @@ class BySign(Solver):
         s = spd.times_power_of_two(s, -k)
         norm = spd.norm_or_one(s)
         b, c = s / norm, r / norm
+        singular = ~spd.factorises(b - null_root(s.dtype) * spd.identity_like(s))
+        null = _null_space(b, singular, ops)
+        c = _minimum_norm(c, null, ops)
+        if null is not None:
+            # The steps give R/(2 s_i) on range × null space, where S X + X S = R wants R/s_i.
+            c = c + ops.matmul(null, c) + ops.matmul(c, null)
         for _ in range(self.steps):
             b, c = sign_step(b, c, ops)
-        identity = spd.identity_like(s)
-        singular = ~spd.factorises(s / norm - null_root(s.dtype) * identity)
-        x = _minimum_norm(c * 0.5, identity - b, singular, ops)
-        return spd.times_power_of_two(x, -k)
+        return spd.times_power_of_two(_minimum_norm(c * 0.5, null, ops), -k)
 
 
 def sign_step(b: Tensor, c: Tensor, ops: Backend) -> tuple[Tensor, Tensor]:
@@ -155,6 +158,9 @@ class BySmith(Solver):
         s = spd.times_power_of_two(s, -k)
         identity = spd.identity_like(s)
         low, high, singular = _bounds(s)
+        # Before and after: what rounding leaves on null × null space is divided by next to nothing.
+        null = _null_space(s, singular, ops)
+        r = _minimum_norm(r, null, ops)
         mu = (low * high).sqrt()
         inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(s + mu * identity).L)
         w = identity - 2.0 * mu * inverse
@@ -162,9 +168,7 @@ class BySmith(Solver):
         for _ in range(_doublings(s.dtype)):
             x = ops.addmm(x, ops.matmul(w, x), w)
             w = ops.matmul(w, w)
-        # What is left of W is 1 on the null space of S and 0 elsewhere.
-        x = _minimum_norm(x, w, singular, ops)
-        return spd.times_power_of_two(x, -k)
+        return spd.times_power_of_two(_minimum_norm(x, null, ops), -k)
 
 
 def null_root(dtype: torch.dtype) -> float:
@@ -200,22 +204,45 @@ def _bounds(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(singular[:, None, None], floor, found), high, singular
 
 
-def _minimum_norm(x: Tensor, null: Tensor, singular: Tensor, ops: Backend) -> Tensor:
-    """X less its block on null × null space, for the matrices that are singular.
+def _null_space(s: Tensor, singular: Tensor, ops: Backend) -> Tensor | None:
+    """The projector N on the null space of matrices that may be singular, 0 for the others.
+
+    None where it is known without a device synchronisation that there are none.
 
     Args:
-        x: shape (b, n, n).
-        null: roughly the projector on the null space, commuting with S, shape (b, n, n).
-        singular: shape (b,).
+        s: the matrix S, scaled, shape (b, n, n).
+        singular: which matrices may be singular, shape (b,).
         ops: the arithmetic.
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not singular.any():
+    if s.device.type == "cpu" and not torch.compiler.is_compiling() and not singular.any():
+        return None
+    return torch.where(singular[:, None, None], _null_projector(s, ops), 0.0)
+
+
+def _minimum_norm(x: Tensor, null: Tensor | None, ops: Backend) -> Tensor:
+    """X − N X N: 0 on null × null space, bit for bit X where N = 0."""
+    if null is None:
         return x
-    for _ in range(3):  # 3N² − 2N³ moves eigenvalues to 0 and 1, quadratically.
-        square = ops.matmul(null, null)
-        null = ops.addmm(square, square, null, beta=3.0, alpha=-2.0)
-    rest = ops.addmm(x, ops.matmul(null, x), null, alpha=-1.0)
-    return torch.where(singular[:, None, None], rest, x)
+    return ops.addmm(x, ops.matmul(null, x), null, alpha=-1.0)
+
+
+def _null_projector(s: Tensor, ops: Backend) -> Tensor:
+    """The projector on eigenvectors of S with eigenvalues below ``null_root`` of the largest.
+
+    (I − sign V)/2 for V = (S − τ)(S + τ)⁻¹, by Newton–Schulz steps. Rounding leaves eigenvalues up
+    to 0.8 τ where A has 0; eigenvalues of regular matrices begin above τ. Twelve steps turn ±0.1,
+    their image in V, into ±1.
+    """
+    identity = spd.identity_like(s)
+    square = ops.matmul(s, s)
+    largest = spd.frobenius_norm(ops.matmul(square, square)) ** 0.25
+    tau = null_root(s.dtype) * torch.where(largest > 0, largest, 1.0)
+    v = identity - 2.0 * tau * torch.cholesky_inverse(
+        torch.linalg.cholesky_ex(s + tau * identity).L
+    )
+    for _ in range(12):
+        v = ops.matmul(v, ops.addmm(1.5 * identity, v, v, alpha=-0.5))
+    return 0.5 * (identity - v)
 
 
 class _Lyapunov(torch.autograd.Function):

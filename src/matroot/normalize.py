@@ -50,8 +50,8 @@ def definiteness(
 
     Relative to the largest eigenvalue: indefinite below −n·u, u the rounding unit of the user's
     dtype; singular (looked at only for the inverse) up to 4 units of the computing dtype. Without
-    eigenvalues both are settled by a Cholesky factorisation of the shifted matrix, and the largest
-    eigenvalue by its upper bound.
+    eigenvalues both are settled by a Cholesky factorisation of the shifted matrix, with bounds of
+    the largest eigenvalue.
 
     Args:
         a: shape (b, n, n).
@@ -66,9 +66,15 @@ def definiteness(
         indefinite = smallest < -below * largest
         singular = smallest <= above * largest
     else:
-        bound = spd.upper_bound(a)
-        shift = torch.where(bound > 0, bound, 1.0) * spd.identity_like(a)
-        indefinite = ~spd.factorises(a + below * shift)
-        singular = ~spd.factorises(a - above * shift) if inverse else indefinite
+        identity = spd.identity_like(a)
+        # On either side of λ_max, so that neither check is stricter than its threshold.
+        indefinite = ~spd.factorises(a + below * _positive(spd.upper_bound(a)) * identity)
+        shift = above * _positive(spd.largest_at_least(a)) * identity
+        singular = ~spd.factorises(a - shift) if inverse else indefinite
     ok = torch.where(singular, Status.SINGULAR, Status.OK) if inverse else Status.OK
     return torch.where(indefinite, Status.INDEFINITE, ok)
+
+
+def _positive(bound: Tensor) -> Tensor:
+    """The bound, or 1 (the scale of a normalised matrix) where it is not above zero."""
+    return torch.where(bound > 0, bound, 1.0)

@@ -85,6 +85,18 @@ def upper_bound(a: Tensor) -> Tensor:
     return bound * (1 + 8 * real_eps(a.dtype))
 
 
+def largest_at_least(a: Tensor) -> Tensor:
+    """A lower bound of λ_max of positive semi-definite matrices, ‖A‖_F²/tr A, shape (..., 1, 1).
+
+    Exact for projectors and matrices of rank one; 0 where the trace is not positive.
+    """
+    trace = a.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None]
+    positive = trace > 0
+    return torch.where(
+        positive, frobenius_norm(a).square() / torch.where(positive, trace, 1.0), 0.0
+    )
+
+
 def identity_like(a: Tensor) -> Tensor:
     """The n×n identity in a's dtype and device (without them eye is float32 on the CPU)."""
     return torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from matroot.recipes import images
 from matroot.recipes import style as recipe
 
 
@@ -166,8 +167,8 @@ def test_same_image_is_left_alone() -> None:
 def test_alpha_survives(tmp_path: Path) -> None:
     colours = photograph("coffee", 64)
     alpha = torch.arange(64, dtype=torch.uint8).repeat(64, 1) * 4
-    recipe.save_image(colours, tmp_path / "in.png", alpha)
-    read, read_alpha = recipe.load_image(tmp_path / "in.png")
+    images.save_image(colours, tmp_path / "in.png", alpha)
+    read, read_alpha = images.load_image(tmp_path / "in.png")
     assert torch.equal(read, colours)
     assert read_alpha is not None
     assert torch.equal(read_alpha, alpha)
@@ -179,7 +180,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise to view
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    read, alpha = recipe.load_image(tmp_path / "turned.png")
+    read, alpha = images.load_image(tmp_path / "turned.png")
     assert alpha is None
     assert read.shape == (3, 30, 20)
     assert (read[:, :10] == 255).all()
@@ -194,33 +195,33 @@ def test_grey_palette_and_16_bit_are_read(tmp_path: Path) -> None:
     Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     Image.fromarray(np.stack([ramp, ramp], -1), "LA").save(tmp_path / "grey_alpha.png")
     for name in ("grey", "palette", "deep", "grey_alpha"):
-        read, alpha = recipe.load_image(tmp_path / f"{name}.png")
+        read, alpha = images.load_image(tmp_path / f"{name}.png")
         assert torch.equal(read, expected), name
         assert (alpha is not None) == (name == "grey_alpha")
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
-        recipe.load_image(tmp_path / "missing.png")
+        images.load_image(tmp_path / "missing.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"text\.png: not a readable image"):
-        recipe.load_image(tmp_path / "text.png")
-    recipe.save_image(photograph("coffee", 64), tmp_path / "whole.png")
+        images.load_image(tmp_path / "text.png")
+    images.save_image(photograph("coffee", 64), tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"cut\.png: not a readable image"):
-        recipe.load_image(tmp_path / "cut.png")
+        images.load_image(tmp_path / "cut.png")
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ValueError, match="floating-point"):
-        recipe.load_image(tmp_path / "float.tiff")
+        images.load_image(tmp_path / "float.tiff")
 
 
 def test_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (4097, 4096)).save(tmp_path / "large.png")
     with pytest.raises(ValueError, match="4097 x 4096 pixels; at most 4096 x 4096"):
-        recipe.load_image(tmp_path / "large.png")
+        images.load_image(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own guard stays in force
     with pytest.raises(ValueError, match="decompression bomb"):
-        recipe.load_image(tmp_path / "large.png")
+        images.load_image(tmp_path / "large.png")
 
 
 @pytest.mark.parametrize(
@@ -248,9 +249,9 @@ def test_images_of_the_wrong_kind() -> None:
     with pytest.raises(ValueError, match=r"content must be uint8 .*float32"):
         recipe.stylize(good.float(), good)
     with pytest.raises(ValueError, match=r"image must be uint8 .*\(64, 64\)"):
-        recipe.save_image(good[0], "unused.png")
+        images.save_image(good[0], "unused.png")
     with pytest.raises(ValueError, match="alpha must be uint8"):
-        recipe.save_image(good, "unused.png", good[0, :5])
+        images.save_image(good, "unused.png", good[0, :5])
 
 
 @pytest.mark.slow
@@ -259,16 +260,17 @@ def test_largest_images_fit_into_two_gibibytes(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 4, 256, 256, generator=generator)
     noise = F.interpolate(coarse, scale_factor=16, mode="bilinear")[0].mul(255).byte()
-    recipe.save_image(noise[:3], tmp_path / "content.png", noise[3])
-    recipe.save_image(noise[1:], tmp_path / "style.png")
+    images.save_image(noise[:3], tmp_path / "content.png", noise[3])
+    images.save_image(noise[1:], tmp_path / "style.png")
     script = textwrap.dedent(
         """
         import resource, sys
+        from matroot.recipes import images
         from matroot.recipes import style as recipe
-        content, alpha = recipe.load_image(sys.argv[1])
-        style, _ = recipe.load_image(sys.argv[2])
+        content, alpha = images.load_image(sys.argv[1])
+        style, _ = images.load_image(sys.argv[2])
         result = recipe.stylize(content, style)
-        recipe.save_image(result.image, sys.argv[3], alpha)
+        images.save_image(result.image, sys.argv[3], alpha)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         """
     )
@@ -277,4 +279,6 @@ def test_largest_images_fit_into_two_gibibytes(tmp_path: Path) -> None:
         [sys.executable, "-c", script, *paths], check=True, capture_output=True, text=True
     )
     assert int(done.stdout) < 2 * 1024**3
-    assert Image.open(paths[-1]).size == (4096, 4096)
+    with Image.open(paths[-1]) as written:
+        assert written.size == (4096, 4096)
+        assert written.mode == "RGBA"

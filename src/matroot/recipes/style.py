@@ -21,19 +21,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
 from matroot import inv_sqrtm, sqrtm
+from matroot.recipes.images import check_image
 
 Progress = Callable[[int, int], None]
 
-MAX_PIXELS = 4096 * 4096
 MAX_PATCH = 16
 _LEVELS = 3  # pyramid levels: windows of p, 2p and 4p pixels
 _SWEEPS = 10
@@ -64,58 +61,6 @@ class _Moments:
 
     mean: Tensor
     covariance: Tensor
-
-
-def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
-    """Read a picture: any Pillow format, grey, palette or 16 bit, turned as its EXIF tag says.
-
-    Returns:
-        The colours, uint8 of shape (3, H, W), and the alpha channel, uint8 of shape (H, W), or None
-        if the file has none.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no readable image, or has more than 4096 x 4096 pixels.
-    """
-    try:
-        with Image.open(path) as opened:
-            width, height = opened.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(
-                    f"{path}: {width} x {height} pixels; at most 4096 x 4096 are supported"
-                )
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode == "F":
-                raise ValueError(f"{path}: floating-point pixels; expected 8 or 16 bit")
-            if picture.mode.startswith("I"):  # 16-bit grey: convert() would clip it to 8 bit
-                wide = np.asarray(picture).astype(np.int32).clip(0, 65535)
-                picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-            has_alpha = picture.has_transparency_data
-            pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
-    planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    return planes[:3], planes[3] if has_alpha else None
-
-
-def save_image(image: Tensor, path: str | Path, alpha: Tensor | None = None) -> None:
-    """Write a uint8 picture (3, H, W), with its alpha channel (H, W) if there is one.
-
-    Raises:
-        ValueError: The shapes or the dtype do not fit, or the suffix names no format.
-    """
-    _check_image("image", image)
-    planes = [image]
-    if alpha is not None:
-        if alpha.dtype != torch.uint8 or alpha.shape != image.shape[1:]:
-            raise ValueError(
-                f"alpha must be uint8 of shape {tuple(image.shape[1:])}, "
-                f"got {alpha.dtype} of shape {tuple(alpha.shape)}"
-            )
-        planes.append(alpha[None])
-    Image.fromarray(torch.cat(planes).permute(1, 2, 0).contiguous().numpy()).save(path)
 
 
 @torch.no_grad()
@@ -174,6 +119,13 @@ def stylize(
     del moved
     after = _distance(_measure(image, patch, levels), wanted)
     return StyleResult(image, before, after, _seam_ratio(image, patch))
+
+
+def patch_covariance(image: Tensor, *, patch: int = 7, eps: float = 3e-4) -> Tensor:
+    """The covariance of an image's patches with the ridge of ``stylize``, float64, (3p², 3p²)."""
+    check_image("image", image)
+    covariance = _moments(_unit(image), patch).covariance
+    return covariance + eps * torch.eye(len(covariance), dtype=covariance.dtype)
 
 
 def _sweep(
@@ -340,14 +292,6 @@ def _unit(image: Tensor) -> Tensor:
     return image.float().div_(255)
 
 
-def _check_image(name: str, image: Tensor) -> None:
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(
-            f"{name} must be uint8 of shape (3, H, W), "
-            f"got {image.dtype} of shape {tuple(image.shape)}"
-        )
-
-
 def _check_arguments(
     content: Tensor, style: Tensor, strength: float, eps: float, patch: int, texture: float
 ) -> None:
@@ -359,7 +303,7 @@ def _check_arguments(
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {share}")
     for name, picture in (("content", content), ("style", style)):
-        _check_image(name, picture)
+        check_image(name, picture)
         if min(picture.shape[1:]) < 2 * patch:
             raise ValueError(
                 f"{name} must be at least two patches ({2 * patch} pixels) wide and high, "

@@ -1,0 +1,67 @@
+# make demo   create the environment, install, run the main job
+# make test   create the environment, install, run every check
+# Only git, make and Python 3.11 or newer with venv are needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Workers of one thread each, that sleep where they wait: two busy-waiting processes on two cores
+# slow each other down tenfold.
+CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+PYTEST := $(CALM) $(BIN)/python -m pytest -q -n 2
+
+.PHONY: demo test test-all test-oldest lint unit wheel format clean
+
+demo: $(VENV)/cli.stamp
+	$(BIN)/matroot demo --output demo
+
+test: lint unit wheel
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/support_table.py --check
+
+unit: $(VENV)/dev.stamp
+	$(PYTEST) -m "not slow and not gpu" --durations=5
+	$(BIN)/python -m pytest -q --doctest-modules src/matroot
+
+# The wheel as a user gets it: a clean environment, another directory, no source tree on the path.
+wheel: $(VENV)/dev.stamp
+	rm -rf build/wheel && mkdir -p build/wheel/elsewhere
+	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/build.log
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet build/wheel/*.whl
+	build/wheel/venv/bin/python -m pip install --quiet pytest
+	cp -r tests/contract tests/instances.py tests/conftest.py pyproject.toml build/wheel/elsewhere
+	cd build/wheel/elsewhere && mkdir tests && mv contract instances.py conftest.py tests && \
+	  ../venv/bin/python -m pytest -q tests/contract/test_errors.py tests/contract/test_values.py
+
+test-all: $(VENV)/dev.stamp
+	$(PYTEST) -m "not gpu"
+
+# The oldest supported PyTorch, in an environment of its own.
+test-oldest:
+	rm -rf build/oldest && $(PYTHON) -m venv build/oldest
+	build/oldest/bin/pip install --quiet "torch==2.8.*" -e ".[dev]"
+	$(CALM) build/oldest/bin/python -m pytest -q -n 2 -m "not slow and not gpu"
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/cli.stamp: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable ".[cli]"
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo

@@ -1,0 +1,199 @@
+"""The command line: ``matroot demo`` and ``matroot stylize``."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+import matroot
+from matroot.methods import METHODS
+
+try:
+    import typer
+    from PIL import Image  # noqa: F401  (asked for here so that what is missing is named early)
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Table
+except ModuleNotFoundError as missing:
+    raise SystemExit(
+        f"matroot: the command line needs {missing.name}; run: pip install 'matroot[cli]'"
+    ) from None
+
+app = typer.Typer(
+    help="Square roots and inverse square roots of symmetric positive semi-definite matrices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+# typer reads its choices from an enum; the registry stays the one list of methods.
+# mypy wants to see the members written out.
+MethodName = enum.StrEnum("MethodName", ["auto", *METHODS])  # type: ignore[misc]
+AUTO = MethodName("auto")
+
+
+def main() -> None:
+    """Run the command line; errors of the user's making are one line, without a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, torch.linalg.LinAlgError) as error:
+        raise SystemExit(f"matroot: {error}") from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"matroot {matroot.__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        yield progress
+
+
+@app.command()
+def stylize(
+    content: Annotated[Path, typer.Argument(help="The photograph to change.")],
+    style: Annotated[Path, typer.Argument(help="The photograph whose texture it shall take on.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the result.")],
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="0 keeps the content, 1 is the full effect.")
+    ] = 1.0,
+    method: Annotated[MethodName, typer.Option(help="How the matrix roots are computed.")] = AUTO,
+    eps: Annotated[
+        float, typer.Option(help="Ridge on both covariances of pixels in [0, 1]; more is softer.")
+    ] = 3e-4,
+    patch: Annotated[int, typer.Option(min=2, max=16, help="Patch width in pixels.")] = 7,
+    texture: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of style laid into flat regions."),
+    ] = 0.8,
+) -> None:
+    """Give a photograph the colours and textures of another: whitening, then coloring.
+
+    Prints the Bures-Wasserstein distance between the covariances of multi-scale patches of the
+    result and of the style, before and after, measured on other patches than those used.
+    """
+    from matroot.recipes.images import load_image, save_image
+    from matroot.recipes.style import stylize as recipe
+
+    pixels, alpha = load_image(content)
+    target, _ = load_image(style)
+    with _progress() as progress:
+        task = progress.add_task("whitening and coloring", total=None)
+        result = recipe(
+            pixels,
+            target,
+            strength=strength,
+            method=str(method),
+            eps=eps,
+            patch=patch,
+            texture=texture,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    save_image(result.image, output, alpha)
+    before, after = result.distance_before, result.distance_after
+    console.print(
+        f"{output} written; the step across patch borders is {result.seam_ratio:.2f} of "
+        "the step inside"
+    )
+    console.print(
+        f"Bures-Wasserstein distance to the style: {before:.4f} before, {after:.4f} after "
+        f"({_ratio(before, after)})"
+    )
+
+
+def _ratio(before: float, after: float) -> str:
+    return f"{before / after:.1f}×" if after > 0 else "equal"
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Stylise scikit-image's photographs, then compare every method and gradient rule on them.
+
+    Writes contact_sheet.png and the sixteen pictures, and methods.md, methods.png and
+    methods.jsonl: error, gradient error and time on the photographs' own patch covariances.
+    """
+    from matroot.bench import rules
+    from matroot.recipes import images
+    from matroot.recipes.style import patch_covariance
+    from matroot.recipes.style import stylize as recipe
+
+    start = time.perf_counter()
+    output.mkdir(parents=True, exist_ok=True)
+    photographs = {name: images.photograph(name) for name in images.CONTENTS + images.STYLES}
+    table = Table("content", "style", "distance before", "after", "ratio", "seams")
+    corner = [(photographs[name], name) for name in images.STYLES]
+    grid: list[list[tuple[torch.Tensor, str] | None]] = [[None, *corner]]
+    with _progress() as progress:
+        task = progress.add_task("pictures", total=len(images.CONTENTS) * len(images.STYLES))
+        for content in images.CONTENTS:
+            grid.append([(photographs[content], content)])
+            for style in images.STYLES:
+                result = recipe(photographs[content], photographs[style])
+                images.save_image(result.image, output / f"{content}-{style}.png")
+                ratio = _ratio(result.distance_before, result.distance_after)
+                numbers = (f"{result.distance_before:.3f}", f"{result.distance_after:.4f}", ratio)
+                table.add_row(content, style, *numbers, f"{result.seam_ratio:.3f}")
+                grid[-1].append((result.image, f"{content} + {style}: {ratio[:-1]} times nearer"))
+                progress.advance(task)
+    images.contact_sheet(grid).save(output / "contact_sheet.png")
+    console.print(table)
+
+    covariances = torch.stack([patch_covariance(photo) for photo in photographs.values()])
+    covariances = covariances.float()
+    values = torch.linalg.eigvalsh(covariances.double())
+    cond = values[:, -1] / values[:, 0]
+    caption = (
+        f"Patch covariances of {len(photographs)} photographs, n = {covariances.shape[-1]}, "
+        f"float32, condition numbers {cond.min():.0f} to {cond.max():.0f}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    with _progress() as progress:
+        task = progress.add_task("methods", total=None)
+        rows = rules.measure(
+            covariances,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    rules.save_rows(rows, output / "methods.jsonl", matrices=caption)
+    rules.save_markdown(rows, output / "methods.md", caption)
+    rules.save_plot(rows, output / "methods.png", caption)
+    table = Table(title=caption)
+    for heading in ("root", "method", "gradient", "error", "gradient error", "ms"):
+        table.add_column(heading, overflow="fold")
+    for row in rules.in_order(rows):
+        errors = (f"{row.error:.1e}", f"{row.gradient_error:.1e}", f"{row.milliseconds:.1f}")
+        table.add_row(row.root, row.method, row.gradient, *errors)
+    console.print(table)
+    console.print(
+        f"{output}/ written in {time.perf_counter() - start:.0f} s: contact_sheet.png, methods.md, "
+        "methods.png and 16 pictures"
+    )

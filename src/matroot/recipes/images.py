@@ -1,0 +1,117 @@
+"""Pictures in and out: files, scikit-image's photographs, contact sheets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageOps
+from torch import Tensor
+
+MAX_PIXELS = 4096 * 4096
+CONTENTS = ("astronaut", "coffee", "chelsea", "rocket")
+STYLES = ("brick", "grass", "gravel", "hubble_deep_field")
+
+
+def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
+    """Read a picture: any Pillow format, grey, palette or 16 bit, turned as its EXIF tag says.
+
+    Returns:
+        The colours, uint8 of shape (3, H, W), and the alpha channel, uint8 of shape (H, W), or None
+        if the file has none.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no readable image, or has more than 4096 x 4096 pixels.
+    """
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(
+                    f"{path}: {width} x {height} pixels; at most 4096 x 4096 are supported"
+                )
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode == "F":
+                raise ValueError(f"{path}: floating-point pixels; expected 8 or 16 bit")
+            if picture.mode.startswith("I"):  # 16-bit grey: convert() would clip it to 8 bit
+                wide = np.asarray(picture).astype(np.int32).clip(0, 65535)
+                picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+            has_alpha = picture.has_transparency_data
+            pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+    planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return planes[:3], planes[3] if has_alpha else None
+
+
+def save_image(image: Tensor, path: str | Path, alpha: Tensor | None = None) -> None:
+    """Write a uint8 picture (3, H, W), with its alpha channel (H, W) if there is one.
+
+    Raises:
+        ValueError: The shapes or the dtype do not fit, or the suffix names no format.
+    """
+    check_image("image", image)
+    planes = [image]
+    if alpha is not None:
+        if alpha.dtype != torch.uint8 or alpha.shape != image.shape[1:]:
+            raise ValueError(
+                f"alpha must be uint8 of shape {tuple(image.shape[1:])}, "
+                f"got {alpha.dtype} of shape {tuple(alpha.shape)}"
+            )
+        planes.append(alpha[None])
+    Image.fromarray(torch.cat(planes).permute(1, 2, 0).contiguous().numpy()).save(path)
+
+
+def photograph(name: str) -> Tensor:
+    """One of the photographs that scikit-image ships, uint8 of shape (3, H, W).
+
+    Raises:
+        ValueError: The name is not in ``CONTENTS`` or ``STYLES``.
+    """
+    from skimage import data
+
+    if name not in CONTENTS + STYLES:
+        known = ", ".join(CONTENTS + STYLES)
+        raise ValueError(f"unknown photograph {name!r}; known: {known}")
+    pixels = np.asarray(getattr(data, name)())
+    if pixels.ndim == 2:
+        pixels = np.stack([pixels] * 3, axis=-1)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+
+
+def contact_sheet(
+    grid: Sequence[Sequence[tuple[Tensor, str] | None]], side: int = 288, margin: int = 8
+) -> Image.Image:
+    """Thumbnails on a grid, each with a caption below; None leaves a cell empty.
+
+    Args:
+        grid: rows of (uint8 picture (3, H, W), caption).
+        side: width and height of a thumbnail, the middle square of its picture.
+        margin: space between cells, in pixels.
+    """
+    caption = 20
+    width = len(grid[0]) * (side + margin) + margin
+    sheet = Image.new("RGB", (width, len(grid) * (side + caption + margin) + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, row in enumerate(grid):
+        for j, cell in enumerate(row):
+            if cell is None:
+                continue
+            image, text = cell
+            picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+            corner = (margin + j * (side + margin), margin + i * (side + caption + margin))
+            sheet.paste(ImageOps.fit(picture, (side, side)), corner)
+            draw.text((corner[0], corner[1] + side + 3), text, fill="black", font_size=13)
+    return sheet
+
+
+def check_image(name: str, image: Tensor) -> None:
+    """Raise ValueError unless ``image`` is a uint8 picture (3, H, W)."""
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"{name} must be uint8 of shape (3, H, W), "
+            f"got {image.dtype} of shape {tuple(image.shape)}"
+        )

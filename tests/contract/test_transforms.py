@@ -1,0 +1,111 @@
+"""torch.func and torch.compile: every method × rule."""
+
+import pytest
+import torch
+
+import matroot
+from instances import CONVERGED, RULES, pairs
+from matroot.testing import random_spd, relative_error
+
+ROOTS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
+FUNC = torch.func
+
+
+@pytest.fixture(params=ROOTS)
+def function(request):
+    return ROOTS[request.param]
+
+
+@pytest.mark.parametrize(("method", "rule"), pairs(CONVERGED, RULES), ids=repr)
+def test_transforms_agree_with_autograd(method, rule, function):
+    a = random_spd(3, 2, cond=4)
+    w = torch.randn(3, 3, dtype=torch.float64)
+    direction = w + w.mT
+
+    def root(a):
+        return function(a, method=method, gradient=rule)
+
+    def loss(a):
+        return (root(a) * w).sum().sin()
+
+    jacobian = torch.stack([torch.autograd.functional.jacobian(root, m) for m in a])
+    gradient = torch.stack([torch.autograd.functional.jacobian(loss, m) for m in a])
+
+    def agree(found, expected):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+    agree(FUNC.vmap(root)(a), root(a))
+    agree(FUNC.vmap(root, in_dims=2, out_dims=2)(a.permute(1, 2, 0)), root(a).permute(1, 2, 0))
+    agree(FUNC.vjp(root, a[0])[1](w)[0], torch.einsum("ij,ijkl->kl", w, jacobian[0]))
+    agree(FUNC.jvp(loss, (a[0],), (direction,))[1], (gradient[0] * direction).sum())
+    agree(FUNC.vmap(FUNC.jacrev(root))(a), jacobian)
+    agree(FUNC.jacfwd(root)(a[0]), jacobian[0])
+    if rule.max_derivative is None:
+        hessian = torch.autograd.functional.hessian(loss, a[0])
+        agree(FUNC.hessian(loss)(a[0]), hessian)
+        agree(FUNC.jacrev(FUNC.jacrev(loss))(a[0]), hessian)
+        # Nested forward mode is where PyTorch drops tangents silently.
+        agree(FUNC.jacfwd(FUNC.jacfwd(loss))(a[0]), hessian)
+        agree(FUNC.vmap(FUNC.hessian(loss))(a)[0], hessian)
+
+
+@pytest.mark.parametrize(("method", "rule"), pairs(CONVERGED, RULES), ids=repr)
+def test_compile_fullgraph_forward_and_backward(method, rule, function):
+    a = random_spd(4, 2, cond=4).requires_grad_()
+    g = torch.randn(2, 4, 4, dtype=torch.float64)
+
+    def root(a):
+        return function(a, method=method, gradient=rule)
+
+    torch._dynamo.reset()
+    # Traces forward and backward without needing a C++ compiler.
+    compiled = torch.compile(root, fullgraph=True, backend="aot_eager")
+    expected = root(a)
+    found = compiled(a)
+    assert relative_error(found, expected).max() < 1e-13
+    first = torch.autograd.grad((found * g).sum(), a)[0]
+    second = torch.autograd.grad((expected * g).sum(), a)[0]
+    assert relative_error(first, second).max() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["taylor", "pade", "newton_schulz", "eigh", "svd"])
+def test_compile_takes_names_and_returns_nan_for_a_bad_matrix(name):
+    a = random_spd(4, 3, cond=4)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda a: matroot.sqrtm(a, method=name, eps=1e-3), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(a), matroot.sqrtm(a, method=name, eps=1e-3))
+    bad = a.clone()
+    bad[1, 0, 0] = torch.nan
+    found = compiled(bad)
+    assert found[1].isnan().all()
+    assert torch.equal(found[[0, 2]], compiled(a)[[0, 2]])
+
+
+def test_third_order_forward_mode_is_right():
+    """Without care a jvp rule loses the tangents of the levels outside it."""
+    a = random_spd(3, cond=4)
+    v = torch.randn(3, 3, dtype=torch.float64)
+    v = v + v.mT
+
+    def along(f):
+        return lambda t: FUNC.jvp(f, (t,), (torch.ones_like(t),))[1]
+
+    def root(t):
+        return matroot.sqrtm(a + t * v)
+
+    t, h = torch.zeros((), dtype=torch.float64), 1e-4
+    second = along(along(root))
+    third = along(second)(t)
+    torch.testing.assert_close(
+        third, (second(t + h) - second(t - h)) / (2 * h), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_vmap_over_one_argument_of_the_lyapunov_solve():
+    s = random_spd(4, cond=4)
+    g = torch.randn(3, 4, 4, dtype=torch.float64)
+    found = FUNC.vmap(matroot.solve_lyapunov, in_dims=(None, 0))(s, g)
+    expected = matroot.solve_lyapunov(s.expand(3, 4, 4), g)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)

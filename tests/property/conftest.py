@@ -1,0 +1,8 @@
+"""How Hypothesis runs here: the same examples everywhere, and no judging by the clock."""
+
+from hypothesis import settings
+
+settings.register_profile(
+    "properties", derandomize=True, deadline=None, max_examples=40, database=None
+)
+settings.load_profile("properties")
