@@ -74,7 +74,7 @@ def upper_bound(a: Tensor) -> Tensor:
     """A rigorous upper bound of λ_max of Hermitian matrices, shape (..., 1, 1).
 
     The smallest of ‖A‖_F, ‖A‖_∞ and the bound of Wolkowicz and Styan (1980),
-    m + √((n−1)(‖A‖_F²/n − m²)) with m = tr A / n, inflated by 8 units of rounding.
+    m + √((n−1)(‖A‖_F²/n − m²)) with m = tr A / n, inflated by what rounding may take from the sums.
     """
     n = a.shape[-1]
     frobenius = frobenius_norm(a)
@@ -82,7 +82,7 @@ def upper_bound(a: Tensor) -> Tensor:
     mean = a.diagonal(dim1=-2, dim2=-1).real.mean(-1)[..., None, None]
     spread = ((n - 1) * (frobenius.square() / n - mean.square()).clamp(min=0)).sqrt()
     bound = torch.minimum(torch.minimum(frobenius, rows), mean + spread)
-    return bound * (1 + 8 * real_eps(a.dtype))
+    return bound * (1 + (8 + n) * real_eps(a.dtype))
 
 
 def largest_at_least(a: Tensor) -> Tensor:
