@@ -15,6 +15,8 @@ from matroot.methods import METHODS, Eigh, Method, NewtonSchulz, Pade, Svd, Tayl
 
 # Options with which a method has converged at condition numbers up to 10.
 CONVERGED: list[Method] = [Taylor(600), Pade(28), NewtonSchulz(16), Eigh(), Svd()]
+# The same, cheaper to differentiate: at condition numbers up to 4.
+DIFFERENTIATED: list[Method] = [Taylor(150), *CONVERGED[1:]]
 # As published.
 PUBLISHED: list[Method] = [Taylor(), Pade(), NewtonSchulz()]
 METHOD_OBJECTS = PUBLISHED + CONVERGED

@@ -303,8 +303,8 @@ def _evaluate(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
             solution = replace(solution, sqrt=spd.hermitian_part(safe))
         scale = spd.power_of_two(half, a)
         constants = tuple(
-            torch.where(ok if c.ndim == 3 else ok[..., 0], c, torch.nan)
-            for c in plan.rule.prepare(solution, scale, plan.ops)
+            torch.where(ok.reshape((-1,) + (1,) * (c.ndim - 1)), c, torch.nan)
+            for c in plan.rule.prepare(a.detach(), solution, scale, plan.ops)
         )
     return tuple(t.reshape((*batch, *t.shape[1:])) for t in (status, *roots, *constants))
 

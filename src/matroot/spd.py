@@ -46,14 +46,19 @@ def norm_or_one(a: Tensor) -> Tensor:
     return torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
-def even_exponent(a: Tensor, at_least: float = 0.0) -> Tensor:
-    """The even integer k with max|a_ij| / 2ᵏ in [1/4, 1), shape (...); 0 where A = 0.
+def exponent(a: Tensor, at_least: float = 0.0) -> Tensor:
+    """The integer k with max|a_ij| / 2ᵏ in [1/2, 1), shape (...); 0 where A = 0.
 
-    Dividing by 2ᵏ = 4^(k/2) is exact and commutes with the square root exactly, so results scale
-    bit for bit at powers of 4 and nothing overflows or underflows inside.
+    Dividing by 2ᵏ is exact, so that nothing overflows or underflows inside.
     """
-    exponent = torch.frexp(max_abs(a).clamp(min=at_least)).exponent
-    return exponent + exponent.remainder(2)
+    k: Tensor = torch.frexp(max_abs(a).clamp(min=at_least)).exponent
+    return k
+
+
+def even_exponent(a: Tensor, at_least: float = 0.0) -> Tensor:
+    """``exponent`` rounded up to even: 4^(k/2) commutes with the square root exactly."""
+    k = exponent(a, at_least)
+    return k + k.remainder(2)
 
 
 def times_power_of_two(a: Tensor, k: Tensor) -> Tensor:

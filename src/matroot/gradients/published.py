@@ -50,7 +50,9 @@ class PublishedRule(ExplicitRule):
         diagonal = torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
         return torch.where(diagonal, slopes[:, :, None], phi)
 
-    def prepare(self, solution: Solution, scale: Tensor, ops: Backend) -> tuple[Tensor, ...]:
+    def prepare(
+        self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
+    ) -> tuple[Tensor, ...]:
         """(Q, Φ of each root asked for); see ExplicitRule.prepare."""
         assert solution.eigenvalues is not None
         assert solution.eigenvectors is not None

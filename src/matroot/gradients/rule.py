@@ -57,11 +57,14 @@ class ExplicitRule(GradientRule):
     needs_sqrt: ClassVar[bool] = False
 
     @abstractmethod
-    def prepare(self, solution: Solution, scale: Tensor, ops: Backend) -> tuple[Tensor, ...]:
-        """The constants of the derivative.
+    def prepare(
+        self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
+    ) -> tuple[Tensor, ...]:
+        """The constants of the derivative, batch first.
 
         Args:
-            solution: the roots of scaled matrices A/scale², finite everywhere.
+            a: the scaled matrices A/scale², shape (b, n, n), finite everywhere.
+            solution: their roots, finite everywhere.
             scale: the power of two that the roots are still to be multiplied by, shape (b,).
             ops: the arithmetic.
         """
@@ -92,7 +95,9 @@ class ImplicitRule(ExplicitRule):
     def solver(self) -> Solver:
         """How the Lyapunov equation is solved."""
 
-    def prepare(self, solution: Solution, scale: Tensor, ops: Backend) -> tuple[Tensor, ...]:
+    def prepare(
+        self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
+    ) -> tuple[Tensor, ...]:
         """See ExplicitRule.prepare."""
         return ()
 

@@ -32,7 +32,9 @@ class Spectral(ImplicitRule):
         """See ImplicitRule.solver."""
         return BySpectrum()
 
-    def prepare(self, solution: Solution, scale: Tensor, ops: Backend) -> tuple[Tensor, ...]:
+    def prepare(
+        self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
+    ) -> tuple[Tensor, ...]:
         """See ExplicitRule.prepare."""
         if solution.eigenvalues is not None and solution.eigenvectors is not None:
             roots, vectors = solution.eigenvalues.clamp(min=0).sqrt(), solution.eigenvectors
