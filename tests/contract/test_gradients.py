@@ -5,7 +5,16 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import matroot
-from instances import ANY_ORDER, CONVERGED, DIFFERENTIATED, FUNCTIONS, IMPLICIT, PUBLISHED, RULES, pairs
+from instances import (
+    ANY_ORDER,
+    CONVERGED,
+    DIFFERENTIATED,
+    FUNCTIONS,
+    IMPLICIT,
+    PUBLISHED,
+    RULES,
+    pairs,
+)
 from matroot.gradients import Lyapunov, Spectral, Unrolled
 from matroot.methods import Eigh, NewtonSchulz, Pade, Svd, Taylor
 from matroot.testing import exact_gradient, random_spd, relative_error, tolerance
