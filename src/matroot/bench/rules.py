@@ -167,7 +167,10 @@ def save_plot(rows: Sequence[Row], path: Path, caption: str) -> None:
 
     figure = Figure(figsize=(11, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(caption)
+    lost = {f"{r.method} × {r.gradient}" for r in rows if not math.isfinite(r.gradient_error)}
+    if lost:
+        caption += f"\ngradient not finite, not shown: {', '.join(sorted(lost))}"
+    figure.suptitle(caption, fontsize="medium")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
     colours = {name: f"C{i}" for i, name in enumerate(METHODS)}
     markers = dict(zip(map(label, RULES), "osDv<>^P*", strict=True))
@@ -187,7 +190,4 @@ def save_plot(rows: Sequence[Row], path: Path, caption: str) -> None:
     handles = [Line2D([], [], color=c, marker="o", ls="", label=m) for m, c in colours.items()]
     handles += [Line2D([], [], color="k", marker=m, ls="", label=r) for r, m in markers.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize="small")
-    lost = {f"{r.method} × {r.gradient}" for r in rows if not math.isfinite(r.gradient_error)}
-    if lost:
-        figure.supxlabel(f"gradient not finite, not shown: {', '.join(sorted(lost))}", fontsize=8)
     figure.savefig(path, dpi=130)
