@@ -34,7 +34,7 @@ wheel: $(VENV)/dev.stamp
 	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/build.log
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install --quiet build/wheel/*.whl
-	build/wheel/venv/bin/python -m pip install --quiet pytest
+	build/wheel/venv/bin/pip install --quiet pytest pytest-timeout
 	cp -r tests/contract tests/instances.py tests/conftest.py pyproject.toml build/wheel/elsewhere
 	cd build/wheel/elsewhere && mkdir tests && mv contract instances.py conftest.py tests && \
 	  ../venv/bin/python -m pytest -q tests/contract/test_errors.py tests/contract/test_values.py
