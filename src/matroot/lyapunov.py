@@ -168,7 +168,7 @@ class BySmith(Solver):
         null = _null_space(s, singular, ops)
         r = _minimum_norm(r, null, ops)
         mu = (low * high).sqrt()
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(s + mu * identity).L)
+        inverse, _ = spd.inverse_by_cholesky(s + mu * identity)
         w = identity - 2.0 * mu * inverse
         x = 2.0 * mu * ops.matmul(ops.matmul(inverse, r), inverse)
         for _ in range(_doublings(s.dtype)):
@@ -197,16 +197,15 @@ def _doublings(dtype: torch.dtype) -> int:
 def _bounds(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Bounds of the spectrum of S, shape (b, 1, 1), and whether S is singular, shape (b,).
 
-    s_min ≥ 1/‖L⁻¹‖_F² for the Cholesky factor L of S; where that is below the rounding level, or
-    there is no factor, the level itself.
+    s_min ≥ 1/‖S⁻¹‖_F by Cholesky; where that is below the rounding level, or there is no factor,
+    the level itself.
     """
     high = spd.upper_bound(s)
     high = torch.where(high > 0, high, torch.ones_like(high))
-    factor, info = torch.linalg.cholesky_ex(s)
-    inverse = torch.linalg.solve_triangular(factor, spd.identity_like(s).expand_as(s), upper=False)
-    found = spd.frobenius_norm(inverse).square().reciprocal()
+    inverse, success = spd.inverse_by_cholesky(s)
+    found = spd.frobenius_norm(inverse).reciprocal()
     floor = null_root(s.dtype) * high
-    singular = (info != 0) | ~(found > floor).flatten()
+    singular = ~success | ~(found > floor).flatten()
     return torch.where(singular[:, None, None], floor, found), high, singular
 
 
@@ -241,11 +240,12 @@ def _null_projector(s: Tensor, ops: Backend) -> Tensor:
     """
     identity = spd.identity_like(s)
     square = ops.matmul(s, s)
-    largest = spd.frobenius_norm(ops.matmul(square, square)) ** 0.25
-    tau = null_root(s.dtype) * torch.where(largest > 0, largest, 1.0)
-    v = identity - 2.0 * tau * torch.cholesky_inverse(
-        torch.linalg.cholesky_ex(s + tau * identity).L
-    )
+    fourth = ops.matmul(square, square)
+    # (Σ s⁸/Σ s⁴)^{1/4} ≤ s_max: a bound from above would call regular eigenvalues null.
+    ratio = spd.frobenius_norm(fourth) / spd.norm_or_one(square)
+    tau = null_root(s.dtype) * torch.where(ratio > 0, ratio.sqrt(), 1.0)
+    inverse, _ = spd.inverse_by_cholesky(s + tau * identity)
+    v = identity - 2.0 * tau * inverse
     for _ in range(12):
         v = ops.matmul(v, ops.addmm(1.5 * identity, v, v, alpha=-0.5))
     return 0.5 * (identity - v)
@@ -260,7 +260,9 @@ class _Lyapunov(torch.autograd.Function):
         batch = math.prod(s.shape[:-2])
         flat = tuple(c.reshape((batch, *c.shape[s.ndim - 2 :])) for c in constants)
         x = solver.solve(s.reshape(batch, n, n), r.reshape(batch, n, n), flat, ops)
-        return x.reshape(r.shape)
+        # Said here once for every solver: a bad S must not come out as a plausible X.
+        bad = spd.max_abs(s).isnan()[..., None, None]
+        return torch.where(bad, torch.nan, x.reshape(r.shape))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -50,8 +50,8 @@ def definiteness(
 
     Relative to the largest eigenvalue: indefinite below −n·u, u the rounding unit of the user's
     dtype; singular (looked at only for the inverse) up to 4 units of the computing dtype. Without
-    eigenvalues both are settled by a Cholesky factorisation of the shifted matrix, with bounds of
-    the largest eigenvalue.
+    eigenvalues both are settled by a Cholesky factorisation, with bounds of the eigenvalues on the
+    side where a matrix at the threshold passes.
 
     Args:
         a: shape (b, n, n).
@@ -66,11 +66,11 @@ def definiteness(
         indefinite = smallest < -below * largest
         singular = smallest <= above * largest
     else:
-        identity = spd.identity_like(a)
-        # On either side of λ_max, so that neither check is stricter than its threshold.
-        indefinite = ~spd.factorises(a + below * _positive(spd.upper_bound(a)) * identity)
-        shift = above * _positive(spd.largest_at_least(a)) * identity
-        singular = ~spd.factorises(a - shift) if inverse else indefinite
+        shift = below * _positive(spd.upper_bound(a)) * spd.identity_like(a)
+        indefinite = ~spd.factorises(a + shift)
+        singular = indefinite
+        if inverse:
+            singular = (spd.smallest_at_most(a) <= above * spd.largest_at_least(a)).flatten()
     ok = torch.where(singular, Status.SINGULAR, Status.OK) if inverse else Status.OK
     return torch.where(indefinite, Status.INDEFINITE, ok)
 
