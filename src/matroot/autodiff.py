@@ -11,8 +11,9 @@ from torch.autograd import forward_ad
 
 def no_autocast(a: Tensor) -> AbstractContextManager[object]:
     """Autocast switched off for a's device: a root in half products is not a root."""
-    if torch.is_autocast_enabled(a.device.type):
-        return torch.autocast(a.device.type, enabled=False)
+    device = a.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
     return nullcontext()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 DTYPES = (
     torch.float16,
@@ -31,13 +32,16 @@ class Status:
     """
 
     OK = 0
-    SINGULAR = 1
-    INDEFINITE = 2
-    ASYMMETRIC = 3
-    NONFINITE = 4
+    DIVERGED = 1
+    SINGULAR = 2
+    INDEFINITE = 3
+    ASYMMETRIC = 4
+    NONFINITE = 5
 
 
 _REASONS = {
+    Status.DIVERGED: "too close to singular for this method, which diverged; take fewer steps or "
+    "another method, or add a ridge with eps=",
     Status.SINGULAR: "singular, so {they} no inverse root; add a ridge with eps=, or ask for the "
     'pseudo-inverse root with singular="pinv"',
     Status.INDEFINITE: "indefinite: an eigenvalue lies below the rounding level of zero",
@@ -89,13 +93,14 @@ def same_kind(name: str, a: Tensor, other: str, b: Tensor) -> None:
         raise ValueError(f"{name} and {other} must be on one device, got {a.device} and {b.device}")
 
 
-def ridge(eps: object) -> float:
-    """``eps`` as a float if it is a finite number not below zero."""
+def ridge(eps: object, dtype: torch.dtype) -> float:
+    """``eps`` as a float if it is not below zero and a finite number of the computing dtype."""
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f"eps must be a float, got {type(eps).__name__}")
-    if not math.isfinite(eps) or eps < 0:
-        raise ValueError(f"eps must be finite and at least 0, got {eps}")
-    return float(eps)
+    # Comparisons alone: torch.compile makes a float a symbol, which isfinite does not take.
+    if not 0 <= eps <= torch.finfo(computing_dtype(dtype)).max:
+        raise ValueError(f"eps must be finite in {dtype} and at least 0, got {eps}")
+    return eps
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -145,9 +150,13 @@ def checking(check_errors: bool | None, a: Tensor) -> bool:
             "check_errors=True needs the values on the host, which torch.compile and torch.func "
             "transforms do not give; leave it out there: a bad matrix comes back as NaN"
         )
-    if check_errors is None:
-        return a.device.type == "cpu" and not traced
-    return check_errors
+    return host_reads_are_free(a) if check_errors is None else check_errors
+
+
+def host_reads_are_free(a: Tensor) -> bool:
+    """Whether values of ``a`` can be looked at without a device synchronisation or graph break."""
+    traced = torch.compiler.is_compiling() or transforms_active() or isinstance(a, FakeTensor)
+    return a.device.type == "cpu" and not traced
 
 
 def transforms_active() -> bool:

@@ -98,11 +98,12 @@ def stylize(
     Prints the Bures-Wasserstein distance between the covariances of multi-scale patches of the
     result and of the style, before and after, measured on other patches than those used.
     """
-    from matroot.recipes.images import load_image, save_image
+    from matroot.recipes.images import check_output, load_image, save_image
     from matroot.recipes.style import stylize as recipe
 
     pixels, alpha = load_image(content)
     target, _ = load_image(style)
+    check_output(output, alpha is not None, sources=(content, style))
     with _progress() as progress:
         task = progress.add_task("whitening and coloring", total=None)
         result = recipe(

@@ -100,7 +100,8 @@ def sqrtm(
     Note:
         One eigendecomposition and one product by default; see ``matroot.methods`` for the others.
         The backward pass keeps S (and eigenpairs). Where A is singular the gradient is the one of
-        minimum norm: 0 on null × null space, finite everywhere, also at A = 0.
+        minimum norm: 0 on null × null space, finite everywhere, also at A = 0 (for the methods that
+        regularise, Taylor and Padé, that of the regularised root).
 
     References:
         N. J. Higham, Functions of Matrices, SIAM 2008, chapter 6.
@@ -218,7 +219,7 @@ def _roots(
     """The one path behind every public root; the roots asked for, in the order S, Z."""
     checks.square_matrices("a", a)
     checks.one_of("singular", singular, ("raise", "pinv"))
-    plan = _resolve(root, a, checks.ridge(eps), method, gradient, backend, singular)
+    plan = _resolve(root, a, checks.ridge(eps, a.dtype), method, gradient, backend, singular)
     check = checks.checking(check_errors, a)
     if a.numel() == 0:
         return tuple(a.clone() for _ in range(2 if root == "both" else 1))
@@ -283,19 +284,25 @@ def _evaluate(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
     batch, n = x.shape[:-2], x.shape[-1]
     flat = x.reshape(math.prod(batch), n, n)
     a, k, status = normalize.normalized(flat, plan.input_dtype, plan.eps)
+    if plan.input_dtype != x.dtype and not plan.method.spectral:
+        a = normalize.without_rounded_negatives(a, plan.input_dtype)
     solution = plan.method.solve(a, plan.solved, plan.ops)
     seen = None if solution.eigenvalues is None else solution.eigenvalues.detach()
     inverse = plan.root != "sqrt" and plan.singular == "raise"
     found = normalize.definiteness(a.detach(), plan.input_dtype, inverse=inverse, eigenvalues=seen)
     status = torch.maximum(status, found)
+    if solution.diverged is not None:
+        status = torch.where(solution.diverged & (status == Status.OK), Status.DIVERGED, status)
     ok = (status == Status.OK)[:, None, None]
     half = torch.div(k, 2, rounding_mode="floor")
-    nan = spd.nan_where(~ok, flat)
-    roots = [
-        torch.where(ok, spd.times_power_of_two(spd.hermitian_part(value), power), nan)
+    wanted = [
+        spd.times_power_of_two(spd.hermitian_part(value), power).reshape(x.shape)
         for value, power in ((solution.sqrt, half), (solution.inv_sqrt, -half))
         if value is not None
     ]
+    # Reshaped before the last operation: an output that is a view could not be changed in place.
+    good = ok.reshape((*batch, 1, 1))
+    roots = [torch.where(good, value, spd.nan_where(~good, x)) for value in wanted]
     constants: tuple[Tensor, ...] = ()
     if isinstance(plan.rule, ExplicitRule):
         if solution.sqrt is not None:
@@ -306,7 +313,8 @@ def _evaluate(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
             torch.where(ok.reshape((-1,) + (1,) * (c.ndim - 1)), c, torch.nan)
             for c in plan.rule.prepare(a.detach(), solution, scale, plan.ops)
         )
-    return tuple(t.reshape((*batch, *t.shape[1:])) for t in (status, *roots, *constants))
+    rest = (t.reshape((*batch, *t.shape[1:])) for t in constants)
+    return (status.reshape(batch), *roots, *rest)
 
 
 class _Root(torch.autograd.Function):
@@ -332,9 +340,10 @@ class _Root(torch.autograd.Function):
             return None, None
         g_sqrt = g_roots[0] if plan.solved != "inv_sqrt" else None
         g_inv = g_roots[-1] if plan.solved != "sqrt" else None
+        saved = ctx.saved_tensors  # Once: activation checkpointing allows no second look.
         assert isinstance(plan.rule, ExplicitRule)
-        with autodiff.no_autocast(ctx.saved_tensors[0]):
-            return None, plan.rule.vjp(plan.roots(ctx.saved_tensors), g_sqrt, g_inv, plan.ops)
+        with autodiff.no_autocast(saved[0]):
+            return None, plan.rule.vjp(plan.roots(saved), g_sqrt, g_inv, plan.ops)
 
     @staticmethod
     def vmap(

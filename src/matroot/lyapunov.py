@@ -68,7 +68,8 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
             checks.raise_if_bad("s", status, s.dtype)
         ok = (status == Status.OK)[..., None, None]
         hermitian = spd.hermitian_part(torch.where(ok, wide, spd.nan_where(~ok, wide)))
-        return lyapunov(BySmith(), select("auto", s), hermitian, right).to(g.dtype)
+        solver = BySmith(of_rounded_matrix=False)
+        return lyapunov(solver, select("auto", s), hermitian, right).to(g.dtype)
 
 
 class Solver(ABC):
@@ -127,7 +128,7 @@ class BySign(Solver):
             norm = spd.norm_or_one(s)
         b, c = s / norm, r / norm
         singular = ~spd.factorises(b - null_root(s.dtype) * spd.identity_like(s))
-        null = _null_space(b, singular, ops)
+        null = _null_space(b, singular, null_root(s.dtype), ops)
         c = _minimum_norm(c, null, ops)
         if null is not None:
             # The steps give R/(2 s_i) on range × null space, where S X + X S = R wants R/s_i.
@@ -155,23 +156,31 @@ class BySmith(Solver):
     with μ = √(s_min s_max).
 
     The number of doublings depends on the dtype alone: enough for the smallest eigenvalue of S that
-    is not zero to rounding (10 in float32, 18 in float64).
+    is not zero to rounding: 10 in float32 and 18 in float64 for the root of a rounded matrix, 15
+    and 30 for an S that was itself given.
+
+    Args:
+        of_rounded_matrix: whether S is the root of a matrix known to rounding, so that its own
+            eigenvalues are known to the square root of rounding only.
     """
+
+    of_rounded_matrix: bool = True
 
     def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
         """See Solver.solve. Three products a doubling, two Cholesky factorisations, an inverse."""
         k = spd.exponent(s)
         s = spd.times_power_of_two(s, -k)
         identity = spd.identity_like(s)
-        low, high, singular = _bounds(s)
+        share = null_root(s.dtype) if self.of_rounded_matrix else null_root(s.dtype) ** 2
+        low, high, singular = _bounds(s, share)
         # Before and after: what rounding leaves on null × null space is divided by next to nothing.
-        null = _null_space(s, singular, ops)
+        null = _null_space(s, singular, share, ops)
         r = _minimum_norm(r, null, ops)
         mu = (low * high).sqrt()
         inverse, _ = spd.inverse_by_cholesky(s + mu * identity)
         w = identity - 2.0 * mu * inverse
         x = 2.0 * mu * ops.matmul(ops.matmul(inverse, r), inverse)
-        for _ in range(_doublings(s.dtype)):
+        for _ in range(_doublings(s.dtype, share)):
             x = ops.addmm(x, ops.matmul(w, x), w)
             w = ops.matmul(w, w)
         return spd.times_power_of_two(_minimum_norm(x, null, ops), -k)
@@ -185,31 +194,31 @@ def null_root(dtype: torch.dtype) -> float:
     return math.sqrt(spd.NULL_UNITS * spd.real_eps(dtype))
 
 
-def _doublings(dtype: torch.dtype) -> int:
-    """Doublings q that leave exp(−2^{q+2} √ρ) < eps at ρ = s_min/s_max = null_root.
+def _doublings(dtype: torch.dtype, share: float) -> int:
+    """Doublings q that leave exp(−2^{q+2} √ρ) < eps at ρ = s_min/s_max = share.
 
     Two more allow for the looseness of the bounds that μ is made of.
     """
-    needed = -math.log(spd.real_eps(dtype)) / math.sqrt(null_root(dtype))
+    needed = -math.log(spd.real_eps(dtype)) / math.sqrt(share)
     return math.ceil(math.log2(needed) - 2) + 2
 
 
-def _bounds(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _bounds(s: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
     """Bounds of the spectrum of S, shape (b, 1, 1), and whether S is singular, shape (b,).
 
-    s_min ≥ 1/‖S⁻¹‖_F by Cholesky; where that is below the rounding level, or there is no factor,
-    the level itself.
+    s_min ≥ 1/‖S⁻¹‖_F by Cholesky; where that is below ``share`` of s_max, or there is no factor,
+    the share itself.
     """
     high = spd.upper_bound(s)
     high = torch.where(high > 0, high, torch.ones_like(high))
     inverse, success = spd.inverse_by_cholesky(s)
     found = spd.frobenius_norm(inverse).reciprocal()
-    floor = null_root(s.dtype) * high
+    floor = share * high
     singular = ~success | ~(found > floor).flatten()
     return torch.where(singular[:, None, None], floor, found), high, singular
 
 
-def _null_space(s: Tensor, singular: Tensor, ops: Backend) -> Tensor | None:
+def _null_space(s: Tensor, singular: Tensor, share: float, ops: Backend) -> Tensor | None:
     """The projector N on the null space of matrices that may be singular, 0 for the others.
 
     None where it is known without a device synchronisation that there are none.
@@ -217,11 +226,12 @@ def _null_space(s: Tensor, singular: Tensor, ops: Backend) -> Tensor | None:
     Args:
         s: the matrix S, scaled, shape (b, n, n).
         singular: which matrices may be singular, shape (b,).
+        share: eigenvalues up to this share of the largest are zero.
         ops: the arithmetic.
     """
-    if s.device.type == "cpu" and not torch.compiler.is_compiling() and not singular.any():
+    if checks.host_reads_are_free(s) and not singular.any():
         return None
-    return torch.where(singular[:, None, None], _null_projector(s, ops), 0.0)
+    return torch.where(singular[:, None, None], _null_projector(s, share, ops), 0.0)
 
 
 def _minimum_norm(x: Tensor, null: Tensor | None, ops: Backend) -> Tensor:
@@ -231,8 +241,8 @@ def _minimum_norm(x: Tensor, null: Tensor | None, ops: Backend) -> Tensor:
     return ops.addmm(x, ops.matmul(null, x), null, alpha=-1.0)
 
 
-def _null_projector(s: Tensor, ops: Backend) -> Tensor:
-    """The projector on eigenvectors of S with eigenvalues below ``null_root`` of the largest.
+def _null_projector(s: Tensor, share: float, ops: Backend) -> Tensor:
+    """The projector on eigenvectors of S with eigenvalues below ``share`` of the largest.
 
     (I − sign V)/2 for V = (S − τ)(S + τ)⁻¹, by Newton–Schulz steps. Rounding leaves eigenvalues up
     to 0.8 τ where A has 0; eigenvalues of regular matrices begin above τ. Twelve steps turn ±0.1,
@@ -243,7 +253,7 @@ def _null_projector(s: Tensor, ops: Backend) -> Tensor:
     fourth = ops.matmul(square, square)
     # (Σ s⁸/Σ s⁴)^{1/4} ≤ s_max: a bound from above would call regular eigenvalues null.
     ratio = spd.frobenius_norm(fourth) / spd.norm_or_one(square)
-    tau = null_root(s.dtype) * torch.where(ratio > 0, ratio.sqrt(), 1.0)
+    tau = share * torch.where(ratio > 0, ratio.sqrt(), 1.0)
     inverse, _ = spd.inverse_by_cholesky(s + tau * identity)
     v = identity - 2.0 * tau * inverse
     for _ in range(12):

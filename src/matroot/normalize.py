@@ -62,17 +62,37 @@ def definiteness(
     below = a.shape[-1] * spd.real_eps(dtype)
     above = spd.NULL_UNITS * spd.real_eps(a.dtype)
     if eigenvalues is not None:
-        smallest, largest = eigenvalues.amin(-1), eigenvalues.abs().amax(-1)
+        smallest, largest = eigenvalues.amin(-1), eigenvalues.amax(-1).clamp(min=0)
         indefinite = smallest < -below * largest
         singular = smallest <= above * largest
     else:
         shift = below * _positive(spd.upper_bound(a)) * spd.identity_like(a)
-        indefinite = ~spd.factorises(a + shift)
+        # In half precision n·u may exceed 1, and a shift by it hide a negative matrix.
+        trace = a.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+        indefinite = ~spd.factorises(a + shift) | ((trace <= 0) & (spd.max_abs(a) > 0))
         singular = indefinite
         if inverse:
             singular = (spd.smallest_at_most(a) <= above * spd.largest_at_least(a)).flatten()
     ok = torch.where(singular, Status.SINGULAR, Status.OK) if inverse else Status.OK
     return torch.where(indefinite, Status.INDEFINITE, ok)
+
+
+def without_rounded_negatives(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """A with negative eigenvalues at the rounding level of the user's half dtype put to 0.
+
+    They are far above the rounding of the computing dtype, where a rational or polynomial
+    approximation of the root is nonsense on them. Only matrices that need it change.
+    """
+    seen = a.detach()
+    shift = a.shape[-1] * spd.real_eps(a.dtype) * _positive(spd.upper_bound(seen))
+    negative = ~spd.factorises(seen + shift * spd.identity_like(a))
+    if checks.host_reads_are_free(a) and not negative.any():
+        return a
+    values, q = torch.linalg.eigh(seen)
+    clipped = (q * values.clamp(min=0)[:, None, :]) @ q.mH
+    # A negative matrix stays as it is, to be found indefinite.
+    rounded = negative & (values[:, 0] >= -a.shape[-1] * spd.real_eps(dtype) * values[:, -1])
+    return a + torch.where(rounded[:, None, None], spd.hermitian_part(clipped) - seen, 0.0)
 
 
 def _positive(bound: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ class Solution:
         steps: how many steps, terms or shifts were taken; 1 for a direct method.
         eigenvalues: the eigenvalues of A, (b, n), of methods that find them.
         eigenvectors: the matching orthonormal columns, (b, n, n).
+        diverged: matrices whose result is not to be trusted, (b,), of methods that can tell.
     """
 
     sqrt: Tensor | None
@@ -27,3 +28,4 @@ class Solution:
     steps: int
     eigenvalues: Tensor | None = None
     eigenvectors: Tensor | None = None
+    diverged: Tensor | None = None

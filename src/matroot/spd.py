@@ -27,7 +27,7 @@ def real_eps(dtype: torch.dtype) -> float:
 
 def max_abs(a: Tensor) -> Tensor:
     """The largest real or imaginary part in magnitude, shape (...); NaN and inf show."""
-    parts = torch.view_as_real(a).flatten(-2) if a.is_complex() else a
+    parts = torch.view_as_real(a.resolve_conj()).flatten(-2) if a.is_complex() else a
     return parts.abs().amax((-2, -1))
 
 
@@ -35,7 +35,7 @@ def frobenius_norm(a: Tensor) -> Tensor:
     """‖A‖_F, shape (..., 1, 1), with a zero subgradient at A = 0."""
     if a.is_complex():
         # PyTorch sums complex squares naively, which costs three digits at n = 1000 in complex64.
-        a = torch.view_as_real(a).flatten(-2)
+        a = torch.view_as_real(a.resolve_conj()).flatten(-2)
     norm: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
     return norm
 

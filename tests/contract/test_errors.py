@@ -44,7 +44,11 @@ def test_type(function, bad, message):
         ({"method": Pade}, TypeError, r"the class Pade; write Pade\(\)"),
         ({"method": 5}, TypeError, "method must be a name or a Method object, got int"),
         ({"gradient": Pade()}, TypeError, "gradient must be a name or a GradientRule object"),
-        ({"eps": -1e-3}, ValueError, "eps must be finite and at least 0, got -0.001"),
+        (
+            {"eps": -1e-3},
+            ValueError,
+            "eps must be finite in torch.float32 and at least 0, got -0.001",
+        ),
         ({"eps": float("nan")}, ValueError, "eps must be finite"),
         ({"eps": "1"}, TypeError, "eps must be a float, got str"),
         ({"check_errors": 1}, TypeError, "check_errors must be None or a bool, got int"),

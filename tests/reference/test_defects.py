@@ -1,6 +1,7 @@
 """The defects of the published code, and that this library has none of them.
 
-The seventh (in the published applications) is a matter of the recipes and tested with them.
+The seventh lies in published applications (second-order transformer, style encoder) that are not
+built here yet; its tests belong with their recipes.
 """
 
 import math

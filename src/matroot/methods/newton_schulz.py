@@ -24,6 +24,9 @@ class NewtonSchulz(Method):
     It is quadratic near the solution, but an eigenvalue x of A/c far below 1 grows only 2.25-fold a
     step: ``steps=5`` reach down to about x = 0.02.
 
+    Where A is singular to rounding, many steps (from about 20 in float32) blow up the negative
+    eigenvalues that rounding left of zeros; such a matrix is reported as diverged.
+
     Args:
         steps: number of steps, at least 1; the published choice is 5.
         normalize: c, ``"trace"`` (published) or ``"frobenius"`` (tighter, so more accurate).
@@ -44,6 +47,7 @@ class NewtonSchulz(Method):
         """See Method.solve."""
         c = self._normalizer(a)
         y = a / torch.where(c > 0, c, torch.ones_like(c))
+        trace = y.diagonal(dim1=-2, dim2=-1).real.sum(-1).detach()
         identity = spd.identity_like(a)
         t = 1.5 * identity - 0.5 * y
         z = t  # From Z = I the first step needs no product for Z or ZY.
@@ -56,10 +60,14 @@ class NewtonSchulz(Method):
                 z = ops.matmul(t, z)
             if not (last and root == "inv_sqrt"):
                 y = ops.matmul(y, t)
+        diverged = ~(y if root == "sqrt" else z).detach().isfinite().all(-1).all(-1)
+        if root != "inv_sqrt":
+            diverged = diverged | _diverged(y.detach(), trace)
         return Solution(
             y * c.sqrt() if root != "inv_sqrt" else None,
             z / c.sqrt() if root != "sqrt" else None,
             steps=self.steps,
+            diverged=diverged,
         )
 
     def _normalizer(self, a: Tensor) -> Tensor:
@@ -67,3 +75,17 @@ class NewtonSchulz(Method):
             return spd.frobenius_norm(a)
         # A slightly negative trace belongs to a zero matrix up to rounding, or to no SPD matrix.
         return a.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None].clamp(min=0)
+
+
+def _diverged(y: Tensor, trace: Tensor) -> Tensor:
+    """Whether Y is no root of a matrix of this trace, shape (b,).
+
+    Every step keeps 0 ≤ Y² ≤ A/c, up to rounding. Where A is singular, negative eigenvalues that
+    rounding left of zeros grow 1.5-fold a step and make Y indefinite, then large.
+    """
+    slack = spd.real_eps(y.dtype) ** 0.5
+    norm = spd.frobenius_norm(y)
+    symmetric = spd.hermitian_part(y) + 2 * slack * norm * spd.identity_like(y)
+    definite = spd.factorises(symmetric) | (norm.flatten() == 0)
+    within: Tensor = definite & (norm.flatten().square() <= (1 + 20 * slack) * trace)
+    return ~within

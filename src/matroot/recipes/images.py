@@ -65,6 +65,25 @@ def save_image(image: Tensor, path: str | Path, alpha: Tensor | None = None) -> 
     Image.fromarray(torch.cat(planes).permute(1, 2, 0).contiguous().numpy()).save(path)
 
 
+def check_output(path: Path, has_alpha: bool, sources: Sequence[Path] = ()) -> None:
+    """Raise ValueError unless a picture can be written to ``path``; before a long computation.
+
+    Args:
+        path: where the picture is to go.
+        has_alpha: whether it has an alpha channel.
+        sources: files that must not be overwritten.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{path}: is a folder, or lies in one that does not exist")
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise ValueError(f"{path}: {path.suffix or 'no suffix'} names no picture format to write")
+    if has_alpha and kind in ("JPEG", "BMP", "PPM"):
+        raise ValueError(f"{path}: {kind} holds no transparency; write a .png")
+    if any(path.resolve() == source.resolve() for source in sources):
+        raise ValueError(f"{path}: is one of the pictures read; choose another name")
+
+
 def photograph(name: str) -> Tensor:
     """One of the photographs that scikit-image ships, uint8 of shape (3, H, W).
 

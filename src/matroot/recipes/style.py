@@ -95,7 +95,7 @@ def stylize(
     levels = min(_LEVELS, int(math.log2(shortest / patch)))
     wanted = _measure(style, patch, levels)
     before = _distance(_measure(content, patch, levels), wanted)
-    if strength == 0:
+    if strength == 0 or torch.equal(content, style):
         return StyleResult(content.clone(), before, before, _seam_ratio(content, patch))
 
     target = [_moments(level, patch, i) for i, level in enumerate(_pyramid(_unit(style), levels))]

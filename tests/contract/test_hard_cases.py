@@ -1,0 +1,168 @@
+"""Inputs and uses that have broken once: each stays here."""
+
+import pytest
+import torch
+
+import matroot
+from instances import ANY_ORDER, CONVERGED, FUNCTIONS, IMPLICIT, METHOD_OBJECTS
+from matroot.gradients import Lyapunov, Spectral
+from matroot.methods import Eigh, NewtonSchulz, Pade, Svd, Taylor
+from matroot.testing import (
+    exact,
+    exact_gradient,
+    random_spd,
+    relative_error,
+    tolerance,
+)
+
+LinAlgError = torch.linalg.LinAlgError
+
+
+@pytest.mark.parametrize(
+    ("dtype", "smallest"),
+    [(torch.float32, 5e-4), (torch.float32, 1e-6), (torch.float64, 1e-8), (torch.float64, 1e-14)],
+)
+def test_a_given_s_is_regular_down_to_its_own_rounding(dtype, smallest):
+    s = torch.diag(torch.tensor([1.0, 0.5, smallest], dtype=dtype))
+    x = matroot.solve_lyapunov(s, torch.ones_like(s))
+    diagonal = s.diagonal()
+    expected = 1 / (diagonal[:, None] + diagonal)
+    # The factorisation of S + μ knows S to rounding.
+    torch.testing.assert_close(x, expected, rtol=20 * torch.finfo(dtype).eps / smallest, atol=0)
+
+
+@pytest.mark.parametrize("n", [8, 64])
+@pytest.mark.parametrize("spectrum", ["clustered", "outlier", "log"])
+@pytest.mark.parametrize("rule", IMPLICIT, ids=repr)
+def test_gradients_just_above_the_rounding_level(rule, spectrum, n):
+    a = random_spd(n, 2, cond=1e6, spectrum=spectrum, dtype=torch.float32)
+    g = torch.randn_like(a)
+    x = a.clone().requires_grad_()
+    found = torch.autograd.grad((matroot.sqrtm(x, gradient=rule) * g).sum(), x)[0]
+    error = relative_error(found, exact_gradient(a, g)).max()
+    assert error < tolerance(torch.float32, 1e6, "gradient")
+
+
+@pytest.mark.parametrize("steps", [10, 15, 20, 25, 26, 30, 35, 40, 60])
+@pytest.mark.parametrize("gradient", ["spectral", "lyapunov", "unrolled"])
+def test_newton_schulz_on_singular_matrices_is_right_or_not_a_number(gradient, steps):
+    v = torch.randn(40, 8, 4)
+    a = (v @ v.mT).requires_grad_()
+    method = NewtonSchulz(steps=steps)
+    s = matroot.sqrtm(a, method=method, gradient=gradient, check_errors=False)
+    s.nansum().backward()
+    found = s.detach()[s.detach().isfinite().all(-1).all(-1)]
+    reference = exact(a)[s.detach().isfinite().all(-1).all(-1)]
+    # A zero eigenvalue is known to some n·u, its root to the root of that.
+    assert found.numel() == 0 or relative_error(found, reference).max() < 0.02
+    if steps <= 15:
+        assert s.isfinite().all()
+    if steps >= 30:
+        with pytest.raises(LinAlgError, match="diverged"):
+            matroot.sqrtm(a, method=method)
+
+
+@pytest.mark.parametrize("method", METHOD_OBJECTS, ids=repr)
+@pytest.mark.parametrize(("dtype", "n"), [(torch.bfloat16, 130), (torch.float16, 1100)], ids=str)
+def test_a_negative_half_matrix_is_never_a_rounded_zero(method, dtype, n):
+    if n > 200 and method not in (Eigh(), Pade()):
+        n = 130  # Only the threshold n·u > 1 needs the large matrix.
+    with pytest.raises(LinAlgError, match="indefinite"):
+        matroot.sqrtm(-torch.eye(n, dtype=dtype), method=method)
+
+
+@pytest.mark.parametrize("method", [Pade(), Pade(8), Pade(32), Taylor(), NewtonSchulz(), Eigh()])
+@pytest.mark.parametrize("value", [-0.4, -0.1, -0.01])
+def test_negative_eigenvalues_of_half_matrices_at_rounding_level_count_as_zero(method, value):
+    a = torch.eye(64).bfloat16()
+    a[0, 0] = value
+    zero = torch.eye(64)
+    zero[0, 0] = 0
+    found = matroot.sqrtm(a, method=method)
+    expected = matroot.sqrtm(zero, method=method)
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values())
+def test_activation_checkpointing(function):
+    a = random_spd(4, 2, cond=5).requires_grad_()
+
+    def total(a):
+        out = function(a)
+        return sum(x.sum() for x in (out if isinstance(out, tuple) else (out,)))
+
+    torch.utils.checkpoint.checkpoint(total, a, use_reentrant=False).backward()
+    expected = torch.autograd.grad(total(a), a)[0]
+    assert torch.equal(a.grad, expected)
+
+
+def test_compiling_again_with_another_eps_and_with_dynamic_shapes():
+    torch._dynamo.reset()
+    compiled = torch.compile(matroot.sqrtm, fullgraph=True, backend="aot_eager")
+    for eps in (1e-3, 1e-2, 0.0, 0.5):
+        for n in (3, 4, 5):
+            a = random_spd(n, 2, cond=5)
+            assert relative_error(compiled(a, eps=eps), matroot.sqrtm(a, eps=eps)).max() < 1e-14
+
+
+@pytest.mark.parametrize("method", CONVERGED, ids=repr)
+def test_lazily_conjugated_and_negated_input(method):
+    a = random_spd(4, 2, cond=5, dtype=torch.complex128)
+    expected = matroot.sqrtm(a, method=method)
+    for lazy in (a.mH, a.conj().mT, torch._neg_view(-a)):
+        assert relative_error(matroot.sqrtm(lazy, method=method), expected).max() < 1e-13
+    assert relative_error(matroot.sqrtm(a.conj(), method=method), expected.conj()).max() < 1e-13
+    x = matroot.solve_lyapunov(expected.conj(), a.conj())
+    assert relative_error(x.conj(), matroot.solve_lyapunov(expected, a)).max() < 1e-13
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+def test_results_are_not_views(shape):
+    a = random_spd(3, *shape, cond=5).requires_grad_()
+    for x in (*matroot.sqrtm_pair(a), matroot.solve_lyapunov(a, torch.ones_like(a))):
+        before = x.detach().clone()
+        # As with torch.exp, whose result is needed for its gradient: allowed, but not to be undone.
+        assert torch.equal(x.mul_(2), 2 * before)
+
+
+@pytest.mark.parametrize("rule", [Lyapunov(), Lyapunov(8), Spectral()], ids=repr)
+@pytest.mark.parametrize("function", FUNCTIONS.values())
+def test_backward_inside_autocast_is_not_done_in_half(function, rule):
+    a = random_spd(16, cond=50, dtype=torch.float32).requires_grad_()
+
+    def gradient():
+        out = function(a, gradient=rule)
+        total = sum((x * torch.arange(16.0)).sum() for x in (out if type(out) is tuple else (out,)))
+        return torch.autograd.grad(total, a)[0]
+
+    expected = gradient()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradient()
+    assert relative_error(found, expected) < 1e-6
+
+
+def test_tensors_without_values():
+    for method in ("eigh", "pade", "newton_schulz"):
+        meta = torch.empty(2, 3, 3, device="meta")
+        assert matroot.sqrtm(meta, method=method).shape == (2, 3, 3)
+        with torch._subclasses.FakeTensorMode():
+            assert matroot.inv_sqrtm(torch.empty(2, 3, 3), method=method).shape == (2, 3, 3)
+
+
+def test_eps_beyond_the_dtype():
+    with pytest.raises(ValueError, match=r"eps must be finite in torch.float32"):
+        matroot.sqrtm(torch.eye(2), eps=1e39)
+    assert matroot.sqrtm(torch.eye(2).double(), eps=1e39).isfinite().all()
+
+
+@pytest.mark.parametrize("rule", ANY_ORDER, ids=repr)
+@pytest.mark.parametrize("method", [Eigh(), Svd(), NewtonSchulz(40)], ids=repr)
+def test_one_hard_matrix_does_not_stop_the_batch(method, rule):
+    v = torch.randn(8, 4)
+    a = random_spd(8, 3, cond=5, dtype=torch.float32)
+    expected = matroot.sqrtm(a, method=method)
+    a[1] = v @ v.mT
+    found = matroot.sqrtm(a.requires_grad_(), method=method, gradient=rule, check_errors=False)
+    assert torch.equal(found[[0, 2]], expected[[0, 2]])
+    found[[0, 2]].sum().backward()
+    assert a.grad[[0, 2]].isfinite().all()
