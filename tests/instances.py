@@ -11,10 +11,17 @@ from matroot.gradients import (
     Spectral,
     Unrolled,
 )
-from matroot.methods import METHODS, Eigh, Method, NewtonSchulz, Pade, Svd, Taylor
+from matroot.methods import METHODS, Eigh, Method, Minimax, NewtonSchulz, Pade, Svd, Taylor
 
 # Options with which a method has converged at condition numbers up to 10.
-CONVERGED: list[Method] = [Taylor(600), Pade(28), NewtonSchulz(16), Eigh(), Svd()]
+CONVERGED: list[Method] = [
+    Taylor(600),
+    Pade(28),
+    NewtonSchulz(16),
+    Minimax(),
+    Eigh(),
+    Svd(),
+]
 # The same, cheaper to differentiate: at condition numbers up to 4.
 DIFFERENTIATED: list[Method] = [Taylor(150), *CONVERGED[1:]]
 # As published.

@@ -68,7 +68,7 @@ def test_compile_fullgraph_forward_and_backward(method, rule, function):
     assert relative_error(first, second).max() < 1e-12
 
 
-@pytest.mark.parametrize("name", ["taylor", "pade", "newton_schulz", "eigh", "svd"])
+@pytest.mark.parametrize("name", ["taylor", "pade", "newton_schulz", "minimax", "eigh", "svd"])
 def test_compile_takes_names_and_returns_nan_for_a_bad_matrix(name):
     a = random_spd(4, 3, cond=4)
     torch._dynamo.reset()

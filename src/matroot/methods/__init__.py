@@ -2,6 +2,7 @@
 
 from matroot.methods.eigh import Eigh, Svd
 from matroot.methods.method import Method
+from matroot.methods.minimax import Minimax
 from matroot.methods.newton_schulz import NewtonSchulz
 from matroot.methods.pade import Pade
 from matroot.methods.taylor import Taylor
@@ -11,6 +12,7 @@ __all__ = [
     "METHODS",
     "Eigh",
     "Method",
+    "Minimax",
     "NewtonSchulz",
     "Pade",
     "Svd",
@@ -24,6 +26,7 @@ METHODS: Registry[Method] = Registry(
     Taylor,
     Pade,
     NewtonSchulz,
+    Minimax,
     Eigh,
     Svd,
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from matroot import checks, spd
 from matroot.backends import Backend
+from matroot.methods.coupled import grown
 from matroot.methods.method import Method
 from matroot.solution import Root, Solution
 
@@ -60,9 +61,7 @@ class NewtonSchulz(Method):
                 z = ops.matmul(t, z)
             if not (last and root == "inv_sqrt"):
                 y = ops.matmul(y, t)
-        diverged = ~(y if root == "sqrt" else z).detach().isfinite().all(-1).all(-1)
-        if root != "inv_sqrt":
-            diverged = diverged | _diverged(y.detach(), trace)
+        diverged = grown(y.detach(), z.detach(), trace, root)
         return Solution(
             y * c.sqrt() if root != "inv_sqrt" else None,
             z / c.sqrt() if root != "sqrt" else None,
@@ -75,17 +74,3 @@ class NewtonSchulz(Method):
             return spd.frobenius_norm(a)
         # A slightly negative trace belongs to a zero matrix up to rounding, or to no SPD matrix.
         return a.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None].clamp(min=0)
-
-
-def _diverged(y: Tensor, trace: Tensor) -> Tensor:
-    """Whether Y is no root of a matrix of this trace, shape (b,).
-
-    Every step keeps 0 ≤ Y² ≤ A/c, up to rounding. Where A is singular, negative eigenvalues that
-    rounding left of zeros grow 1.5-fold a step and make Y indefinite, then large.
-    """
-    slack = spd.real_eps(y.dtype) ** 0.5
-    norm = spd.frobenius_norm(y)
-    symmetric = spd.hermitian_part(y) + 2 * slack * norm * spd.identity_like(y)
-    definite = spd.factorises(symmetric) | (norm.flatten() == 0)
-    within: Tensor = definite & (norm.flatten().square() <= (1 + 20 * slack) * trace)
-    return ~within

@@ -1,0 +1,116 @@
+"""The minimax iteration: its polynomials, its products, its accuracy beside eigh."""
+
+import pytest
+import torch
+
+import matroot
+from matroot import spd
+from matroot.gradients import Lyapunov, Spectral
+from matroot.methods import Eigh, Minimax
+from matroot.methods.minimax import best_cubic, best_quintic, schedules
+from matroot.testing import exact, exact_gradient, random_spd, relative_error
+
+
+@pytest.mark.parametrize("best", [best_cubic, best_quintic])
+@pytest.mark.parametrize("low", [1e-7, 1e-3, 0.05, 0.3, 0.7, 0.95])
+def test_polynomials_have_equal_extremes_of_alternating_sign(best, low):
+    (a, b, c), error = best(torch.tensor(low, dtype=torch.float64))
+    t = torch.logspace(torch.log10(torch.tensor(low)).item(), 0, 200_001, dtype=torch.float64)
+    t[0] = low
+    deviation = a * t + b * t**3 + c * t**5 - 1
+    assert deviation.abs().max() <= error * (1 + 1e-6) + 1e-15
+    # Chebyshev: one more extreme than there are coefficients proves that none is better.
+    at_extreme = deviation[deviation.abs() > error * (1 - 1e-4)].sign()
+    changes = int((at_extreme.diff() != 0).sum())
+    assert changes >= (2 if best is best_cubic else 3)
+
+
+@pytest.mark.parametrize("degree", [3, 5])
+def test_every_schedule_ends_at_rounding(degree):
+    table = schedules(degree)
+    assert (table[:, -1, 3] < torch.finfo(torch.float64).eps).all()
+    assert (table[:, 1:, 3] <= table[:, :-1, 3] + torch.finfo(torch.float64).eps).all()
+
+
+class Products(torch.utils._python_dispatch.TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.count += name in ("mm", "bmm", "addmm", "baddbmm")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("ratio", "products"), [(5e2, 14), (1.7e5, 22), (3e6, 26)])
+def test_products_where_the_bound_is_known(ratio, products):
+    a = random_spd(16, 2, cond=100, dtype=torch.float32)
+    looseness = (spd.upper_bound(a) / spd.largest_at_least(a)).max().item()
+    method = Minimax(max_cond=ratio / looseness, tol=1e-6)
+    with Products() as both:
+        matroot.sqrtm_pair(a, method=method)
+    assert both.count == products
+    with Products() as one:
+        matroot.sqrtm(a, method=method)
+    assert one.count == products - 1
+
+
+def errors(a, g, function, quantity, method, rule):
+    x = a.clone().requires_grad_()
+    y = function(x, method=method, gradient=rule)
+    gradient = torch.autograd.grad(y, x, g)[0]
+    root = relative_error(y, exact(a, quantity)).mean()
+    return root, relative_error(gradient, exact_gradient(a, g, quantity)).mean()
+
+
+@pytest.mark.parametrize("spectrum", ["log", "clustered"])
+@pytest.mark.parametrize("n", [64, 256])
+def test_more_accurate_than_eigh_in_single_precision(n, spectrum):
+    a = random_spd(n, 4, cond=1e4, spectrum=spectrum, dtype=torch.float32)
+    g = torch.randn_like(a)
+    ours = errors(a, g, matroot.inv_sqrtm, "inv_sqrt", Minimax(), Lyapunov())
+    theirs = errors(a, g, matroot.inv_sqrtm, "inv_sqrt", Eigh(), Spectral())
+    assert ours[0] <= 0.35 * theirs[0]
+    assert ours[1] <= 0.35 * theirs[1]
+    assert errors(a, g, matroot.sqrtm, "sqrt", Minimax(), Lyapunov())[1] <= 0.35 * theirs[1]
+
+
+@pytest.mark.parametrize("degree", [3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 33])
+def test_never_silently_wrong_near_singularity(n, dtype, degree):
+    generator = torch.Generator().manual_seed(n)
+    q = torch.linalg.qr(torch.randn(200, n, n, dtype=torch.float64, generator=generator)).Q
+    values = torch.rand(200, n, dtype=torch.float64, generator=generator)
+    values[:50] *= values[:50] < 0.5  # rank-deficient
+    values[50:100] = 10 ** (-16 * values[50:100])  # graded
+    values[100:150, : n // 2] = 1e-7 * (values[100:150, : n // 2] - 0.5)  # rounding, either sign
+    values[150:, 1:] = 1e-8  # one outlier
+    a = (q * values[:, None, :]) @ q.mT
+    a = ((a + a.mT) / 2).to(dtype)
+    method = Minimax(step_degree=degree)
+    s = matroot.sqrtm(a, method=method, check_errors=False)
+    known = s.isfinite().all(-1).all(-1)
+    # A zero eigenvalue is known to n·u, its root to the root of that.
+    limit = 5 * (max(n, 4) * torch.finfo(dtype).eps) ** 0.5
+    assert (relative_error(s, exact(a))[known] < limit).all()
+    z = matroot.inv_sqrtm(a, method=method, check_errors=False)
+    found = z.isfinite().all(-1).all(-1)
+    smallest = torch.linalg.eigvalsh(a.double())[:, 0]
+    assert (smallest[found] > 0).all()
+
+
+def test_max_cond_is_a_promise_and_shrinks_what_lies_beyond():
+    a = torch.diag(torch.tensor([1.0, 0.5, 1e-6], dtype=torch.float64))
+    s = matroot.sqrtm(a, method=Minimax(max_cond=100))
+    assert 0 < s[2, 2] < 1e-3
+    torch.testing.assert_close(s.diagonal()[:2], a.diagonal()[:2].sqrt())
+
+
+def test_options():
+    for wrong in ({"tol": 0.0}, {"max_cond": -1.0}, {"step_degree": 4}, {"max_steps": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            Minimax(**wrong)
+    rough = matroot.sqrtm(random_spd(8, cond=100), method=Minimax(max_steps=2))
+    assert 1e-3 < relative_error(rough, exact(random_spd(8, cond=100))) < 1
