@@ -155,9 +155,9 @@ class BySmith(Solver):
     W = (S − μ)(S + μ)⁻¹, X₀ = 2μ (S + μ)⁻¹ R (S + μ)⁻¹;  X ← X + W X W,  W ← W²,
     with μ = √(s_min s_max).
 
-    The number of doublings is found for each matrix from bounds of its spectrum, 6 to 8 in
-    float32 at a condition number of A of 1e2 to 1e4; at most 9 in float32 and 17 in float64 for the root of a rounded
-    matrix, 14 and 30 for an S that was itself given.
+    The number of doublings is found for each matrix from bounds of its spectrum: 6 to 8 in float32
+    at a condition number of A of 1e2 to 1e4; at most 9 in float32 and 17 in float64 for the root of
+    a rounded matrix, 14 and 30 for an S that was itself given.
 
     Args:
         of_rounded_matrix: whether S is the root of a matrix known to rounding, so that its own

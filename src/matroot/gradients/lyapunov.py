@@ -24,9 +24,9 @@ class Lyapunov(ImplicitRule):
             for ``Pade(order=5)`` and not for an exact root at condition numbers above 1e2.
 
     Note:
-        Products: 1 + 3 a doubling (19 to 22 in float32 at condition number 1e2, 22 to 25 at 1e4) and
-        two Cholesky inverses; 6·steps by the sign function; 2 more for the inverse root; some 26
-        more where A may be singular. Keeps the roots for the backward pass.
+        Products: 1 + 3 a doubling (19 to 22 in float32 at condition number 1e2, 22 to 25 at 1e4)
+        and two Cholesky inverses; 6·steps by the sign function; 2 more for the inverse root; some
+        26 more where A may be singular. Keeps the roots for the backward pass.
     """
 
     steps: int | None = None
