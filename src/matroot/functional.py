@@ -227,11 +227,7 @@ def _roots(
         plan = replace(plan, rule=Unrolled())  # Nothing to attach, nothing to keep.
     with autodiff.no_autocast(a):
         x = a.to(checks.computing_dtype(a.dtype))
-        if isinstance(plan.rule, ExplicitRule):
-            function = _Root if torch.compiler.is_compiling() else _ForwardRoot
-            outputs = function.apply(plan, x)
-        else:
-            outputs = _evaluate(plan, x)
+        outputs = _apply(plan, x) if isinstance(plan.rule, ExplicitRule) else _evaluate(plan, x)
         if check:
             checks.raise_if_bad("a", outputs[0], a.dtype)
         roots = outputs[1 : 1 + plan.kept]
@@ -317,6 +313,13 @@ def _evaluate(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
     return (status.reshape(batch), *roots, *rest)
 
 
+def _apply(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
+    """``_evaluate`` with the derivative of the plan's ExplicitRule attached."""
+    function = _Root if torch.compiler.is_compiling() else _ForwardRoot
+    outputs: tuple[Tensor, ...] = function.apply(plan, x)
+    return outputs
+
+
 class _Root(torch.autograd.Function):
     """The roots of A with the derivative of an ExplicitRule."""
 
@@ -349,8 +352,7 @@ class _Root(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[None, int], plan: _Plan, x: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        function = _Root if torch.compiler.is_compiling() else _ForwardRoot
-        outputs = function.apply(plan, x.movedim(in_dims[1], 0))
+        outputs = _apply(plan, x.movedim(in_dims[1], 0))
         return outputs, (0,) * len(outputs)
 
 

@@ -123,7 +123,7 @@ class BySign(Solver):
         s = spd.times_power_of_two(s, -k)
         if constants:
             norm = spd.times_power_of_two(constants[0][:, None, None], -k)
-            norm = torch.where(norm > 0, norm, 1.0)
+            norm = spd.positive_or_one(norm)
         else:
             norm = spd.norm_or_one(s)
         b, c = s / norm, r / norm
@@ -181,9 +181,8 @@ class BySmith(Solver):
         w = identity - 2.0 * mu * inverse
         x = 2.0 * mu * ops.matmul(ops.matmul(inverse, r), inverse)
         needed = _doublings(s.dtype, low / high).flatten()
-        most = int(_doublings(s.dtype, torch.tensor(share)))
-        if checks.host_reads_are_free(s):
-            most = int(needed.max())
+        free = checks.host_reads_are_free(s)
+        most = int(needed.max() if free else _doublings(s.dtype, torch.tensor(share)))
         for step in range(most):
             # Matrices that are done stand still, so that none feels how long others take.
             active = (needed > step)[:, None, None]
@@ -213,8 +212,7 @@ def _bounds(s: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
     s_min ≥ 1/‖S⁻¹‖_F by Cholesky; where that is below ``share`` of s_max, or there is no factor,
     the share itself.
     """
-    high = spd.upper_bound(s)
-    high = torch.where(high > 0, high, torch.ones_like(high))
+    high = spd.positive_or_one(spd.upper_bound(s))
     inverse, success = spd.inverse_by_cholesky(s)
     found = spd.frobenius_norm(inverse).reciprocal()
     floor = share * high
@@ -257,7 +255,7 @@ def _null_projector(s: Tensor, share: float, ops: Backend) -> Tensor:
     fourth = ops.matmul(square, square)
     # (Σ s⁸/Σ s⁴)^{1/4} ≤ s_max: a bound from above would call regular eigenvalues null.
     ratio = spd.frobenius_norm(fourth) / spd.norm_or_one(square)
-    tau = share * torch.where(ratio > 0, ratio.sqrt(), 1.0)
+    tau = share * spd.positive_or_one(ratio.sqrt())
     inverse, _ = spd.inverse_by_cholesky(s + tau * identity)
     v = identity - 2.0 * tau * inverse
     for _ in range(12):

@@ -66,10 +66,9 @@ def definiteness(
         indefinite = smallest < -below * largest
         singular = smallest <= above * largest
     else:
-        shift = below * _positive(spd.upper_bound(a)) * spd.identity_like(a)
+        shift = below * spd.positive_or_one(spd.upper_bound(a)) * spd.identity_like(a)
         # In half precision n·u may exceed 1, and a shift by it hide a negative matrix.
-        trace = a.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-        indefinite = ~spd.factorises(a + shift) | ((trace <= 0) & (spd.max_abs(a) > 0))
+        indefinite = ~spd.factorises(a + shift) | ((spd.trace(a) <= 0) & (spd.max_abs(a) > 0))
         singular = indefinite
         if inverse:
             singular = (spd.smallest_at_most(a) <= above * spd.largest_at_least(a)).flatten()
@@ -84,7 +83,7 @@ def without_rounded_negatives(a: Tensor, dtype: torch.dtype) -> Tensor:
     approximation of the root is nonsense on them. Only matrices that need it change.
     """
     seen = a.detach()
-    shift = a.shape[-1] * spd.real_eps(a.dtype) * _positive(spd.upper_bound(seen))
+    shift = a.shape[-1] * spd.real_eps(a.dtype) * spd.positive_or_one(spd.upper_bound(seen))
     negative = ~spd.factorises(seen + shift * spd.identity_like(a))
     if checks.host_reads_are_free(a) and not negative.any():
         return a
@@ -93,8 +92,3 @@ def without_rounded_negatives(a: Tensor, dtype: torch.dtype) -> Tensor:
     # A negative matrix stays as it is, to be found indefinite.
     rounded = negative & (values[:, 0] >= -a.shape[-1] * spd.real_eps(dtype) * values[:, -1])
     return a + torch.where(rounded[:, None, None], spd.hermitian_part(clipped) - seen, 0.0)
-
-
-def _positive(bound: Tensor) -> Tensor:
-    """The bound, or 1 (the scale of a normalised matrix) where it is not above zero."""
-    return torch.where(bound > 0, bound, 1.0)

@@ -42,8 +42,17 @@ def frobenius_norm(a: Tensor) -> Tensor:
 
 def norm_or_one(a: Tensor) -> Tensor:
     """‖A‖_F, or 1 where A = 0, shape (..., 1, 1): a divisor that is safe and keeps the scale."""
-    norm = frobenius_norm(a)
-    return torch.where(norm > 0, norm, torch.ones_like(norm))
+    return positive_or_one(frobenius_norm(a))
+
+
+def positive_or_one(x: Tensor) -> Tensor:
+    """The number where it is above zero, else 1: a divisor or scale that is safe at A = 0."""
+    return torch.where(x > 0, x, 1.0)
+
+
+def trace(a: Tensor) -> Tensor:
+    """The real trace of Hermitian matrices, shape (...)."""
+    return a.diagonal(dim1=-2, dim2=-1).real.sum(-1)
 
 
 def exponent(a: Tensor, at_least: float = 0.0) -> Tensor:
@@ -87,7 +96,7 @@ def upper_bound(a: Tensor) -> Tensor:
     n = a.shape[-1]
     frobenius = frobenius_norm(a)
     rows = a.abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
-    mean = a.diagonal(dim1=-2, dim2=-1).real.mean(-1)[..., None, None]
+    mean = trace(a)[..., None, None] / n
     spread = ((n - 1) * (frobenius.square() / n - mean.square()).clamp(min=0)).sqrt()
     bound = torch.minimum(torch.minimum(frobenius, rows), mean + spread)
     return bound * (1 + (8 + n) * real_eps(a.dtype))
@@ -98,11 +107,8 @@ def largest_at_least(a: Tensor) -> Tensor:
 
     Exact for projectors and matrices of rank one; 0 where the trace is not positive.
     """
-    trace = a.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None]
-    positive = trace > 0
-    return torch.where(
-        positive, frobenius_norm(a).square() / torch.where(positive, trace, 1.0), 0.0
-    )
+    total = trace(a)[..., None, None]
+    return torch.where(total > 0, frobenius_norm(a).square() / positive_or_one(total), 0.0)
 
 
 def smallest_at_most(a: Tensor) -> Tensor:

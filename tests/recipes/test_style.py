@@ -244,7 +244,7 @@ def test_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_arguments_out_of_range(argument: str, value: float) -> None:
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     with pytest.raises(ValueError, match=f"{argument} must .*got {value}"):
-        recipe.stylize(image, image, **{argument: value})  # type: ignore[arg-type]
+        recipe.stylize(image, image, **{argument: value})
 
 
 def test_images_of_the_wrong_kind() -> None:

@@ -131,8 +131,7 @@ class Minimax(Method):
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
-        bound = spd.upper_bound(a)
-        bound = torch.where(bound > 0, bound, 1.0)
+        bound = spd.positive_or_one(spd.upper_bound(a))
         y, identity = a / bound, spd.identity_like(a)
         index = self._index(a.detach(), bound.detach().flatten())
         table: Tensor = schedules(self.step_degree)
@@ -143,7 +142,7 @@ class Minimax(Method):
         needed = (1 + (schedule[..., 3] > tol).sum(-1)).clamp(max=most)
         if checks.host_reads_are_free(a):
             most = int(needed.max())
-        trace = y.diagonal(dim1=-2, dim2=-1).real.sum(-1).detach()
+        trace = spd.trace(y.detach())
         z = identity.expand_as(a)
         for step in range(most):
             p = ops.matmul(z, y) if step else y

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from matroot import checks, spd
@@ -47,8 +46,8 @@ class NewtonSchulz(Method):
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
         c = self._normalizer(a)
-        y = a / torch.where(c > 0, c, torch.ones_like(c))
-        trace = y.diagonal(dim1=-2, dim2=-1).real.sum(-1).detach()
+        y = a / spd.positive_or_one(c)
+        trace = spd.trace(y.detach())
         identity = spd.identity_like(a)
         t = 1.5 * identity - 0.5 * y
         z = t  # From Z = I the first step needs no product for Z or ZY.
@@ -61,16 +60,15 @@ class NewtonSchulz(Method):
                 z = ops.matmul(t, z)
             if not (last and root == "inv_sqrt"):
                 y = ops.matmul(y, t)
-        diverged = grown(y.detach(), z.detach(), trace, root)
         return Solution(
             y * c.sqrt() if root != "inv_sqrt" else None,
             z / c.sqrt() if root != "sqrt" else None,
             steps=self.steps,
-            diverged=diverged,
+            diverged=grown(y.detach(), z.detach(), trace, root),
         )
 
     def _normalizer(self, a: Tensor) -> Tensor:
         if self.normalize == "frobenius":
             return spd.frobenius_norm(a)
         # A slightly negative trace belongs to a zero matrix up to rounding, or to no SPD matrix.
-        return a.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None].clamp(min=0)
+        return spd.trace(a)[..., None, None].clamp(min=0)
