@@ -285,7 +285,9 @@ def _evaluate(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
     solution = plan.method.solve(a, plan.solved, plan.ops)
     seen = None if solution.eigenvalues is None else solution.eigenvalues.detach()
     inverse = plan.root != "sqrt" and plan.singular == "raise"
-    found = normalize.definiteness(a.detach(), plan.input_dtype, inverse=inverse, eigenvalues=seen)
+    found = normalize.definiteness(
+        a.detach(), plan.input_dtype, inverse=inverse, eigenvalues=seen, bounds=solution.bounds
+    )
     status = torch.maximum(status, found)
     if solution.diverged is not None:
         status = torch.where(solution.diverged & (status == Status.OK), Status.DIVERGED, status)

@@ -44,7 +44,12 @@ def normalized(a: Tensor, dtype: torch.dtype, eps: float = 0.0) -> tuple[Tensor,
 
 
 def definiteness(
-    a: Tensor, dtype: torch.dtype, *, inverse: bool, eigenvalues: Tensor | None = None
+    a: Tensor,
+    dtype: torch.dtype,
+    *,
+    inverse: bool,
+    eigenvalues: Tensor | None = None,
+    bounds: spd.Bounds | None = None,
 ) -> Tensor:
     """The Status, OK, INDEFINITE or SINGULAR, of Hermitian matrices of norm about 1, shape (b,).
 
@@ -58,6 +63,7 @@ def definiteness(
         dtype: the dtype the user gave.
         inverse: whether the inverse root is wanted.
         eigenvalues: shape (b, n), where a method has found them.
+        bounds: where a method has found them.
     """
     below = a.shape[-1] * spd.real_eps(dtype)
     above = spd.NULL_UNITS * spd.real_eps(a.dtype)
@@ -66,12 +72,18 @@ def definiteness(
         indefinite = smallest < -below * largest
         singular = smallest <= above * largest
     else:
-        shift = below * spd.positive_or_one(spd.upper_bound(a)) * spd.identity_like(a)
-        # In half precision n·u may exceed 1, and a shift by it hide a negative matrix.
-        indefinite = ~spd.factorises(a + shift) | ((spd.trace(a) <= 0) & (spd.max_abs(a) > 0))
+        if bounds is None and inverse:
+            bounds = spd.bounds(a)
+        if bounds is not None and checks.host_reads_are_free(a) and (bounds.low > 0).all():
+            indefinite = torch.zeros_like(bounds.low, dtype=torch.bool)
+        else:
+            shift = below * spd.positive_or_one(spd.upper_bound(a)) * spd.identity_like(a)
+            # In half precision n·u may exceed 1, and a shift by it hide a negative matrix.
+            indefinite = ~spd.factorises(a + shift)
+            indefinite |= (spd.trace(a) <= 0) & (spd.max_abs(a) > 0)
         singular = indefinite
-        if inverse:
-            singular = (spd.smallest_at_most(a) <= above * spd.largest_at_least(a)).flatten()
+        if inverse and bounds is not None:
+            singular = bounds.low_at_most <= above * spd.largest_at_least(a).flatten()
     ok = torch.where(singular, Status.SINGULAR, Status.OK) if inverse else Status.OK
     return torch.where(indefinite, Status.INDEFINITE, ok)
 

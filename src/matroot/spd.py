@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -111,27 +113,61 @@ def largest_at_least(a: Tensor) -> Tensor:
     return torch.where(total > 0, frobenius_norm(a).square() / positive_or_one(total), 0.0)
 
 
-def smallest_at_most(a: Tensor) -> Tensor:
-    """An upper bound of λ_min of positive definite matrices, tr A⁻¹/‖A⁻¹‖_F², shape (..., 1, 1).
-
-    0 where A has no Cholesky factor. Within a factor 2 of λ_min in practice.
-    """
-    inverse, success = inverse_by_cholesky(a)
-    largest = largest_at_least(inverse)
-    # Where A is as good as singular its inverse overflows and the quotient is not a number.
-    found = success[..., None, None] & largest.isfinite() & (largest > 0)
-    return torch.where(found, 1 / torch.where(found, largest, 1.0), 0.0)
-
-
 def inverse_by_cholesky(a: Tensor) -> tuple[Tensor, Tensor]:
     """A⁻¹ of positive definite matrices and whether A has a Cholesky factor, no host sync.
 
-    The identity stands in where there is none: the inverse of a failed factor raises for the batch.
+    The identity stands in where there is none. By a triangular solve and a product, since
+    torch.cholesky_inverse synchronises to look for errors and is slower on a batch.
     """
     factor, info = torch.linalg.cholesky_ex(a)
     success = info == 0
-    factor = torch.where(success[..., None, None], factor, identity_like(a))
-    return torch.cholesky_inverse(factor), success
+    identity = identity_like(a)
+    factor = torch.where(success[..., None, None], factor, identity)
+    inverse_factor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return inverse_factor.mH @ inverse_factor, success
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is known of the spectrum of Hermitian matrices, each of shape (b,).
+
+    Attributes:
+        low: at most λ_min, by Cholesky; 0 where there is no factor.
+        low_at_most: at least λ_min, within a factor 2 in practice; 0 where there is no factor.
+        high: at least λ_max.
+    """
+
+    low: Tensor
+    low_at_most: Tensor
+    high: Tensor
+
+
+def bounds(a: Tensor, square: Tensor | None = None) -> Bounds:
+    """Rigorous bounds of the spectrum, by one Cholesky factorisation and the inverse.
+
+    λ_max ≤ ``upper_bound`` of A, or the root of that of A², which is tighter; λ_min ≥
+    1/``upper_bound(A⁻¹)`` and λ_min ≤ tr A⁻¹/‖A⁻¹‖_F².
+
+    Args:
+        a: shape (b, n, n).
+        square: A², where it is at hand.
+    """
+    high = upper_bound(a)
+    if square is not None:
+        high = torch.minimum(high, upper_bound(square).sqrt())
+    inverse, success = inverse_by_cholesky(a)
+    most, least = upper_bound(inverse), largest_at_least(inverse)
+    # Where A is as good as singular its inverse overflows and the quotients are no numbers.
+    found = success[..., None, None] & most.isfinite() & least.isfinite() & (least > 0)
+    low = torch.where(found, 1 / torch.where(found, most, 1.0), 0.0)
+    low_at_most = torch.where(found, 1 / torch.where(found, least, 1.0), 0.0)
+    return Bounds(low.flatten(), low_at_most.flatten(), high.flatten())
+
+
+def add_to_diagonal_(a: Tensor, d: Tensor | float) -> Tensor:
+    """A + d I for d of shape (b, 1) or a number, in place: A must be the caller's own."""
+    a.diagonal(dim1=-2, dim2=-1).add_(d)
+    return a
 
 
 def identity_like(a: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from matroot.backends.backend import Backend
 from matroot.backends.torch_ops import TORCH
 
-__all__ = ["TORCH", "Backend", "select"]
+__all__ = ["TORCH", "Backend", "reasons", "select"]
 
 # In the order of preference of "auto"; the last one takes everything.
 _BACKENDS = {backend.name: backend for backend in (TORCH,)}
@@ -28,3 +28,9 @@ def select(name: str, a: Tensor) -> Backend:
     if reason is not None:
         raise ValueError(f"backend {name!r} cannot run this: {reason}")
     return _BACKENDS[name]
+
+
+def reasons(a: Tensor) -> dict[str, str]:
+    """Every known backend, with ``"takes it"`` or the reason why it declines ``a``."""
+    found = {name: backend.declines(a) for name, backend in _BACKENDS.items()}
+    return {name: "takes it" if why is None else f"declines: {why}" for name, why in found.items()}

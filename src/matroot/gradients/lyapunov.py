@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from matroot import checks, spd
@@ -18,13 +19,14 @@ class Lyapunov(ImplicitRule):
     """Implicit gradient by the Lyapunov equation, without eigenvectors.
 
     Args:
-        steps: None solves to the rounding of the dtype, by the squared Smith iteration; a number
-            takes so many Newton–Schulz steps of the matrix sign function, as the paper does
-            with 8. Eight steps settle eigenvalues of S above some 0.1 √‖A‖_F, which is all of them
-            for ``Pade(order=5)`` and not for an exact root at condition numbers above 1e2.
+        steps: None solves to the rounding of the dtype, by two shifts of the alternating-direction
+            iteration and Smith's squaring; a number takes so many Newton–Schulz steps of the matrix
+            sign function, as the paper does with 8. Eight steps settle eigenvalues of S above some
+            0.1 √‖A‖_F, which is all of them for ``Pade(order=5)`` and not for an exact root at
+            condition numbers above 1e2.
 
     Note:
-        Products: 1 + 3 a doubling (19 to 22 in float32 at condition number 1e2, 22 to 25 at 1e4)
+        Products: 3 + 3 a doubling (12 in float32 at a condition number of A of 1e2, 15 at 1e4)
         and two Cholesky inverses; 6·steps by the sign function; 2 more for the inverse root; some
         26 more where A may be singular. Keeps the roots for the backward pass.
     """
@@ -39,10 +41,19 @@ class Lyapunov(ImplicitRule):
     def prepare(
         self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
     ) -> tuple[Tensor, ...]:
-        """√‖A‖_F for the published steps; see ExplicitRule.prepare."""
-        if self.steps is None:
+        """√‖A‖_F for the published steps, else bounds of the spectrum of S, if they are known.
+
+        See ExplicitRule.prepare.
+        """
+        if self.steps is not None:
+            return (spd.frobenius_norm(a).flatten().sqrt() * scale,)
+        known = solution.bounds
+        if known is None:
             return ()
-        return (spd.frobenius_norm(a).flatten().sqrt() * scale,)
+        null = 2 * spd.NULL_UNITS * spd.real_eps(a.dtype) * spd.largest_at_least(a).flatten()
+        # 0.9: S is the root of A to rounding only.
+        low = torch.where(known.low_at_most <= null, 0.0, 0.9 * known.low)
+        return (torch.stack([low, known.high], -1).sqrt() * scale[:, None],)
 
     @property
     def solver(self) -> Solver:

@@ -18,6 +18,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from matroot import checks, spd
 from matroot.backends import Backend
@@ -44,7 +46,7 @@ def best_quintic(low: Tensor) -> tuple[Tensor, Tensor]:
     flat = low > 0.99
     left = torch.where(flat, 0.5, low)
     inner = torch.stack([(3 * left + 1) / 4, (left + 3) / 4], -1)
-    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=low.dtype).expand(*low.shape, 4)
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0]).to(low).expand(*low.shape, 4)
     for _ in range(12):
         t = torch.cat([left[..., None], inner, torch.ones_like(left)[..., None]], -1)
         system = torch.stack([t, t**3, t**5, signs], -1)
@@ -53,23 +55,25 @@ def best_quintic(low: Tensor) -> tuple[Tensor, Tensor]:
         root = (9 * b.square() - 20 * a * c).clamp(min=0).sqrt()
         squares = torch.stack([(-3 * b - root) / (10 * c), (-3 * b + root) / (10 * c)], -1)
         inner = squares.clamp(min=0).sqrt()
-    newton = torch.tensor([1.875, -1.25, 0.375], dtype=low.dtype)
+    newton = torch.tensor([1.875, -1.25, 0.375]).to(low)
     coefficients = torch.where(flat[..., None], newton, solution[..., :3])
     return coefficients, torch.where(flat, (1 - low.square()) ** 3, solution[..., 3].abs())
 
 
-_OCTAVE = 64  # Schedules are tabulated for c/λ_min = 2^(i/64) …
+_OCTAVE = 16  # Schedules are tabulated for c/λ_min = 2^(i/16) …
 _OCTAVES = 52  # … up to the rounding of float64,
 _STEPS = {3: 40, 5: 16}  # which takes so many steps.
 
 
-def schedules(step_degree: int) -> Tensor:
+def schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The best steps for every interval: a, b, c of h(s) = a + b s + c s² and the error after it.
 
     Returns:
-        Shape (grid, steps, 4), float64.
+        Shape (grid, steps, 4), made once for a dtype and device.
     """
-    return _schedules(step_degree)
+    # Shields the cached table from the modes of whoever asks first: it must be an ordinary tensor.
+    with torch.inference_mode(False), _disable_current_modes():
+        return _schedules(step_degree, dtype, device)
 
 
 # What torch.compiler.assume_constant_result does, less the import of the compiler: the table is
@@ -77,19 +81,20 @@ def schedules(step_degree: int) -> Tensor:
 schedules._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@lru_cache(maxsize=2)
-def _schedules(step_degree: int) -> Tensor:
+@lru_cache
+def _schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     best = best_cubic if step_degree == 3 else best_quintic
-    grid = torch.arange(_OCTAVES * _OCTAVE + 1, dtype=torch.float64)
+    grid = torch.arange(_OCTAVES * _OCTAVE + 1, dtype=torch.float64, device="cpu")
     low, high = torch.exp2(-grid / (2 * _OCTAVE)), torch.ones_like(grid)
+    powers = torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64, device="cpu")
     coefficients, errors = [], []
     for _ in range(_STEPS[step_degree]):
         p, error = best(low / high)
-        scale = high[:, None] ** torch.tensor([1.0, 3.0, 5.0], dtype=p.dtype)
-        coefficients.append(p / scale)
+        coefficients.append(p / high[:, None] ** powers)
         errors.append(error)
         low, high = 1 - error, 1 + error
-    return torch.cat([torch.stack(coefficients, 1), torch.stack(errors, 1)[..., None]], -1)
+    table = torch.cat([torch.stack(coefficients, 1), torch.stack(errors, 1)[..., None]], -1)
+    return table.to(device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -97,20 +102,25 @@ class Minimax(Method):
     """Coupled minimax iteration: products only, accurate to the dtype at any condition number.
 
     The interval of the steps is found for each matrix: c is a rigorous upper bound of λ_max, and
-    λ_min is bounded below by ‖A⁻¹‖_F⁻¹ from a Cholesky factorisation; where there is none (A is
-    singular to rounding) eigenvalues below n·e·c are shrunk in the root, e the rounding unit.
+    λ_min is bounded below by a Cholesky factorisation; where there is none (A is singular to
+    rounding) eigenvalues below n·e·c are shrunk in the root, e the rounding unit.
+
+    What a single-precision root gets wrong it gets wrong in the first step, where Y₁ = A Z₁ is
+    rounded while the small eigenvalues of Y₁ are still small; later steps keep Y = A Z far better.
+    So on a CPU that one product is made in double precision.
 
     Args:
         tol: relative error that the schedule aims at; None is 2 units of rounding.
         max_cond: a promise that λ_max/λ_min is not larger, which saves finding the bound. Beyond
-            it eigenvalues are shrunk in the root and capped in the inverse.
+            it eigenvalues are shrunk in the root and capped in the inverse, and ``converged`` of
+            ``sqrtm_ex`` is False.
         max_steps: at most so many steps; None is as many as ``tol`` needs.
         step_degree: 5 (4 products a step) or 3 (3 products).
 
     Note:
         Products for both roots with ``step_degree=5`` and ``tol=1e-6``: 14, 22, 26 up to c/λ_min of
-        5e2, 1.7e5, 3e6. Finding the bound costs a Cholesky factorisation and an inverse, half a
-        product.
+        5e2, 1.7e5, 3e6; one less for one root. Finding the bound costs a Cholesky factorisation,
+        a triangular solve and a product.
     """
 
     tol: float | None = None
@@ -131,56 +141,90 @@ class Minimax(Method):
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
-        bound = spd.positive_or_one(spd.upper_bound(a))
-        y, identity = a / bound, spd.identity_like(a)
-        index = self._index(a.detach(), bound.detach().flatten())
-        table: Tensor = schedules(self.step_degree)
-        most = min(self.max_steps or table.shape[1], table.shape[1])
-        schedule = table.to(a.device)[index]
-        coefficients = schedule.to(spd.real_dtype(a.dtype))[..., :3, None, None]
+        seen, square = a.detach(), ops.matmul(a, a)
+        bounds, high, low = self._interval(seen, square.detach())
+        schedule = self._schedule(seen, high / low)
         tol = 2 * spd.real_eps(a.dtype) if self.tol is None else self.tol
-        needed = (1 + (schedule[..., 3] > tol).sum(-1)).clamp(max=most)
+        wanted = 1 + (schedule[..., 3] > tol).sum(-1)
+        always, most = 1, min(self.max_steps or schedule.shape[1], schedule.shape[1])
+        needed = wanted.clamp(max=most)
         if checks.host_reads_are_free(a):
-            most = int(needed.max())
-        trace = spd.trace(y.detach())
-        z = identity.expand_as(a)
-        for step in range(most):
-            p = ops.matmul(z, y) if step else y
-            h = self._polynomial(p, coefficients[:, step], identity, ops)
-            # Matrices that are done stand still, so that none feels how long others take.
-            active = (needed > step)[:, None, None]
-            last = step == most - 1
-            new_z = (ops.matmul(h, z) if step else h) if not (last and root == "sqrt") else z
-            new_y = ops.matmul(y, h) if not (last and root == "inv_sqrt") else y
-            y, z = torch.where(active, new_y, y), torch.where(active, new_z, z)
-        # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
-        left = schedule.gather(1, (needed - 1)[:, None, None].expand(-1, 1, 4))[:, 0, 3]
-        trace = trace * (1 + left.to(trace.dtype)).square()
-        scale = bound.sqrt()
+            always, most = int(needed.min()), int(needed.max())
+
+        # h of P = Z Y/c takes the division by c, so that A is not rounded before the first product.
+        c = high[:, None, None]
+        h = (schedule[..., :3] / torch.cat([torch.ones_like(c), c, c.square()], -1))[..., None]
+        z = spd.add_to_diagonal_(h[:, 0, 1, None] * a + h[:, 0, 2, None] * square, h[:, 0, 0])
+        y = _product_in_double(a, z, ops)
+        # How far P is from I before the last step, where the steps rest on a promise.
+        deviation = spd.frobenius_norm(spd.add_to_diagonal_(seen / c, -1.0)).flatten()
+        for step in range(1, most):
+            p = ops.matmul(z, y)
+            if self.max_cond is not None:
+                norm = spd.frobenius_norm(spd.add_to_diagonal_(p.detach() / c, -1.0)).flatten()
+                deviation = torch.where(needed == step + 1, norm, deviation)
+            # D = H − I instead of H: what a step adds gets small, and its rounding with it.
+            d = h[:, step, 1, None] * p
+            if self.step_degree == 5:
+                q = spd.add_to_diagonal_(h[:, step, 2, None] * p, h[:, step, 1])
+                d = ops.matmul(p, q)
+            d = spd.add_to_diagonal_(d, h[:, step, 0] - 1)
+            final = step == most - 1
+            new_z = z if final and root == "sqrt" else ops.addmm(z, d, z)
+            new_y = y if final and root == "inv_sqrt" else ops.addmm(y, y, d)
+            if step >= always:
+                # Matrices that are done stand still, so that none feels how long others take.
+                active = (needed > step)[:, None, None]
+                new_y, new_z = torch.where(active, new_y, y), torch.where(active, new_z, z)
+            y, z = new_y, new_z
+
+        left = schedule[..., 3].gather(1, (needed - 1)[:, None])[:, 0]
+        converged = needed == wanted
+        if self.max_cond is not None:
+            before = schedule[..., 3].gather(1, (needed - 2).clamp(min=0)[:, None])[:, 0]
+            before = torch.where(needed > 1, 2.1 * before, 1 - low / high)
+            slack = 10 * spd.real_eps(a.dtype) * (high / low).sqrt()
+            converged &= deviation <= a.shape[-1] ** 0.5 * (before + slack)
+        diverged = None
+        if not (bounds and checks.host_reads_are_free(a) and (bounds.low > 0).all()):
+            # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
+            trace = spd.trace(seen) / high * (1 + left).square()
+            diverged = grown(y.detach() / c, z.detach(), trace, root)
+        scale = c.sqrt()
         return Solution(
-            y * scale if root != "inv_sqrt" else None,
+            y / scale if root != "inv_sqrt" else None,
             z / scale if root != "sqrt" else None,
-            steps=most,
-            diverged=grown(y.detach(), z.detach(), trace, root),
+            steps=needed,
+            bounds=bounds,
+            converged=converged,
+            diverged=diverged,
         )
 
-    def _polynomial(self, p: Tensor, abc: Tensor, identity: Tensor, ops: Backend) -> Tensor:
-        """H = a I + b P (+ c P²) with a, b, c of each matrix, abc of shape (b, 3, 1, 1)."""
-        if self.step_degree == 3:
-            return abc[:, 0] * identity + abc[:, 1] * p
-        return ops.addmm(abc[:, 0] * identity, p, abc[:, 1] * identity + abc[:, 2] * p)
-
-    def _index(self, a: Tensor, bound: Tensor) -> Tensor:
-        """The row of the schedule for each matrix: c/λ_min, rounded up to the grid."""
-        eps = spd.real_eps(a.dtype)
+    def _interval(self, a: Tensor, square: Tensor) -> tuple[spd.Bounds | None, Tensor, Tensor]:
+        """What is known of the spectrum, and c and the least eigenvalue to design the steps for."""
         if self.max_cond is not None:
+            high = torch.minimum(spd.upper_bound(a), spd.upper_bound(square).sqrt()).flatten()
+            high = spd.positive_or_one(high)
             low = spd.largest_at_least(a).flatten() / self.max_cond
-        else:
-            inverse, definite = spd.inverse_by_cholesky(a)
-            low = spd.frobenius_norm(inverse).flatten().reciprocal()
-            # Designing a singular matrix for more would let rounding's negative eigenvalues grow.
-            floor = torch.where(definite, spd.NULL_UNITS, max(a.shape[-1], spd.NULL_UNITS))
-            floor = floor * eps * bound
-            low = torch.where(definite & (low > floor), low, floor)
-        ratio = (bound / low).clamp(min=1, max=2.0**_OCTAVES)
-        return (ratio.log2() * _OCTAVE).ceil().long()
+            return None, high, torch.where(low > 0, low, high).minimum(high)
+        bounds = spd.bounds(a, square)
+        high = spd.positive_or_one(bounds.high)
+        # Designing a singular matrix for more would let rounding's negative eigenvalues grow.
+        units = torch.where(bounds.low > 0, spd.NULL_UNITS, max(a.shape[-1], spd.NULL_UNITS))
+        return bounds, high, torch.maximum(bounds.low, units * spd.real_eps(a.dtype) * high)
+
+    def _schedule(self, a: Tensor, ratio: Tensor) -> Tensor:
+        """The steps for c/λ_min of each matrix, rounded up to the grid, shape (b, steps, 4)."""
+        table = schedules(self.step_degree, spd.real_dtype(a.dtype), a.device)
+        if isinstance(a, FakeTensor):
+            # The one way to bring an ordinary tensor among those without values.
+            table = torch.ops.aten.lift_fresh_copy.default(table)
+        return table[(ratio.clamp(1, 2.0**_OCTAVES).log2() * _OCTAVE).ceil().long()]
+
+
+def _product_in_double(a: Tensor, b: Tensor, ops: Backend) -> Tensor:
+    """AB in double precision, rounded once, where the device has it at speed: on a CPU."""
+    if a.device.type != "cpu" or spd.real_dtype(a.dtype) == torch.float64:
+        return ops.matmul(a, b)
+    double = torch.complex128 if a.is_complex() else torch.float64
+    return ops.matmul(a.to(double), b.to(double)).to(a.dtype)

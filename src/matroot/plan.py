@@ -1,0 +1,179 @@
+"""What a call runs: names to objects, ``"auto"`` decided by fixed rules, combinations checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from matroot import checks
+from matroot.backends import Backend, reasons, select
+from matroot.gradients import GRADIENTS, ExplicitRule, GradientRule, Lyapunov, Roots, Spectral
+from matroot.methods import METHODS, Eigh, Method, Minimax
+from matroot.registry import name_of
+from matroot.solution import Root
+
+Singular = Literal["raise", "pinv"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about one call but the numbers."""
+
+    root: Root
+    eps: float
+    method: Method
+    rule: GradientRule
+    ops: Backend
+    singular: Singular
+    input_dtype: torch.dtype
+
+    @property
+    def solved(self) -> Root:
+        """The roots to compute: an implicit derivative of the inverse root needs the root too."""
+        implicit = isinstance(self.rule, ExplicitRule) and self.rule.needs_sqrt
+        return "both" if self.root == "inv_sqrt" and implicit else self.root
+
+    @property
+    def kept(self) -> int:
+        """How many roots are computed."""
+        return 2 if self.solved == "both" else 1
+
+    def roots(self, saved: tuple[Tensor, ...]) -> Roots:
+        """What the forward pass saved, by name."""
+        return Roots(
+            sqrt=None if self.solved == "inv_sqrt" else saved[0],
+            inv_sqrt=None if self.solved == "sqrt" else saved[self.kept - 1],
+            constants=tuple(saved[self.kept :]),
+            pseudo=self.singular == "pinv",
+        )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call would run, and why; ``print`` it, or read the fields.
+
+    Attributes:
+        method: the forward method.
+        gradient: the backward rule.
+        backend: the name of the backend.
+        dtype: what it computes in.
+        reasons: a sentence for each of them.
+    """
+
+    method: Method
+    gradient: GradientRule
+    backend: str
+    dtype: torch.dtype
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The fields, one a line, then the reasons."""
+        lines = [
+            f"method    {self.method!r}",
+            f"gradient  {self.gradient!r}",
+            f"backend   {self.backend}",
+            f"dtype     {str(self.dtype).removeprefix('torch.')}",
+        ]
+        return "\n".join(lines + [f"- {reason}" for reason in self.reasons])
+
+
+def resolve(
+    root: Root,
+    a: Tensor,
+    eps: float,
+    method: str | Method,
+    gradient: str | GradientRule,
+    backend: str,
+    singular: Singular,
+) -> Plan:
+    """The plan of a call.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an unknown name, or things that do not go together.
+    """
+    checks.one_of("singular", singular, ("raise", "pinv"))
+    eps = checks.ridge(eps, a.dtype)
+    method = _method(a, singular)[0] if method == "auto" else METHODS.resolve(method)
+    rule = _gradient(method)[0] if gradient == "auto" else GRADIENTS.resolve(gradient)
+    if rule.needs_eigenpairs and not method.spectral:
+        raise ValueError(
+            f"gradient {name_of(rule)!r} needs the eigenpairs of a spectral method "
+            f"({', '.join(repr(m) for m in METHODS if METHODS[m].spectral)}), "
+            f"got method {name_of(method)!r}"
+        )
+    if singular == "pinv" and not method.spectral:
+        raise ValueError(f'singular="pinv" needs a spectral method, got {name_of(method)!r}')
+    return Plan(root, eps, method, rule, select(backend, a), singular, a.dtype)
+
+
+def explain(
+    a: Tensor,
+    *,
+    method: str | Method = "auto",
+    gradient: str | GradientRule = "auto",
+    backend: str = "auto",
+    singular: Singular = "raise",
+) -> Explanation:
+    """What ``sqrtm(a)`` and its kin would run, and why; nothing is computed.
+
+    The choice rests on device, dtype and size alone, never on the values or the batch: the digits
+    of a matrix must not depend on its company.
+
+    Args:
+        a: shape (..., n, n); see ``sqrtm``.
+        method: as it would be given to ``sqrtm``.
+        gradient: as it would be given to ``sqrtm``.
+        backend: as it would be given to ``sqrtm``.
+        singular: as it would be given to ``inv_sqrtm``.
+
+    Returns:
+        The choice, with a sentence for each part.
+
+    Raises:
+        TypeError: see ``sqrtm``.
+        ValueError: see ``sqrtm``.
+
+    Example:
+        >>> import torch, matroot
+        >>> print(matroot.explain(torch.eye(3, dtype=torch.float16)).dtype)
+        torch.float32
+    """
+    checks.square_matrices("a", a)
+    plan = resolve("sqrt", a, 0.0, method, gradient, backend, singular)
+    asked = "asked for"
+    dtype = checks.computing_dtype(a.dtype)
+    name = str(dtype).removeprefix("torch.")
+    return Explanation(
+        plan.method,
+        plan.rule,
+        plan.ops.name,
+        dtype,
+        (
+            f"{plan.method!r}: {_method(a, singular)[1] if method == 'auto' else asked}",
+            f"{plan.rule!r}: {_gradient(plan.method)[1] if gradient == 'auto' else asked}",
+            *(f"backend {other!r} {why}" for other, why in reasons(a).items()),
+            f"{name}: {'wider sums than half precision has' if dtype != a.dtype else 'as given'}",
+        ),
+    )
+
+
+def _method(a: Tensor, singular: Singular) -> tuple[Method, str]:
+    """The method that ``"auto"`` means, and why."""
+    if singular == "pinv":
+        return Eigh(), "the pseudo-inverse root needs eigenvalues"
+    if torch.compiler.is_exporting():
+        return Minimax(), "products only, which every exporter knows"
+    if a.device.type == "cpu":
+        return Eigh(), "on a CPU faster than some 25 products by PyTorch's operations"
+    return Minimax(), "products only; an eigendecomposition would wait for the device"
+
+
+def _gradient(method: Method) -> tuple[GradientRule, str]:
+    """The gradient rule that ``"auto"`` means, and why."""
+    if method.spectral:
+        return Spectral(), "the eigenpairs are there; finite where they repeat"
+    return Lyapunov(), "products only, and the bounds of the spectrum are there"
