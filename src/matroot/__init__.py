@@ -1,8 +1,19 @@
 """Square roots and inverse square roots of symmetric positive semi-definite matrices."""
 
 from matroot import gradients, methods
-from matroot.functional import inv_sqrtm, sqrtm, sqrtm_pair
+from matroot.functional import SqrtmResult, inv_sqrtm, sqrtm, sqrtm_ex, sqrtm_pair
 from matroot.lyapunov import solve_lyapunov
+from matroot.plan import explain
 
-__all__ = ["gradients", "inv_sqrtm", "methods", "solve_lyapunov", "sqrtm", "sqrtm_pair"]
+__all__ = [
+    "SqrtmResult",
+    "explain",
+    "gradients",
+    "inv_sqrtm",
+    "methods",
+    "solve_lyapunov",
+    "sqrtm",
+    "sqrtm_ex",
+    "sqrtm_pair",
+]
 __version__ = "0.1.0.dev0"

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from matroot import spd
+
 DTYPES = (
     torch.float16,
     torch.bfloat16,
@@ -42,8 +44,8 @@ class Status:
 _REASONS = {
     Status.DIVERGED: "too close to singular for this method, which diverged; take fewer steps or "
     "another method, or add a ridge with eps=",
-    Status.SINGULAR: "singular, so {they} no inverse root; add a ridge with eps=, or ask for the "
-    'pseudo-inverse root with singular="pinv"',
+    Status.SINGULAR: "singular ({rank}), so {they} no inverse root; add a ridge with eps=, or "
+    'ask for the pseudo-inverse root with singular="pinv"',
     Status.INDEFINITE: "indefinite: an eigenvalue lies below the rounding level of zero",
     Status.ASYMMETRIC: "not symmetric (Hermitian): the skew part is above {skew:g} of the norm",
     Status.NONFINITE: "not finite (NaN or infinity)",
@@ -165,13 +167,14 @@ def transforms_active() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
-def raise_if_bad(name: str, status: Tensor, dtype: torch.dtype) -> None:
+def raise_if_bad(name: str, status: Tensor, a: Tensor, eps: float = 0.0) -> None:
     """Raise LinAlgError if any matrix of the batch has a status other than OK.
 
     Args:
         name: the argument's name.
         status: shape (...), the Status of each matrix.
-        dtype: the input's dtype.
+        a: the argument, shape (..., n, n).
+        eps: the ridge that was added.
 
     Raises:
         torch.linalg.LinAlgError: with how many matrices are bad, the first few indices, and why.
@@ -182,7 +185,9 @@ def raise_if_bad(name: str, status: Tensor, dtype: torch.dtype) -> None:
     bad = status == worst
     total, many = status.numel(), int(bad.sum())
     reason = _REASONS[worst].format(
-        they="they have" if many > 1 else "it has", skew=max_skew(dtype)
+        they="they have" if many > 1 else "it has",
+        skew=max_skew(a.dtype),
+        rank=_rank(a.detach()[bad][0], eps) if worst == Status.SINGULAR else "",
     )
     if status.ndim == 0:
         raise torch.linalg.LinAlgError(f"{name} is {reason}")
@@ -192,3 +197,13 @@ def raise_if_bad(name: str, status: Tensor, dtype: torch.dtype) -> None:
     raise torch.linalg.LinAlgError(
         f"{many} of the {total} matrices in {name} {verb} {reason} (batch index {where})"
     )
+
+
+def _rank(a: Tensor, eps: float) -> str:
+    """The rank of one matrix to the rounding of its computing dtype, in words."""
+    double = torch.complex128 if a.is_complex() else torch.float64
+    values = torch.linalg.eigvalsh(spd.hermitian_part(a.to(double))) + eps
+    unit = spd.real_eps(computing_dtype(a.dtype))
+    rank = int((values > spd.NULL_UNITS * unit * values[-1]).sum())
+    ratio = float(values[0] / values[-1]) if values[-1] > 0 else 0.0
+    return f"rank {rank} of {len(values)}, λ_min/λ_max = {ratio:.1e}"

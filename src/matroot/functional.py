@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks, normalize, spd
-from matroot.backends import Backend, select
-from matroot.checks import Status
-from matroot.gradients import (
-    GRADIENTS,
-    ExplicitRule,
-    GradientRule,
-    Lyapunov,
-    Roots,
-    Spectral,
-    Unrolled,
-)
-from matroot.methods import METHODS, Eigh, Method
-from matroot.registry import name_of
+from matroot import attach, autodiff, checks, spd
+from matroot.gradients import ExplicitRule, GradientRule, Unrolled
+from matroot.methods import Method
+from matroot.plan import Plan, Singular, resolve
 from matroot.solution import Root
-
-Singular = Literal["raise", "pinv"]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Everything about one call but the numbers."""
-
-    root: Root
-    eps: float
-    method: Method
-    rule: GradientRule
-    ops: Backend
-    singular: Singular
-    input_dtype: torch.dtype
-
-    @property
-    def solved(self) -> Root:
-        """The roots to compute: an implicit derivative of the inverse root needs the root too."""
-        implicit = isinstance(self.rule, ExplicitRule) and self.rule.needs_sqrt
-        return "both" if self.root == "inv_sqrt" and implicit else self.root
-
-    @property
-    def kept(self) -> int:
-        """How many roots are computed."""
-        return 2 if self.solved == "both" else 1
-
-    def roots(self, saved: tuple[Tensor, ...]) -> Roots:
-        """What the forward pass saved, by name."""
-        return Roots(
-            sqrt=None if self.solved == "inv_sqrt" else saved[0],
-            inv_sqrt=None if self.solved == "sqrt" else saved[self.kept - 1],
-            constants=tuple(saved[self.kept :]),
-            pseudo=self.singular == "pinv",
-        )
 
 
 def sqrtm(
@@ -79,7 +33,7 @@ def sqrtm(
             Hermitian part is used; half precision is computed in float32.
         eps: ridge added to the diagonal, at least 0, in the units of ``a``.
         method: a name from ``matroot.methods.METHODS`` or an object such as ``Pade(order=5)``;
-            ``"auto"`` is ``Eigh()``.
+            ``"auto"`` is ``Eigh()`` on a CPU and ``Minimax()`` elsewhere; see ``explain``.
         gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` is
             ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
         backend: ``"auto"`` or ``"torch"``.
@@ -206,6 +160,121 @@ def sqrtm_pair(
     return sqrt, inv_sqrt
 
 
+class SqrtmResult(NamedTuple):
+    """What ``sqrtm_ex`` found, for matrices of shape (..., n, n); what was not asked for is None.
+
+    Attributes:
+        sqrt: S = (A + eps·I)^{1/2}, shape (..., n, n).
+        inv_sqrt: Z = (A + eps·I)^{-1/2}, shape (..., n, n).
+        residual: ‖S² − A‖_F/‖A‖_F (0 at A = 0), shape (...), real, no derivative.
+        inv_residual: ‖Z A Z − I‖_F/√n; for the pseudo-inverse root ‖P² − P‖_F/√n, P = Z A Z.
+        steps: steps, terms or shifts that the method took, shape (...), int64.
+        converged: whether the roots are as good as the dtype allows, shape (...), bool.
+    """
+
+    sqrt: Tensor | None
+    inv_sqrt: Tensor | None
+    residual: Tensor | None
+    inv_residual: Tensor | None
+    steps: Tensor
+    converged: Tensor
+
+
+def sqrtm_ex(
+    a: Tensor,
+    *,
+    root: Root = "sqrt",
+    eps: float = 0.0,
+    method: str | Method = "auto",
+    gradient: str | GradientRule = "auto",
+    backend: str = "auto",
+    singular: Singular = "raise",
+) -> SqrtmResult:
+    """The roots, and how good each of them is; never raises for a hard matrix.
+
+    A matrix that has no such root (see Raises of ``sqrtm``) comes back as NaN, with residuals NaN
+    and ``converged`` False, its neighbours intact. Nothing is read on the host.
+
+    Args:
+        a: shape (..., n, n); see ``sqrtm``.
+        root: ``"sqrt"``, ``"inv_sqrt"`` or ``"both"``.
+        eps: ridge added to the diagonal, at least 0, in the units of ``a``.
+        method: see ``sqrtm``.
+        gradient: see ``sqrtm``.
+        backend: see ``sqrtm``.
+        singular: see ``inv_sqrtm``; ``"raise"`` makes a singular matrix NaN here.
+
+    Returns:
+        A named tuple; the roots are differentiable as those of ``sqrtm_pair``.
+
+    Raises:
+        TypeError: see ``sqrtm``.
+        ValueError: see ``sqrtm``; or an unknown ``root``.
+
+    Note:
+        One product more than ``sqrtm`` for the root's residual, two for the inverse's.
+        ``converged``: ``Eigh``, ``Svd`` and ``Minimax`` tell themselves; for the other methods the
+        residual must be at the level of rounding, r = 16 √n e (+ u for a half dtype; e, u the units
+        of the computing and the input dtype), and that of the inverse at r ‖A‖_F ‖Z‖_F²/√n, below
+        which it cannot be in that arithmetic. Whatever a method tells, 100 times that is too much.
+
+    Example:
+        >>> import torch, matroot
+        >>> result = matroot.sqrtm_ex(torch.diag(torch.tensor([4.0, 1.0, 0.0])), root="both")
+        >>> result.converged, result.inv_sqrt.isnan().all()
+        (tensor(False), tensor(True))
+    """
+    checks.square_matrices("a", a)
+    checks.one_of("root", root, ("sqrt", "inv_sqrt", "both"))
+    plan = resolve(root, a, eps, method, gradient, backend, singular)
+    if a.numel() == 0:
+        roots: tuple[Tensor, ...] = tuple(a.clone() for _ in range(plan.asked))
+        info = a.new_ones(*a.shape[:-2], 3, dtype=torch.long)
+    else:
+        info, *roots = _evaluated(plan, a)  # type: ignore[assignment]  # star makes a list
+    sqrt = None if root == "inv_sqrt" else roots[0]
+    inv_sqrt = None if root == "sqrt" else roots[-1]
+    with torch.no_grad(), autodiff.no_autocast(a):
+        residual, inv_residual, ratio = _residuals(plan, a, sqrt, inv_sqrt)
+        told = info[..., 2]
+        converged = (told > 0) & (ratio <= torch.where(told == 1, 100.0, 1.0))
+    return SqrtmResult(sqrt, inv_sqrt, residual, inv_residual, info[..., 1], converged)
+
+
+def _residuals(
+    plan: Plan, a: Tensor, sqrt: Tensor | None, inv_sqrt: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """‖S² − A‖_F/‖A‖_F, ‖Z A Z − I‖_F/√n, and the larger of both over the level of rounding."""
+    x, n = a.detach().to(checks.computing_dtype(a.dtype)), max(a.shape[-1], 1)
+    if a.numel() == 0:
+        zeros = torch.zeros(a.shape[:-2], dtype=spd.real_dtype(x.dtype), device=a.device)
+        return None if sqrt is None else zeros, None if inv_sqrt is None else zeros, zeros
+    identity = spd.identity_like(x)
+    # In units in which nothing overflows: 4^j for A, 2^j for its root.
+    j = torch.where(spd.max_abs(x).isfinite(), spd.even_exponent(x, plan.eps), 0)
+    half = torch.div(j, 2, rounding_mode="floor")
+    ridge = spd.times_power_of_two(plan.eps * identity.expand_as(x), -j)
+    y = spd.times_power_of_two(spd.hermitian_part(x), -j) + ridge
+    norm = spd.frobenius_norm(y)[..., 0, 0]
+    level = 16 * n**0.5 * spd.real_eps(x.dtype)
+    if a.dtype != x.dtype:
+        level += spd.real_eps(a.dtype)
+    residual = inv_residual = None
+    ratio = torch.zeros_like(norm)
+    if sqrt is not None:
+        s = spd.times_power_of_two(sqrt.detach().to(x.dtype), -half)
+        residual = spd.frobenius_norm(s @ s - y)[..., 0, 0] / spd.positive_or_one(norm)
+        ratio = residual / level
+    if inv_sqrt is not None:
+        z = spd.times_power_of_two(inv_sqrt.detach().to(x.dtype), half)
+        p = z @ y @ z
+        rest = p @ p - p if plan.singular == "pinv" else p - identity
+        inv_residual = spd.frobenius_norm(rest)[..., 0, 0] / n**0.5
+        least = level * norm * spd.frobenius_norm(z)[..., 0, 0].square() / n**0.5
+        ratio = torch.maximum(ratio, inv_residual / spd.positive_or_one(least))
+    return residual, inv_residual, ratio
+
+
 def _roots(
     root: Root,
     a: Tensor,
@@ -218,47 +287,26 @@ def _roots(
 ) -> tuple[Tensor, ...]:
     """The one path behind every public root; the roots asked for, in the order S, Z."""
     checks.square_matrices("a", a)
-    checks.one_of("singular", singular, ("raise", "pinv"))
-    plan = _resolve(root, a, checks.ridge(eps, a.dtype), method, gradient, backend, singular)
+    plan = resolve(root, a, eps, method, gradient, backend, singular)
     check = checks.checking(check_errors, a)
     if a.numel() == 0:
-        return tuple(a.clone() for _ in range(2 if root == "both" else 1))
+        return tuple(a.clone() for _ in range(plan.asked))
+    info, *roots = _evaluated(plan, a)
+    if check:
+        checks.raise_if_bad("a", info[..., 0], a, plan.eps)
+    return tuple(roots)
+
+
+def _evaluated(plan: Plan, a: Tensor) -> tuple[Tensor, ...]:
+    """(info, the roots asked for in a's dtype): see ``attach.evaluate``."""
     if not _differentiated(a):
         plan = replace(plan, rule=Unrolled())  # Nothing to attach, nothing to keep.
     with autodiff.no_autocast(a):
         x = a.to(checks.computing_dtype(a.dtype))
-        outputs = _apply(plan, x) if isinstance(plan.rule, ExplicitRule) else _evaluate(plan, x)
-        if check:
-            checks.raise_if_bad("a", outputs[0], a.dtype)
-        roots = outputs[1 : 1 + plan.kept]
-        if root == "inv_sqrt":
-            roots = roots[-1:]
-        return tuple(value.to(a.dtype) for value in roots)
-
-
-def _resolve(
-    root: Root,
-    a: Tensor,
-    eps: float,
-    method: str | Method,
-    gradient: str | GradientRule,
-    backend: str,
-    singular: Singular,
-) -> _Plan:
-    """Names to objects, ``"auto"`` decided, combinations checked."""
-    method = Eigh() if method == "auto" else METHODS.resolve(method)
-    if gradient == "auto":
-        gradient = Spectral() if method.spectral else Lyapunov()
-    rule = GRADIENTS.resolve(gradient)
-    if rule.needs_eigenpairs and not method.spectral:
-        raise ValueError(
-            f"gradient {name_of(rule)!r} needs the eigenpairs of a spectral method "
-            f"({', '.join(repr(m) for m in METHODS if METHODS[m].spectral)}), "
-            f"got method {name_of(method)!r}"
-        )
-    if singular == "pinv" and not method.spectral:
-        raise ValueError(f'singular="pinv" needs a spectral method, got {name_of(method)!r}')
-    return _Plan(root, eps, method, rule, select(backend, a), singular, a.dtype)
+        run = attach.apply if isinstance(plan.rule, ExplicitRule) else attach.evaluate
+        info, *rest = run(plan, x)
+        roots = rest[: plan.kept][-plan.asked :]
+        return (info, *(value.to(a.dtype) for value in roots))
 
 
 def _differentiated(a: Tensor) -> bool:
@@ -268,110 +316,3 @@ def _differentiated(a: Tensor) -> bool:
     if torch.is_grad_enabled() and a.requires_grad:
         return True
     return autodiff.tangent(a) is not None
-
-
-def _evaluate(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
-    """(status, the roots of ``plan.solved``, the constants of the derivative), batch first.
-
-    Args:
-        plan: the call.
-        x: shape (..., n, n), in the computing dtype.
-    """
-    batch, n = x.shape[:-2], x.shape[-1]
-    flat = x.reshape(math.prod(batch), n, n)
-    a, k, status = normalize.normalized(flat, plan.input_dtype, plan.eps)
-    if plan.input_dtype != x.dtype and not plan.method.spectral:
-        a = normalize.without_rounded_negatives(a, plan.input_dtype)
-    solution = plan.method.solve(a, plan.solved, plan.ops)
-    seen = None if solution.eigenvalues is None else solution.eigenvalues.detach()
-    inverse = plan.root != "sqrt" and plan.singular == "raise"
-    found = normalize.definiteness(
-        a.detach(), plan.input_dtype, inverse=inverse, eigenvalues=seen, bounds=solution.bounds
-    )
-    status = torch.maximum(status, found)
-    if solution.diverged is not None:
-        status = torch.where(solution.diverged & (status == Status.OK), Status.DIVERGED, status)
-    ok = (status == Status.OK)[:, None, None]
-    half = torch.div(k, 2, rounding_mode="floor")
-    wanted = [
-        spd.times_power_of_two(spd.hermitian_part(value), power).reshape(x.shape)
-        for value, power in ((solution.sqrt, half), (solution.inv_sqrt, -half))
-        if value is not None
-    ]
-    # Reshaped before the last operation: an output that is a view could not be changed in place.
-    good = ok.reshape((*batch, 1, 1))
-    roots = [torch.where(good, value, spd.nan_where(~good, x)) for value in wanted]
-    constants: tuple[Tensor, ...] = ()
-    if isinstance(plan.rule, ExplicitRule):
-        if solution.sqrt is not None:
-            safe = torch.where(ok, solution.sqrt, spd.identity_like(a))
-            solution = replace(solution, sqrt=spd.hermitian_part(safe))
-        scale = spd.power_of_two(half, a)
-        constants = tuple(
-            torch.where(ok.reshape((-1,) + (1,) * (c.ndim - 1)), c, torch.nan)
-            for c in plan.rule.prepare(a.detach(), solution, scale, plan.ops)
-        )
-    rest = (t.reshape((*batch, *t.shape[1:])) for t in constants)
-    return (status.reshape(batch), *roots, *rest)
-
-
-def _apply(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
-    """``_evaluate`` with the derivative of the plan's ExplicitRule attached."""
-    function = _Root if torch.compiler.is_compiling() else _ForwardRoot
-    outputs: tuple[Tensor, ...] = function.apply(plan, x)
-    return outputs
-
-
-class _Root(torch.autograd.Function):
-    """The roots of A with the derivative of an ExplicitRule."""
-
-    @staticmethod
-    def forward(plan: _Plan, x: Tensor) -> tuple[Tensor, ...]:
-        return _evaluate(plan, x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[_Plan, Tensor], output: tuple[Tensor, ...]) -> None:
-        ctx.plan = inputs[0]
-        status, *rest = output
-        ctx.mark_non_differentiable(status, *rest[ctx.plan.kept :])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*rest)
-
-    @staticmethod
-    def backward(ctx: Any, _status: None, *g: Tensor | None) -> tuple[None, Tensor | None]:
-        plan: _Plan = ctx.plan
-        g_roots = g[: plan.kept]
-        if all(value is None for value in g_roots):
-            return None, None
-        g_sqrt = g_roots[0] if plan.solved != "inv_sqrt" else None
-        g_inv = g_roots[-1] if plan.solved != "sqrt" else None
-        saved = ctx.saved_tensors  # Once: activation checkpointing allows no second look.
-        assert isinstance(plan.rule, ExplicitRule)
-        with autodiff.no_autocast(saved[0]):
-            return None, plan.rule.vjp(plan.roots(saved), g_sqrt, g_inv, plan.ops)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[None, int], plan: _Plan, x: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        outputs = _apply(plan, x.movedim(in_dims[1], 0))
-        return outputs, (0,) * len(outputs)
-
-
-class _ForwardRoot(_Root):
-    """The same with a forward-mode rule, which torch.compile does not take."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[_Plan, Tensor], output: tuple[Tensor, ...]) -> None:
-        _Root.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*output[1:])
-
-    @staticmethod
-    def jvp(ctx: Any, _plan: None, e: Tensor) -> tuple[Tensor | None, ...]:
-        plan: _Plan = ctx.plan
-        assert isinstance(plan.rule, ExplicitRule)
-        saved = autodiff.primals(ctx.saved_tensors)
-        with autodiff.nested_forward_mode(), autodiff.no_autocast(e):
-            tangents = plan.rule.jvp(plan.roots(saved), e, plan.ops)
-        wanted = [t for t in tangents if t is not None]
-        return (None, *wanted, *(None for _ in saved[plan.kept :]))

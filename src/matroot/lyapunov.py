@@ -65,7 +65,7 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
             status, normalize.definiteness(clean, s.dtype, inverse=False)
         ).reshape(s.shape[:-2])
         if check:
-            checks.raise_if_bad("s", status, s.dtype)
+            checks.raise_if_bad("s", status, s)
         ok = (status == Status.OK)[..., None, None]
         hermitian = spd.hermitian_part(torch.where(ok, wide, spd.nan_where(~ok, wide)))
         solver = BySmith(of_rounded_matrix=False)

@@ -88,19 +88,28 @@ def definiteness(
     return torch.where(indefinite, Status.INDEFINITE, ok)
 
 
-def without_rounded_negatives(a: Tensor, dtype: torch.dtype) -> Tensor:
-    """A with negative eigenvalues at the rounding level of the user's half dtype put to 0.
+def below_rounding(a: Tensor) -> Tensor:
+    """Whether an eigenvalue is negative beyond the rounding of the computing dtype, shape (b,)."""
+    shift = a.shape[-1] * spd.real_eps(a.dtype) * spd.positive_or_one(spd.upper_bound(a))
+    return ~spd.factorises(a + shift * spd.identity_like(a))
 
-    They are far above the rounding of the computing dtype, where a rational or polynomial
-    approximation of the root is nonsense on them. Only matrices that need it change.
+
+def without_rounded_negatives(a: Tensor, dtype: torch.dtype, suspects: Tensor) -> Tensor:
+    """A with negative eigenvalues at the rounding level of the user's dtype put to 0.
+
+    An iteration or approximation of the root is nonsense on them where they are large: in half
+    precision far above the rounding of the computing dtype, else close to −n·u.
+
+    Args:
+        a: shape (b, n, n).
+        dtype: the dtype the user gave.
+        suspects: which matrices to look at, shape (b,); the others come back as they are.
     """
-    seen = a.detach()
-    shift = a.shape[-1] * spd.real_eps(a.dtype) * spd.positive_or_one(spd.upper_bound(seen))
-    negative = ~spd.factorises(seen + shift * spd.identity_like(a))
-    if checks.host_reads_are_free(a) and not negative.any():
+    if checks.host_reads_are_free(a) and not suspects.any():
         return a
+    seen = a.detach()
     values, q = torch.linalg.eigh(seen)
     clipped = (q * values.clamp(min=0)[:, None, :]) @ q.mH
     # A negative matrix stays as it is, to be found indefinite.
-    rounded = negative & (values[:, 0] >= -a.shape[-1] * spd.real_eps(dtype) * values[:, -1])
+    rounded = suspects & (values[:, 0] >= -a.shape[-1] * spd.real_eps(dtype) * values[:, -1])
     return a + torch.where(rounded[:, None, None], spd.hermitian_part(clipped) - seen, 0.0)

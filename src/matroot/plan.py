@@ -41,6 +41,11 @@ class Plan:
         """How many roots are computed."""
         return 2 if self.solved == "both" else 1
 
+    @property
+    def asked(self) -> int:
+        """How many roots were asked for: the last ones of those computed."""
+        return 2 if self.root == "both" else 1
+
     def roots(self, saved: tuple[Tensor, ...]) -> Roots:
         """What the forward pass saved, by name."""
         return Roots(
@@ -113,6 +118,7 @@ def resolve(
 def explain(
     a: Tensor,
     *,
+    root: Root = "sqrt",
     method: str | Method = "auto",
     gradient: str | GradientRule = "auto",
     backend: str = "auto",
@@ -125,6 +131,7 @@ def explain(
 
     Args:
         a: shape (..., n, n); see ``sqrtm``.
+        root: ``"sqrt"``, ``"inv_sqrt"`` or ``"both"``.
         method: as it would be given to ``sqrtm``.
         gradient: as it would be given to ``sqrtm``.
         backend: as it would be given to ``sqrtm``.
@@ -143,7 +150,8 @@ def explain(
         torch.float32
     """
     checks.square_matrices("a", a)
-    plan = resolve("sqrt", a, 0.0, method, gradient, backend, singular)
+    checks.one_of("root", root, ("sqrt", "inv_sqrt", "both"))
+    plan = resolve(root, a, 0.0, method, gradient, backend, singular)
     asked = "asked for"
     dtype = checks.computing_dtype(a.dtype)
     name = str(dtype).removeprefix("torch.")

@@ -27,7 +27,7 @@ def test_polynomials_have_equal_extremes_of_alternating_sign(best, low):
 
 @pytest.mark.parametrize("degree", [3, 5])
 def test_every_schedule_ends_at_rounding(degree):
-    table = schedules(degree)
+    table = schedules(degree, torch.float64, torch.device("cpu"))
     assert (table[:, -1, 3] < torch.finfo(torch.float64).eps).all()
     assert (table[:, 1:, 3] <= table[:, :-1, 3] + torch.finfo(torch.float64).eps).all()
 
@@ -43,17 +43,43 @@ class Products(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("ratio", "products"), [(5e2, 14), (1.7e5, 22), (3e6, 26)])
-def test_products_where_the_bound_is_known(ratio, products):
-    a = random_spd(16, 2, cond=100, dtype=torch.float32)
-    looseness = (spd.upper_bound(a) / spd.largest_at_least(a)).max().item()
+# In float32 a ratio of 3e6 is beyond the rounding level, and the inverse needs a proof.
+@pytest.mark.parametrize(
+    ("ratio", "dtype", "products", "gradient"),
+    [
+        (5e2, torch.float32, 14, 14),
+        (1.7e5, torch.float32, 22, 17),
+        (3e6, torch.float64, 26, 23),
+    ],
+)
+def test_products_where_the_bound_is_known(ratio, dtype, products, gradient):
+    a = random_spd(16, 2, cond=100, dtype=dtype)
+    looseness = (spd.bounds(a, a @ a).high / spd.largest_at_least(a).flatten()).max().item()
     method = Minimax(max_cond=ratio / looseness, tol=1e-6)
     with Products() as both:
-        matroot.sqrtm_pair(a, method=method)
+        s, z = matroot.sqrtm_pair(a, method=method)
     assert both.count == products
-    with Products() as one:
-        matroot.sqrtm(a, method=method)
-    assert one.count == products - 1
+    for function in (matroot.sqrtm, matroot.inv_sqrtm):
+        with Products() as one:
+            function(a, method=method)
+        assert one.count == products - 1
+    a.requires_grad_()
+    s, z = matroot.sqrtm_pair(a, method=method)
+    total = (s + z).square().sum()
+    with Products() as backward:
+        torch.autograd.grad(total, a)
+    # The gradient of Z, −Z G Z, is of two products that are not the solver's.
+    assert backward.count == gradient + 2
+
+
+def test_products_where_nothing_is_known():
+    a = random_spd(64, 2, cond=100, dtype=torch.float32).requires_grad_()
+    with Products() as forward:
+        s = matroot.sqrtm(a, method=Minimax())
+    assert forward.count == 18  # 17 for five steps, and the inverse's that bounds λ_min
+    with Products() as backward:
+        torch.autograd.grad(s.sum(), a)
+    assert backward.count == 14
 
 
 def errors(a, g, function, quantity, method, rule):

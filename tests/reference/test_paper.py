@@ -125,21 +125,21 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("method", "function", "count"),
+    ("method", "root", "count"),
     [
-        (Taylor(10), matroot.sqrtm, 5),
-        (Taylor(10), matroot.inv_sqrtm, 5),
-        (Taylor(10), matroot.sqrtm_pair, 6),
-        (Pade(5), matroot.sqrtm_pair, 4),
-        (NewtonSchulz(5), matroot.sqrtm, 12),
-        (NewtonSchulz(5), matroot.inv_sqrtm, 12),
-        (NewtonSchulz(5), matroot.sqrtm_pair, 13),
+        (Taylor(10), "sqrt", 5),
+        (Taylor(10), "inv_sqrt", 5),
+        (Taylor(10), "both", 6),
+        (Pade(5), "both", 4),
+        (NewtonSchulz(5), "sqrt", 12),
+        (NewtonSchulz(5), "inv_sqrt", 12),
+        (NewtonSchulz(5), "both", 13),
     ],
 )
-def test_products_of_the_forward_pass(method, function, count):
+def test_products_of_the_forward_pass(method, root, count):
     a = random_spd(8, 3)
     with torch.no_grad(), Products() as products:
-        function(a, method=method)
+        method.solve(a, root, TORCH)
     assert products.count == count
 
 

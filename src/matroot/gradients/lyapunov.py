@@ -51,8 +51,7 @@ class Lyapunov(ImplicitRule):
         if known is None:
             return ()
         null = 2 * spd.NULL_UNITS * spd.real_eps(a.dtype) * spd.largest_at_least(a).flatten()
-        # 0.9: S is the root of A to rounding only.
-        low = torch.where(known.low_at_most <= null, 0.0, 0.9 * known.low)
+        low = torch.where(known.low_at_most <= null, 0.0, known.low)
         return (torch.stack([low, known.high], -1).sqrt() * scale[:, None],)
 
     @property

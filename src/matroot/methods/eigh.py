@@ -66,4 +66,5 @@ def from_eigenpairs(eigenvalues: Tensor, vectors: Tensor, root: Root, ops: Backe
         kept = eigenvalues > spd.NULL_UNITS * spd.real_eps(eigenvalues.dtype) * largest
         inverse = torch.where(kept, 1.0 / torch.where(kept, roots, 1.0), 0.0)
         inv_sqrt = ops.matmul(vectors * inverse[..., None, :], vectors.mH)
-    return Solution(sqrt, inv_sqrt, 1, eigenvalues, vectors)
+    found = torch.ones(len(eigenvalues), dtype=torch.bool, device=eigenvalues.device)
+    return Solution(sqrt, inv_sqrt, 1, eigenvalues, vectors, converged=found)
