@@ -185,12 +185,15 @@ class BySmith(Solver):
             low, high = _bounds(s, share)
         high = spd.positive_or_one(high)
         # Before and after: what rounding leaves on null × null space is divided by next to nothing.
-        null = _null_space(s, (low == 0).flatten(), share, ops)
+        singular = low == 0
+        null = _null_space(s, singular.flatten(), share, ops)
         r = _minimum_norm(r, null, ops)
-        # The bound may exceed s_max √n times; and the closer the shifts are, the larger are r_1 and
-        # r_2, which cancel.
+        # The bound may exceed s_max √n times, so that a regular matrix may come close to that part
+        # of the share; a singular one begins above the share. And the closer the shifts are, the
+        # larger are r_1 and r_2, which cancel.
         least = share / s.shape[-1] ** 0.5
-        low = torch.minimum(torch.maximum(low, least * high), high / 8)
+        low = torch.where(singular, share * high, torch.maximum(low, least * high))
+        low = torch.minimum(low, high / 8)
         x, w = _two_shifts(s, r, low, high, ops)
         # A NaN matrix gives a NaN X whatever is done.
         needed = _doublings(s.dtype, low / high).flatten().nan_to_num(1.0)

@@ -1,0 +1,195 @@
+"""What sqrtm_ex and explain say is so."""
+
+import pytest
+import torch
+
+import matroot
+from instances import CONVERGED, PUBLISHED
+from matroot import attach
+from matroot.gradients import Lyapunov, Spectral
+from matroot.methods import Eigh, Minimax, NewtonSchulz
+from matroot.testing import random_spd
+
+ROOTS = ("sqrt", "inv_sqrt", "both")
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("method", CONVERGED, ids=repr)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.float32, torch.float64, torch.complex64], ids=str
+)
+def test_converged_methods(method, root, dtype):
+    a = random_spd(6, 2, 3, cond=5, dtype=dtype)
+    result = matroot.sqrtm_ex(a, root=root, method=method)
+    assert result.converged.shape == result.steps.shape == (2, 3)
+    assert result.converged.all()
+    assert (result.steps >= 1).all()
+    for x, residual, wanted in (
+        (result.sqrt, result.residual, root != "inv_sqrt"),
+        (result.inv_sqrt, result.inv_residual, root != "sqrt"),
+    ):
+        assert (x is not None) == (residual is not None) == wanted
+        if wanted:
+            assert residual.shape == (2, 3)
+            assert not residual.is_complex()
+            assert (residual < 100 * torch.finfo(dtype).eps).all()
+
+
+@pytest.mark.parametrize("method", PUBLISHED, ids=repr)
+def test_published_methods_say_that_they_have_not_converged(method):
+    a = random_spd(16, 3, cond=1e3)
+    result = matroot.sqrtm_ex(a, root="both", method=method)
+    assert not result.converged.any()
+    assert (result.residual > 1e-3).all()
+    assert (result.inv_residual > 1e-2).all()
+
+
+def test_residuals_are_what_they_are_called():
+    a = random_spd(8, 3, cond=1e3)
+    s, z, residual, inv_residual, steps, _ = matroot.sqrtm_ex(
+        a, root="both", eps=0.1, method=NewtonSchulz(3)
+    )
+    ridged, identity = a + 0.1 * torch.eye(8), torch.eye(8)
+    norm = torch.linalg.matrix_norm
+    torch.testing.assert_close(residual, norm(s @ s - ridged) / norm(ridged))
+    torch.testing.assert_close(inv_residual, norm(z @ ridged @ z - identity) / 8**0.5)
+    assert steps.tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("method", ["auto", "minimax", "pade"])
+def test_never_raises_for_a_hard_matrix(method):
+    good = random_spd(6, 5, cond=4, dtype=torch.float32)
+    a = good.clone()
+    a[1], a[2] = torch.nan, -a[2]
+    a[3, 0], a[3, :, 0] = 0, 0
+    result = matroot.sqrtm_ex(a, root="both", method=method)
+    clean = matroot.sqrtm_ex(good, root="both", method=method)
+    for x, y in zip(result[:4], clean[:4], strict=True):
+        assert x[[1, 2, 3]].isnan().all()
+        assert torch.equal(x[[0, 4]], y[[0, 4]])
+    assert not result.converged[[1, 2, 3]].any()
+    assert torch.equal(result.converged[[0, 4]], clean.converged[[0, 4]])
+    assert matroot.sqrtm_ex(a, method=method).sqrt[3].isfinite().all()
+
+
+def test_steps_and_residual_do_not_depend_on_neighbours():
+    a = torch.cat([random_spd(8, 2, cond=10), random_spd(8, 2, cond=1e6)])
+    together = matroot.sqrtm_ex(a, root="both", method=Minimax())
+    assert together.steps[0] < together.steps[2]
+    for i in range(4):
+        alone = matroot.sqrtm_ex(a[i], root="both", method=Minimax())
+        assert alone.steps == together.steps[i]
+        assert alone.converged
+
+
+def test_a_broken_promise_is_told():
+    a = random_spd(16, 4, cond=1e4)
+    kept = matroot.sqrtm_ex(a, root="both", method=Minimax(max_cond=1.1e4))
+    assert kept.converged.all()
+    broken = matroot.sqrtm_ex(a, root="both", method=Minimax(max_cond=1e3))
+    assert not broken.converged.any()
+    one = torch.stack([a[0], random_spd(16, cond=100)])
+    assert matroot.sqrtm_ex(one, method=Minimax(max_cond=1e3)).converged.tolist() == [False, True]
+    assert not matroot.sqrtm_ex(a, method=Minimax(max_steps=3)).converged.any()
+
+
+def test_the_pseudo_inverse_root_and_scales():
+    v = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(1))
+    for scale in (1e-36, 1.0, 1e36):
+        result = matroot.sqrtm_ex(scale * (v @ v.mT), root="both", singular="pinv")
+        assert result.converged.all()
+        assert (result.inv_residual < 1e-4).all()
+    zero = matroot.sqrtm_ex(torch.zeros(2, 3, 3), root="both", singular="pinv")
+    assert zero.converged.all()
+    assert (zero.residual == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 0), (0, 0)])
+def test_empty(shape):
+    result = matroot.sqrtm_ex(torch.empty(shape), root="both")
+    assert result.sqrt.shape == result.inv_sqrt.shape == shape
+    assert result.converged.shape == result.residual.shape == shape[:-2]
+
+
+def test_differentiates_and_transforms():
+    a = random_spd(5, 3, cond=5)
+    g = torch.randn_like(a)
+
+    def total(a):
+        result = matroot.sqrtm_ex(a, root="both")
+        return (result.sqrt * g).sum() + (result.inv_sqrt * g).sum()
+
+    def expected(a):
+        s, z = matroot.sqrtm_pair(a)
+        return (s * g).sum() + (z * g).sum()
+
+    torch.testing.assert_close(torch.func.grad(total)(a), torch.func.grad(expected)(a))
+    mapped = torch.func.vmap(lambda a: matroot.sqrtm_ex(a).converged)(a)
+    assert mapped.tolist() == [True] * 3
+    compiled = torch.compile(
+        lambda a: matroot.sqrtm_ex(a, root="both", method="minimax"),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    for x, y in zip(compiled(a), matroot.sqrtm_ex(a, root="both", method="minimax"), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match="root must be one of 'sqrt', 'inv_sqrt', 'both'"):
+        matroot.sqrtm_ex(torch.eye(2), root="cube")
+    with pytest.raises(TypeError):
+        matroot.sqrtm_ex(torch.eye(2), check_errors=True)
+    with pytest.raises(ValueError, match="shape"):
+        matroot.sqrtm_ex(torch.ones(2, 3))
+    with pytest.raises(ValueError, match="root must be one of"):
+        matroot.explain(torch.eye(2), root="cube")
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("singular", ["raise", "pinv"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex128], ids=str)
+def test_explain_tells_what_runs(root, singular, dtype, monkeypatch):
+    a = random_spd(4, 2, cond=5, dtype=dtype).requires_grad_()
+    plans = []
+    evaluate = attach.evaluate
+    monkeypatch.setattr(
+        attach, "evaluate", lambda plan, x: plans.append((plan, x.dtype)) or evaluate(plan, x)
+    )
+    matroot.sqrtm_ex(a, root=root, singular=singular)
+    (plan, computing), explanation = (
+        plans[0],
+        matroot.explain(a, root=root, singular=singular),
+    )
+    assert explanation.method == plan.method
+    assert explanation.gradient == plan.rule
+    assert explanation.backend == plan.ops.name
+    assert explanation.dtype == computing
+
+
+def test_explain_reads_well():
+    text = str(matroot.explain(torch.eye(3), method="pade"))
+    assert "Pade(order=5): asked for" in text
+    assert "Lyapunov(steps=None): products only" in text
+    assert "backend 'torch' takes it" in text
+    assert matroot.explain(torch.eye(3)).method == Eigh()
+    assert matroot.explain(torch.eye(3)).gradient == Spectral()
+    elsewhere = matroot.explain(torch.eye(3, device="meta"))
+    assert (elsewhere.method, elsewhere.gradient) == (Minimax(), Lyapunov())
+    assert matroot.explain(torch.eye(3, device="meta"), singular="pinv").method == Eigh()
+    assert "float32: wider sums" in str(matroot.explain(torch.eye(3).half()))
+    with pytest.raises(ValueError, match="unknown method"):
+        matroot.explain(torch.eye(3), method="padé")
+
+
+def test_export_takes_products_only():
+    class Root(torch.nn.Module):
+        def forward(self, a):
+            return matroot.sqrtm(a)
+
+    a = random_spd(6, 2, cond=50, dtype=torch.float32)
+    program = torch.export.export(Root(), (a,))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not any("eigh" in name for name in names)
+    found = program.module()(a)
+    torch.testing.assert_close(found, matroot.sqrtm(a, method=Minimax()), rtol=1e-5, atol=1e-6)
