@@ -1,0 +1,489 @@
+"""Measure what docs/numerics.md says, and write its tables and plots.
+
+python benchmarks/numerics.py measure    some ten minutes on two cores; rows to benchmarks/results
+python benchmarks/numerics.py write      tables into docs/numerics.md, plots into docs/images
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mpmath
+import torch
+from lyapunov_schemes import SCHEMES
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
+
+import matroot
+from matroot.gradients import GradientRule, Lyapunov, Spectral
+from matroot.methods import Eigh, Method, Minimax, NewtonSchulz, Pade, Taylor
+from matroot.testing import exact, exact_gradient, random_spd, relative_error
+
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "benchmarks/results/numerics-cpu.jsonl"
+PAGE = ROOT / "docs/numerics.md"
+IMAGES = ROOT / "docs/images"
+
+Row = dict[str, Any]
+QUANTITIES = ("sqrt", "inv_sqrt", "gradient", "inv_gradient")
+CHOICES: dict[str, tuple[Method, GradientRule]] = {
+    "eigh": (Eigh(), Spectral()),
+    "minimax": (Minimax(), Lyapunov()),
+    "minimax, told κ ≤ 1e3": (Minimax(max_cond=1e3), Lyapunov()),
+    "newton_schulz (as published)": (NewtonSchulz(), Lyapunov()),
+    "pade (as published)": (Pade(), Lyapunov(steps=8)),
+    "taylor (as published)": (Taylor(), Lyapunov(steps=8)),
+}
+MAIN = ("eigh", "minimax")
+
+
+class Products(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm")
+        return func(*args, **(kwargs or {}))
+
+
+def function(quantity: str) -> Callable[..., Tensor]:
+    """``sqrtm`` or ``inv_sqrtm``."""
+    return matroot.inv_sqrtm if quantity.startswith("inv") else matroot.sqrtm
+
+
+def value_and_gradient(a: Tensor, g: Tensor, quantity: str, choice: str) -> tuple[Tensor, Tensor]:
+    """The root and the gradient by A for the cotangent G; NaN where there is none."""
+    method, rule = CHOICES[choice]
+    x = a.clone().requires_grad_()
+    y = function(quantity)(x, method=method, gradient=rule, check_errors=False)
+    return y.detach(), torch.autograd.grad(y, x, g)[0]
+
+
+def accuracy() -> Iterator[Row]:
+    """Errors against double precision (for double precision, against 40 digits)."""
+    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    spectra = ("log", "clustered", "outlier", "half_zero")
+    for dtype, n, spectrum in itertools.product(dtypes, (16, 64, 256), spectra):
+        if dtype == torch.float64 and (n > 16 or spectrum == "half_zero"):
+            continue  # 40 digits take too long; at zero eigenvalues they settle nothing.
+        conds = (1e3,) if dtype.itemsize == 2 else (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
+        for cond in conds:
+            count = {16: 16, 64: 8, 256: 4}[n] if dtype != torch.float64 else 2
+            a = random_spd(n, count, cond=cond, spectrum=spectrum, dtype=dtype)
+            g = torch.randn(a.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+            for quantity in ("sqrt", "inv_sqrt"):
+                if spectrum == "half_zero" and quantity == "inv_sqrt":
+                    continue
+                truth = many_digits if dtype == torch.float64 else two_digits_more
+                root, gradient = truth(a, g, quantity)
+                for choice in CHOICES:
+                    if choice not in MAIN and (dtype.itemsize != 4 or spectrum != "log"):
+                        continue
+                    x, dx = value_and_gradient(a, g, quantity, choice)
+                    error, wrong = relative_error(x, root), relative_error(dx, gradient)
+                    yield {
+                        "kind": "accuracy",
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "n": n,
+                        "batch": count,
+                        "spectrum": spectrum,
+                        "cond": cond,
+                        "root": quantity,
+                        "choice": choice,
+                        "error": float(error.mean()),
+                        "gradient_error": None if spectrum == "half_zero" else float(wrong.mean()),
+                    }
+
+
+def two_digits_more(a: Tensor, g: Tensor, quantity: Any) -> tuple[Tensor, Tensor]:
+    """Root and gradient in double precision."""
+    return exact(a, quantity), exact_gradient(a, g, quantity)
+
+
+def many_digits(a: Tensor, g: Tensor, quantity: str) -> tuple[Tensor, Tensor]:
+    """Root and gradient with 40 digits, rounded to double precision."""
+    found = [_many_digits(x, y, quantity) for x, y in zip(a.tolist(), g.tolist(), strict=True)]
+    roots, gradients = zip(*found, strict=True)
+    return torch.stack(roots), torch.stack(gradients)
+
+
+def _many_digits(a: list, g: list, quantity: str) -> tuple[Tensor, Tensor]:
+    with mpmath.workdps(40):
+        values, q = mpmath.eigsy(mpmath.matrix(a))
+        s, n = [mpmath.sqrt(x) for x in values], len(a)
+        inverse = quantity == "inv_sqrt"
+        root = q * mpmath.diag([1 / x if inverse else x for x in s]) * q.T
+        rotated = q.T * (mpmath.matrix(g) + mpmath.matrix(g).T) * q / 2
+        for i, j in itertools.product(range(n), repeat=2):
+            rotated[i, j] /= (s[i] + s[j]) * (-s[i] * s[j] if inverse else 1)
+        gradient = q * rotated * q.T
+        return tuple(
+            torch.tensor([[float(m[i, j]) for j in range(n)] for i in range(n)], dtype=torch.double)
+            for m in (root, gradient)
+        )
+
+
+def products() -> Iterator[Row]:
+    """Products of one call, forward and backward, where the condition number is 1e2 or 1e4."""
+    for cond, choice, quantity in itertools.product((1e2, 1e4), CHOICES, ("sqrt", "inv_sqrt")):
+        if choice == "minimax, told κ ≤ 1e3" and cond > 1e3:
+            continue
+        method, rule = CHOICES[choice]
+        a = random_spd(64, 2, cond=cond, dtype=torch.float32).requires_grad_()
+        with Products() as forward:
+            y = function(quantity)(a, method=method, gradient=rule)
+        with Products() as backward:
+            torch.autograd.grad(y.sum(), a)
+        yield {
+            "kind": "products",
+            "cond": cond,
+            "choice": choice,
+            "root": quantity,
+            "forward": forward.count,
+            "backward": backward.count,
+        }
+
+
+def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, list]:
+    """Milliseconds of every candidate, in turns: 20th, 50th and 80th percentile."""
+    threads = torch.get_num_threads()
+    timers = {
+        name: Timer("f()", globals={"f": f}, num_threads=threads) for name, f in candidates.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(repeats + 1):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(1).median * 1e3)
+    levels = torch.tensor([0.2, 0.5, 0.8], dtype=torch.double)
+    return {
+        name: torch.tensor(x[1:], dtype=torch.double).quantile(levels).tolist()
+        for name, x in times.items()
+    }
+
+
+def speed() -> Iterator[Row]:
+    """Forward and backward, κ = 1e2, float32."""
+    sizes = [(1024, 8), (1024, 16), (256, 32), (64, 48), (256, 64), (64, 128), (16, 256), (1, 512)]
+    for (batch, n), quantity in itertools.product(sizes, ("sqrt", "inv_sqrt")):
+        a = random_spd(n, batch, cond=1e2, dtype=torch.float32)
+        g = torch.randn(a.shape, generator=torch.Generator().manual_seed(1)).float()
+
+        runs = {c: partial(value_and_gradient, a, g, quantity, c) for c in CHOICES}
+        for choice, (p20, median, p80) in interleaved(runs, 9).items():
+            x, dx = value_and_gradient(a, g, quantity, choice)
+            kind: Any = quantity
+            yield {
+                "kind": "speed",
+                "batch": batch,
+                "n": n,
+                "root": quantity,
+                "choice": choice,
+                "ms": median,
+                "p20": p20,
+                "p80": p80,
+                "error": float(relative_error(x, exact(a, kind)).mean()),
+                "gradient_error": float(relative_error(dx, exact_gradient(a, g, kind)).mean()),
+            }
+
+
+def lyapunov() -> Iterator[Row]:
+    """Every scheme at its converged accuracy, S the root of a float32 matrix, n = 64."""
+    for cond, spectrum in itertools.product((1e2, 1e4, 1e6), ("log", "clustered")):
+        s = exact(random_spd(64, 64, cond=cond, spectrum=spectrum)).float()
+        s = (s + s.mT) / 2
+        r = torch.randn(s.shape, generator=torch.Generator().manual_seed(1)).float()
+        r = r + r.mT
+        values, q = torch.linalg.eigh(s.double())
+        sums = values[:, :, None] + values[:, None, :]
+        truth = q @ ((q.mT @ r.double() @ q) / sums) @ q.mT
+        # Bounds as loose as they are in practice.
+        low, high = float(values.min()) / 2, float(values.max()) * 2
+        chosen, rows = {}, {}
+        for name, scheme in SCHEMES.items():
+            tried = []
+            for steps in range(1, 20):
+                x, count, inverses = scheme(s, r, low, high, steps)
+                error = float(relative_error(x, truth).mean().nan_to_num(1e9))
+                tried.append((error, count, inverses, steps))
+            least = min(error for error, *_ in tried)
+            error, count, inverses, steps = next(t for t in tried if t[0] <= 1.3 * least)
+            chosen[name] = partial(scheme, s, r, low, high, steps)
+            rows[name] = {"error": error, "products": count, "inverses": inverses}
+        for name, (p20, median, p80) in interleaved(chosen, 7).items():
+            yield {
+                "kind": "lyapunov",
+                "cond": cond,
+                "spectrum": spectrum,
+                "scheme": name,
+                **rows[name],
+                "ms": median,
+                "p20": p20,
+                "p80": p80,
+            }
+
+
+def provenance() -> Row:
+    """Versions and machine."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return {
+        "matroot": matroot.__version__,
+        "commit": commit.stdout.strip(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def measure() -> None:
+    """All rows, into one file; a part that is done is not measured again."""
+    known = load()
+    origin = provenance()
+    parts = {"accuracy": accuracy, "products": products, "lyapunov": lyapunov, "speed": speed}
+    with Progress() as progress:
+        bar = progress.add_task("measuring", total=len(parts))
+        for name, part in parts.items():
+            progress.update(bar, description=name)
+            if not any(row["kind"] == name for row in known):
+                rows = [{**row, **origin} for row in part()]
+                with ROWS.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in rows)
+            progress.advance(bar)
+
+
+def load() -> list[Row]:
+    """The recorded rows."""
+    return [json.loads(line) for line in ROWS.open(encoding="utf-8")] if ROWS.exists() else []
+
+
+def pick(rows: list[Row], **wanted: object) -> list[Row]:
+    """The rows with these fields."""
+    return [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
+
+
+def table(head: list[str], body: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(x: float | None) -> str:
+    """Two digits; a dash where there is none."""
+    return "–" if x is None or x != x else f"{x:.1e}"
+
+
+def accuracy_table(rows: list[Row]) -> str:
+    """float32: eigh and minimax side by side."""
+    body = []
+    for spectrum, n, cond in itertools.product(
+        ("log", "clustered", "outlier"), (16, 64, 256), (1e1, 1e2, 1e4, 1e6)
+    ):
+        cells = []
+        for root, field in itertools.product(("sqrt", "inv_sqrt"), ("error", "gradient_error")):
+            eigh, ours = (
+                pick(
+                    rows,
+                    kind="accuracy",
+                    dtype="float32",
+                    spectrum=spectrum,
+                    n=n,
+                    cond=cond,
+                    root=root,
+                    choice=choice,
+                )[0][field]
+                for choice in MAIN
+            )
+            ratio = f" ({ours / eigh:.2g}×)" if eigh == eigh and ours == ours else ""
+            cells.append(f"{number(eigh)} / {number(ours)}{ratio}")
+        body.append([spectrum, str(n), f"{cond:.0e}", *cells])
+    head = ["spectrum", "n", "κ", "root", "gradient", "inverse root", "gradient of the inverse"]
+    return table(head, body)
+
+
+def other_dtypes_table(rows: list[Row]) -> str:
+    """float64, the half types and singular matrices."""
+    body = []
+    for row in pick(rows, kind="accuracy", choice="minimax"):
+        singular = row["spectrum"] == "half_zero" and row["cond"] in (1e2, 1e3)
+        double = row["dtype"] == "float64" and row["cond"] in (1e2, 1e4, 1e6)
+        half = row["dtype"] in ("float16", "bfloat16") and row["spectrum"] in ("log", "clustered")
+        if not (singular or double or half):
+            continue
+        same = {k: row[k] for k in ("kind", "dtype", "spectrum", "n", "cond", "root")}
+        eigh = pick(rows, **same, choice="eigh")[0]
+        body.append(
+            [
+                row["dtype"],
+                row["spectrum"],
+                str(row["n"]),
+                f"{row['cond']:.0e}",
+                row["root"],
+                f"{number(eigh['error'])} / {number(row['error'])}",
+                f"{number(eigh['gradient_error'])} / {number(row['gradient_error'])}",
+            ]
+        )
+    return table(["dtype", "spectrum", "n", "κ", "root", "error", "of the gradient"], body)
+
+
+def products_table(rows: list[Row]) -> str:
+    """Products, forward + backward."""
+    body = []
+    for choice in CHOICES:
+        cells = []
+        for cond, root in itertools.product((1e2, 1e4), ("sqrt", "inv_sqrt")):
+            found = pick(rows, kind="products", choice=choice, cond=cond, root=root)
+            cells.append(f"{found[0]['forward']} + {found[0]['backward']}" if found else "–")
+        body.append([choice, *cells])
+    return table(
+        ["", "root, κ = 1e2", "inverse, κ = 1e2", "root, κ = 1e4", "inverse, κ = 1e4"], body
+    )
+
+
+def speed_table(rows: list[Row]) -> str:
+    """Time over eigh's, with the errors."""
+    body = []
+    for row in pick(rows, kind="speed", root="sqrt", choice="eigh"):
+        size = {"batch": row["batch"], "n": row["n"]}
+        cells = [f"{row['batch']} × {row['n']}", f"{row['ms']:.1f} ms"]
+        for choice in list(CHOICES)[1:]:
+            other = pick(rows, kind="speed", root="sqrt", choice=choice, **size)[0]
+            cells.append(f"{other['ms'] / row['ms']:.2f}")
+        body.append(cells)
+    errors = ["error of root / gradient at 256 × 64", ""]
+    for choice in list(CHOICES)[1:]:
+        row = pick(rows, kind="speed", root="sqrt", choice=choice, n=64)[0]
+        errors.append(f"{number(row['error'])} / {number(row['gradient_error'])}")
+    return table(["batch × n", *CHOICES], [*body, errors])
+
+
+def lyapunov_table(rows: list[Row]) -> str:
+    """Schemes at equal accuracy."""
+    body = []
+    for name in SCHEMES:
+        cells = []
+        for cond in (1e2, 1e4, 1e6):
+            row = pick(rows, kind="lyapunov", scheme=name, cond=cond, spectrum="log")[0]
+            extra = f" + {row['inverses']}" if row["inverses"] else ""
+            cells.append(
+                f"{row['products']}{extra}, {number(row['error'])}, {row['ms']:.0f} ms"
+                if row["error"] < 0.1
+                else "no convergence"
+            )
+        body.append([name, *cells])
+    return table(["", "κ = 1e2", "κ = 1e4", "κ = 1e6"], body)
+
+
+def figure(width: float, height: float) -> Figure:
+    """A figure of its own, away from matplotlib's global state."""
+    result = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(result)
+    return result
+
+
+def accuracy_plot(rows: list[Row], along: str, path: Path) -> None:
+    """Errors against the condition number (all methods), or against n (eigh and minimax)."""
+    plot = figure(10, 7.5)
+    titles = ("root", "gradient of the root", "inverse root", "gradient of the inverse root")
+    for axes, title, (root, field) in zip(
+        plot.subplots(2, 2, sharex=True).flat,
+        titles,
+        itertools.product(("sqrt", "inv_sqrt"), ("error", "gradient_error")),
+        strict=True,
+    ):
+        fixed: Row = {"n": 64} if along == "cond" else {"cond": 1e4}
+        for i, choice in enumerate(CHOICES):
+            for spectrum, style in (("log", "-"), ("clustered", "--"), ("outlier", ":")):
+                found = pick(
+                    rows,
+                    kind="accuracy",
+                    dtype="float32",
+                    spectrum=spectrum,
+                    root=root,
+                    choice=choice,
+                    **fixed,
+                )
+                if (along == "n" and choice not in MAIN) or not found:
+                    continue
+                label = choice if spectrum == "log" else None
+                x, y = [row[along] for row in found], [row[field] for row in found]
+                axes.plot(x, y, style, marker="o", ms=3, color=f"C{i}", label=label)
+        axes.set(xscale="log", yscale="log", title=title, ylim=(1e-8, 30))
+        axes.set_xlabel("condition number κ" if along == "cond" else "n")
+        axes.set_ylabel("relative error")
+        axes.grid(alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()
+    plot.legend(handles, labels, loc="outside lower center", ncols=3)
+    what = "n = 64" if along == "cond" else "κ = 1e4"
+    plot.suptitle(
+        f"float32, {what}; eigenvalues log-spaced (solid), two clusters (dashed), one outlier"
+        " (dotted)",
+        fontsize="medium",
+    )
+    plot.savefig(path, metadata={"Date": None})
+
+
+def lyapunov_plot(rows: list[Row], path: Path) -> None:
+    """Error against products and inverses in products."""
+    plot = figure(10, 4.5)
+    for axes, cond in zip(plot.subplots(1, 3, sharey=True), (1e2, 1e4, 1e6), strict=True):
+        for i, name in enumerate(SCHEMES):
+            for spectrum, marker in (("log", "o"), ("clustered", "s")):
+                row = pick(rows, kind="lyapunov", scheme=name, cond=cond, spectrum=spectrum)[0]
+                cost = row["products"] + row["inverses"] / 2
+                label = name if spectrum == "log" else None
+                axes.plot([cost], [row["error"]], marker, color=f"C{i}", label=label, ls="none")
+        axes.set(yscale="log", title=f"κ = {cond:.0e}", xlabel="cost in products of n×n matrices")
+        axes.grid(alpha=0.3)
+    axes.set_ylim(1e-7, 2)
+    plot.axes[0].set_ylabel("relative error of X")
+    handles, labels = axes.get_legend_handles_labels()
+    plot.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    plot.suptitle(
+        "S X + X S = R in float32, n = 64; log-spaced (round), two clusters (square)",
+        fontsize="medium",
+    )
+    plot.savefig(path, metadata={"Date": None})
+
+
+def write() -> None:
+    """The tables between their markers in docs/numerics.md, and the plots."""
+    rows = load()
+    page = PAGE.read_text(encoding="utf-8")
+    tables = {
+        "accuracy": accuracy_table,
+        "dtypes": other_dtypes_table,
+        "products": products_table,
+        "speed": speed_table,
+        "lyapunov": lyapunov_table,
+    }
+    for name, make in tables.items():
+        start, end = f"<!-- table: {name} -->", f"<!-- end of {name} -->"
+        before, rest = page.split(start)
+        page = f"{before}{start}\n\n{make(rows)}\n\n{end}{rest.split(end)[1]}"
+    PAGE.write_text(page, encoding="utf-8")
+    accuracy_plot(rows, "cond", IMAGES / "accuracy_condition.svg")
+    accuracy_plot(rows, "n", IMAGES / "accuracy_size.svg")
+    lyapunov_plot(rows, IMAGES / "lyapunov_schemes.svg")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("measure", "write"))
+    {"measure": measure, "write": write}[parser.parse_args().what]()
