@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -69,6 +70,26 @@ def square_matrices(name: str, a: object) -> Tensor:
         TypeError: not a tensor, or not of a supported dtype.
         ValueError: fewer than two dimensions, or the last two differ.
     """
+    a = _dense(name, a)
+    if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
+        raise ValueError(f"{name} must have shape (..., n, n), got {tuple(a.shape)}")
+    return a
+
+
+def vectors(name: str, v: object) -> Tensor:
+    """``v`` itself if it is a tensor of vectors of a supported dtype.
+
+    Raises:
+        TypeError: see ``square_matrices``.
+        ValueError: no dimension.
+    """
+    v = _dense(name, v)
+    if v.ndim < 1:
+        raise ValueError(f"{name} must have shape (..., n), got {tuple(v.shape)}")
+    return v
+
+
+def _dense(name: str, a: object) -> Tensor:
     if not isinstance(a, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(a).__name__}")
     if a.dtype not in DTYPES:
@@ -78,21 +99,53 @@ def square_matrices(name: str, a: object) -> Tensor:
         )
     if a.layout is not torch.strided:
         raise TypeError(f"{name} must be dense (strided), got {a.layout}")
-    if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
-        raise ValueError(f"{name} must have shape (..., n, n), got {tuple(a.shape)}")
     return a
 
 
 def same_kind(name: str, a: Tensor, other: str, b: Tensor) -> None:
     """Raise unless both tensors have one dtype (TypeError), shape and device (ValueError)."""
-    if a.dtype != b.dtype:
-        raise TypeError(f"{name} and {other} must have one dtype, got {a.dtype} and {b.dtype}")
+    _one_dtype_and_device(name, a, other, b)
     if a.shape != b.shape:
         raise ValueError(
             f"{name} and {other} must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
+
+
+def broadcastable(matrices: dict[str, Tensor], vectors: dict[str, Tensor] | None = None) -> None:
+    """Raise unless the tensors go together, pair by pair: see ``same_kind``, but for the batch.
+
+    Args:
+        matrices: tensors (..., n, n) by name.
+        vectors: tensors (..., n) by name.
+    """
+    tensors = matrices | (vectors or {})
+    for (name, a), (other, b) in itertools.combinations(tensors.items(), 2):
+        _one_dtype_and_device(name, a, other, b)
+        if a.shape[-1] != b.shape[-1]:
+            raise ValueError(
+                f"{name} and {other} must have one n, got shapes {tuple(a.shape)} "
+                f"and {tuple(b.shape)}"
+            )
+        batches = [t.shape[: -2 if k in matrices else -1] for k, t in ((name, a), (other, b))]
+        sizes = zip(batches[0][::-1], batches[1][::-1], strict=False)
+        if any(i != j and 1 not in (i, j) for i, j in sizes):
+            raise ValueError(
+                f"batch dimensions of {name} and {other} must be equal or 1, got "
+                f"{tuple(batches[0])} and {tuple(batches[1])}"
+            )
+
+
+def _one_dtype_and_device(name: str, a: Tensor, other: str, b: Tensor) -> None:
+    if a.dtype != b.dtype:
+        raise TypeError(f"{name} and {other} must have one dtype, got {a.dtype} and {b.dtype}")
     if a.device != b.device:
         raise ValueError(f"{name} and {other} must be on one device, got {a.device} and {b.device}")
+
+
+def flag(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
 def ridge(eps: object, dtype: torch.dtype) -> float:
@@ -167,7 +220,9 @@ def transforms_active() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
-def raise_if_bad(name: str, status: Tensor, a: Tensor, eps: float = 0.0) -> None:
+def raise_if_bad(
+    name: str, status: Tensor, a: Tensor, eps: float = 0.0, things: str = "matrices"
+) -> None:
     """Raise LinAlgError if any matrix of the batch has a status other than OK.
 
     Args:
@@ -175,6 +230,7 @@ def raise_if_bad(name: str, status: Tensor, a: Tensor, eps: float = 0.0) -> None
         status: shape (...), the Status of each matrix.
         a: the argument, shape (..., n, n).
         eps: the ridge that was added.
+        things: what the batch is made of.
 
     Raises:
         torch.linalg.LinAlgError: with how many matrices are bad, the first few indices, and why.
@@ -195,7 +251,7 @@ def raise_if_bad(name: str, status: Tensor, a: Tensor, eps: float = 0.0) -> None
     where = ", ".join(map(str, indices)) + (", …" if many > len(indices) else "")
     verb = "are" if many > 1 else "is"
     raise torch.linalg.LinAlgError(
-        f"{many} of the {total} matrices in {name} {verb} {reason} (batch index {where})"
+        f"{many} of the {total} {things} in {name} {verb} {reason} (batch index {where})"
     )
 
 
