@@ -126,13 +126,14 @@ def broadcastable(matrices: dict[str, Tensor], vectors: dict[str, Tensor] | None
                 f"{name} and {other} must have one n, got shapes {tuple(a.shape)} "
                 f"and {tuple(b.shape)}"
             )
-        batches = [t.shape[: -2 if k in matrices else -1] for k, t in ((name, a), (other, b))]
-        sizes = zip(batches[0][::-1], batches[1][::-1], strict=False)
-        if any(i != j and 1 not in (i, j) for i, j in sizes):
-            raise ValueError(
-                f"batch dimensions of {name} and {other} must be equal or 1, got "
-                f"{tuple(batches[0])} and {tuple(batches[1])}"
-            )
+        p, q = (t.shape[: -2 if k in matrices else -1] for k, t in ((name, a), (other, b)))
+        # Loops, not generators: the compiler of PyTorch 2.8 does not look into any().
+        for i in range(1, min(len(p), len(q)) + 1):
+            if p[-i] != q[-i] and 1 not in (p[-i], q[-i]):
+                raise ValueError(
+                    f"batch dimensions of {name} and {other} must be equal or 1, got "
+                    f"{tuple(p)} and {tuple(q)}"
+                )
 
 
 def _one_dtype_and_device(name: str, a: Tensor, other: str, b: Tensor) -> None:

@@ -53,7 +53,8 @@ def bures_wasserstein_distance(
     Note:
         One eigendecomposition for each matrix, and for each pair a singular value decomposition and
         2 products; 6 more where a gradient may be asked for, and none in the backward pass, which
-        keeps both gradients. Second derivatives and forward mode take a Lyapunov solve.
+        keeps both gradients. Second derivatives and forward mode take a Lyapunov solve; inside
+        torch.compile there are first derivatives alone.
 
         Eigenvalues up to 4 units of rounding of the largest count as 0. On null × null space of a
         singular matrix the gradient is 0 (minimum norm). The gradient of d is 0 where d is.

@@ -1,5 +1,6 @@
 """The Bures–Wasserstein and Fréchet distances: values, gradients, transforms, errors."""
 
+import mpmath
 import ot
 import pytest
 import scipy.linalg
@@ -12,7 +13,7 @@ from matroot import frechet_distance as frechet
 from matroot.checks import DTYPES
 from matroot.lyapunov import Solver
 from matroot.spd import real_dtype
-from matroot.testing import exact, random_spd, relative_error, tolerance
+from matroot.testing import random_spd, relative_error, tolerance
 
 LinAlgError = torch.linalg.LinAlgError
 FUNC = torch.func
@@ -31,9 +32,18 @@ def gradients(function, *inputs, **options):
 
 
 def transport(a, b):
-    """M = A^{-1/2} (A^{1/2} B A^{1/2})^{1/2} A^{-1/2} in double precision."""
-    s, z = exact(a), exact(a, "inv_sqrt")
-    return z @ exact(s @ b.to(s.dtype) @ s) @ z
+    """M = A^{-1/2} (A^{1/2} B A^{1/2})^{1/2} A^{-1/2} to 40 digits, rounded to double precision."""
+
+    def power(x, p):
+        values, q = mpmath.eighe(x)
+        return q * mpmath.diag([v**p for v in values]) * q.H
+
+    with mpmath.workdps(40):
+        x, y = (mpmath.matrix(m.to(torch.complex128).tolist()) for m in (a, b))
+        s, z = power(x, 0.5), power(x, -0.5)
+        m = z * power(s * y * s, 0.5) * z
+        found = torch.tensor([complex(v) for v in m], dtype=torch.complex128).reshape(a.shape)
+    return found if a.is_complex() else found.real
 
 
 def of_factors(x, y):
@@ -247,16 +257,15 @@ def test_eps_is_a_ridge_on_both():
 # Gradients.
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64], ids=str)
-@pytest.mark.parametrize("cond", [1e1, 1e2, 1e4])
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+@pytest.mark.parametrize("cond", [1e1, 1e2, 1e4, 1e6])
 def test_gradient_is_identity_minus_transport(cond, dtype):
-    a, b = pair(16, 3, cond=cond, dtype=dtype)
-    identity = torch.eye(16)
+    a, b = pair(8, cond=cond, dtype=dtype)
+    identity = torch.eye(8)
     for g, m in zip(gradients(bures, a, b), (transport(a, b), transport(b, a)), strict=True):
         assert g.dtype == dtype
         assert torch.equal(g, g.mH)
-        # An ill-conditioned M is as large as the root of the condition number.
-        assert relative_error(g, identity - m).max() < tolerance(dtype, cond, "gradient")
+        assert relative_error(g, identity - m) < tolerance(dtype, cond, "gradient")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -437,7 +446,7 @@ def test_transforms_agree_with_autograd(squared):
 @each_form
 def test_compile_fullgraph_forward_and_backward(squared):
     a, b = (x.requires_grad_() for x in pair(4, 2))
-    mu, nu = torch.randn(2, 2, 4, dtype=DOUBLE, requires_grad=True)
+    mu, nu = (torch.randn(2, 4, dtype=DOUBLE, requires_grad=True) for _ in range(2))
     torch._dynamo.reset()
     for function, inputs in ((bures, (a, b)), (frechet, (mu, a, nu, b))):
         compiled = torch.compile(
