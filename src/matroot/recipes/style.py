@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matroot import inv_sqrtm, sqrtm
+from matroot import bures_wasserstein_distance, inv_sqrtm, sqrtm
 from matroot.recipes.images import check_image
 
 Progress = Callable[[int, int], None]
@@ -244,18 +244,11 @@ def _measure(image: Tensor, patch: int, levels: int) -> list[_Moments]:
 
 
 def _distance(first: list[_Moments], second: list[_Moments]) -> float:
-    """Bures-Wasserstein distance, ``sqrt(tr A + tr B - 2 tr (A^{1/2} B A^{1/2})^{1/2})``.
-
-    The last trace is the nuclear norm of ``A^{1/2} B^{1/2}``; the squares of the levels add up, as
-    for one block-diagonal covariance.
-    """
-    squared = 0.0
-    for a, b in ((x.covariance, y.covariance) for x, y in zip(first, second, strict=True)):
-        overlap = torch.linalg.matrix_norm(
-            sqrtm(a, method="eigh") @ sqrtm(b, method="eigh"), ord="nuc"
-        )
-        squared += max(0.0, float(a.trace() + b.trace() - 2 * overlap))
-    return math.sqrt(squared)
+    """Bures-Wasserstein distance; the squares of the levels add up, as for one block diagonal."""
+    pairs = zip(first, second, strict=True)
+    return math.sqrt(
+        sum(float(bures_wasserstein_distance(x.covariance, y.covariance)) for x, y in pairs)
+    )
 
 
 def _seam_ratio(image: Tensor, patch: int) -> float:
