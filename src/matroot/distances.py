@@ -269,7 +269,7 @@ def _evaluate(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tenso
     ok = ((first.status == Status.OK) & (second.status == Status.OK))[..., None, None]
     c = first.vectors.mH @ second.vectors
     u, sigma, vh = torch.linalg.svd(first.roots[..., :, None] * c * second.roots[..., None, :])
-    # A matrix of zeros has no scale of its own.
+    # A matrix of zeros has no scale of its own, and could push a tiny one's squares below range.
     i = torch.where(first.kept.any(-1), first.k, second.k)
     j = torch.where(second.kept.any(-1), second.k, first.k)
     k = torch.maximum(i, j)

@@ -216,7 +216,18 @@ def test_powers_of_four_change_no_bit(dtype, k):
 
 
 @pytest.mark.parametrize(
-    ("i", "j"), [(1e-40, 1e-40), (1e37, 1e37), (1e-38, 1.0), (1.0, 1e37), (1e-40, 0.0), (0.0, 1e37)]
+    ("i", "j"),
+    [
+        (1e-40, 1e-40),
+        (1e37, 1e37),
+        (1e-38, 1.0),
+        (1.0, 1e37),
+        (1e37, 1e-38),
+        (1e-38, 1e37),
+        (1e-40, 0.0),
+        (0.0, 1e-40),
+        (0.0, 1e37),
+    ],
 )
 def test_entries_at_the_ends_of_the_range(i, j):
     a, b = (x * s for x, s in zip(pair(4, cond=10, dtype=torch.float32), (i, j), strict=True))
