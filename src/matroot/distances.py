@@ -149,7 +149,7 @@ def _finite(name: str, mean: Tensor) -> Tensor:
     finite = mean.detach().isfinite().all(-1, keepdim=True)
     if checks.checking(None, mean):
         status = torch.where(finite[..., 0], Status.OK, Status.NONFINITE)
-        checks.raise_if_bad(name, status, mean.dtype, "means")
+        checks.raise_if_bad(name, status, mean, things="means")
     return torch.where(finite, mean, spd.nan_where(~finite, mean))
 
 
@@ -186,7 +186,7 @@ def _distances(matrices: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]
         outputs = _apply(call, x, y) if _differentiated(x, y) else _evaluate(call, x, y, False)
         if check:
             for name, status in zip(matrices, outputs, strict=False):
-                checks.raise_if_bad(name, status.reshape(matrices[name].shape[:-2]), a.dtype)
+                checks.raise_if_bad(name, status.reshape(matrices[name].shape[:-2]), matrices[name])
     return outputs[2], outputs[3]
 
 
