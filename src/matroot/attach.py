@@ -73,7 +73,7 @@ def evaluate(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
 
 def apply(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
     """``evaluate`` with the derivative of the plan's ExplicitRule attached."""
-    function = _Root if torch.compiler.is_compiling() else _ForwardRoot
+    function = autodiff.traceable(_Root, _ForwardRoot)
     outputs: tuple[Tensor, ...] = function.apply(plan, x)
     return outputs
 

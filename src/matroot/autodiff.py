@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+F = TypeVar("F", bound=torch.autograd.Function)
 
 
 def no_autocast(a: Tensor) -> AbstractContextManager[object]:
@@ -43,6 +46,38 @@ def _unpack(a: Tensor) -> forward_ad.UnpackedDualTensor:
     # unpack_dual has no annotations of its own.
     dual: forward_ad.UnpackedDualTensor = forward_ad.unpack_dual(a)  # type: ignore[no-untyped-call]
     return dual
+
+
+def traceable(function: type[F], forward_mode: type[F]) -> type[F]:
+    """The autograd function to apply: under torch.compile the one without a forward-mode rule.
+
+    Raises:
+        NotImplementedError: under torch.compile within two gradients. The compiler takes the
+            backward pass of every autograd function for a constant, and the second derivative
+            would be wrong. (Without ``fullgraph=True`` it then runs the call uncompiled.)
+    """
+    if not torch.compiler.is_compiling():
+        return forward_mode
+    if _gradient_levels() > 1:
+        raise NotImplementedError(
+            "second derivatives inside torch.compile, which takes the backward pass of autograd "
+            "functions for a constant; take them outside of the compiled function"
+        )
+    return function
+
+
+def _gradient_levels() -> int:
+    """How many torch.func gradients are running, one inside the other."""
+    # PyTorch offers no public question for this; its own transforms ask the same way.
+    from torch._C._functorch import TransformType
+    from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
+    running = retrieve_all_functorch_interpreters()
+    return sum(interpreter.key() == TransformType.Grad for interpreter in running)
+
+
+# As torch.compiler.assume_constant_result does: asked while tracing, not traced.
+_gradient_levels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def batch_first(

@@ -349,7 +349,7 @@ def _hessian_product(
 
 def _apply(call: _Call, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     """``_evaluate`` with the derivative attached."""
-    function = _Distance if torch.compiler.is_compiling() else _SmoothDistance
+    function = autodiff.traceable(_Distance, _SmoothDistance)
     outputs: tuple[Tensor, ...] = function.apply(call, a, b)
     return outputs
 

@@ -372,7 +372,7 @@ def lyapunov(solver: Solver, ops: Backend, s: Tensor, r: Tensor, *constants: Ten
         r: the same shape and dtype.
         constants: what the solver was prepared with, batch dimensions as of s.
     """
-    function = _Lyapunov if torch.compiler.is_compiling() else _ForwardLyapunov
+    function = autodiff.traceable(_Lyapunov, _ForwardLyapunov)
     with autodiff.no_autocast(s):
         x: Tensor = function.apply(solver, ops, s, r, *constants)
     return x

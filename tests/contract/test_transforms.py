@@ -109,3 +109,24 @@ def test_vmap_over_one_argument_of_the_lyapunov_solve():
     found = FUNC.vmap(matroot.solve_lyapunov, in_dims=(None, 0))(s, g)
     expected = matroot.solve_lyapunov(s.expand(3, 4, 4), g)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["sqrtm", "solve_lyapunov", "bures_wasserstein_distance"])
+def test_second_derivatives_inside_compile_are_right_or_refused(name):
+    # PyTorch's compiler takes the backward pass of an autograd function for a constant.
+    b = random_spd(3, cond=5)
+    functions = {
+        "sqrtm": matroot.sqrtm,
+        "solve_lyapunov": lambda a: matroot.solve_lyapunov(a, b),
+        "bures_wasserstein_distance": lambda a: matroot.bures_wasserstein_distance(a, b),
+    }
+    x = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    second = torch.func.jacrev(
+        torch.func.jacrev(lambda x: functions[name](b + x @ x.mT).sin().sum())
+    )
+    torch._dynamo.reset()
+    compiled = torch.compile(second, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), second(x))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="second derivatives inside torch.compile"):
+        torch.compile(second, backend="aot_eager", fullgraph=True)(x)

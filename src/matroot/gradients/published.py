@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matroot import checks, spd
+from matroot import autodiff, checks, spd
 from matroot.backends import Backend
 from matroot.gradients.rule import ExplicitRule, Roots
 from matroot.solution import Solution
@@ -95,7 +95,7 @@ class PublishedRule(ExplicitRule):
 
 def _weighted(q: Tensor, weights: Tensor, g: Tensor) -> Tensor:
     """Q [Φ ∘ (Qᴴ G Q)] Qᴴ for the Hermitian part of G, once differentiable in G alone."""
-    refuse = _FirstOrderOnly if torch.compiler.is_compiling() else _ForwardFirstOrderOnly
+    refuse = autodiff.traceable(_FirstOrderOnly, _ForwardFirstOrderOnly)
     x = q @ (weights * (q.mH @ spd.hermitian_part(g) @ q)) @ q.mH
     result: Tensor = refuse.apply(spd.hermitian_part(x))
     return result
