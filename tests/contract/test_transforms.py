@@ -128,5 +128,5 @@ def test_second_derivatives_inside_compile_are_right_or_refused(name):
     compiled = torch.compile(second, backend="aot_eager")
     torch.testing.assert_close(compiled(x), second(x))
     torch._dynamo.reset()
-    with pytest.raises(Exception, match="second derivatives inside torch.compile"):
+    with pytest.raises(Exception, match=r"second derivatives inside torch\.compile"):
         torch.compile(second, backend="aot_eager", fullgraph=True)(x)
