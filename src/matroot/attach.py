@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks, normalize, spd
+from matroot import autodiff, normalize, spd
 from matroot.checks import Status
 from matroot.gradients import ExplicitRule
 from matroot.plan import Plan
@@ -29,13 +29,8 @@ def evaluate(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
     flat = x.reshape(math.prod(batch), n, n)
     a, k, status = normalize.normalized(flat, plan.input_dtype, plan.eps)
     if plan.input_dtype != x.dtype and not plan.method.spectral:
-        suspects = normalize.below_rounding(a.detach())
-        a = normalize.without_rounded_negatives(a, plan.input_dtype, suspects)
+        a = normalize.without_rounded_negatives(a, plan.input_dtype)
     solution = plan.method.solve(a, plan.solved, plan.ops)
-    lost = solution.diverged
-    if lost is not None and checks.host_reads_are_free(a) and lost.any():
-        a = normalize.without_rounded_negatives(a, plan.input_dtype, lost)
-        solution = plan.method.solve(a, plan.solved, plan.ops)
     seen = None if solution.eigenvalues is None else solution.eigenvalues.detach()
     inverse = plan.root != "sqrt" and plan.singular == "raise"
     found = normalize.definiteness(

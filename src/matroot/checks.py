@@ -46,7 +46,7 @@ _REASONS = {
     Status.DIVERGED: "too close to singular for this method, which diverged; take fewer steps or "
     "another method, or add a ridge with eps=",
     Status.SINGULAR: "singular ({rank}), so {they} no inverse root; add a ridge with eps=, or "
-    'ask for the pseudo-inverse root with singular="pinv"',
+    'ask for the pseudo-inverse root with singular="pinv" (method "eigh" or "svd")',
     Status.INDEFINITE: "indefinite: an eigenvalue lies below the rounding level of zero",
     Status.ASYMMETRIC: "not symmetric (Hermitian): the skew part is above {skew:g} of the norm",
     Status.NONFINITE: "not finite (NaN or infinity)",
@@ -210,9 +210,15 @@ def checking(check_errors: bool | None, a: Tensor) -> bool:
 
 
 def host_reads_are_free(a: Tensor) -> bool:
-    """Whether values of ``a`` can be looked at without a device synchronisation or graph break."""
-    traced = torch.compiler.is_compiling() or transforms_active() or isinstance(a, FakeTensor)
-    return a.device.type == "cpu" and not traced
+    """Whether values of ``a`` can be looked at without a device synchronisation or graph break.
+
+    Tensors that torch.func transforms have wrapped have no values; what an autograd function is
+    given once a transform has been dealt with has.
+    """
+    if a.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(a, FakeTensor):
+        return False
+    # PyTorch offers no public question for this; its own transforms ask the same way.
+    return not torch._C._functorch.is_functorch_wrapped_tensor(a)
 
 
 def transforms_active() -> bool:
@@ -244,7 +250,9 @@ def raise_if_bad(
     reason = _REASONS[worst].format(
         they="they have" if many > 1 else "it has",
         skew=max_skew(a.dtype),
-        rank=_rank(a.detach()[bad][0], eps) if worst == Status.SINGULAR else "",
+        rank=("the first: " if many > 1 else "") + _rank(a.detach()[bad][0], eps)
+        if worst == Status.SINGULAR
+        else "",
     )
     if status.ndim == 0:
         raise torch.linalg.LinAlgError(f"{name} is {reason}")

@@ -169,7 +169,8 @@ class SqrtmResult(NamedTuple):
         residual: ‖S² − A‖_F/‖A‖_F (0 at A = 0), shape (...), real, no derivative.
         inv_residual: ‖Z A Z − I‖_F/√n; for the pseudo-inverse root ‖P² − P‖_F/√n, P = Z A Z.
         steps: steps, terms or shifts that the method took, shape (...), int64.
-        converged: whether the roots are as good as the dtype allows, shape (...), bool.
+        converged: whether the method reached what it aims at, which is the level of rounding unless
+            its options say otherwise, shape (...), bool.
     """
 
     sqrt: Tensor | None
@@ -214,9 +215,9 @@ def sqrtm_ex(
     Note:
         One product more than ``sqrtm`` for the root's residual, two for the inverse's.
         ``converged``: ``Eigh``, ``Svd`` and ``Minimax`` tell themselves; for the other methods the
-        residual must be at the level of rounding, r = 16 √n e (+ u for a half dtype; e, u the units
-        of the computing and the input dtype), and that of the inverse at r ‖A‖_F ‖Z‖_F²/√n, below
-        which it cannot be in that arithmetic. Whatever a method tells, 100 times that is too much.
+        residual must be at the level of rounding: 16 √n e for the root, 2 e ‖A‖_F ‖Z‖_F²/√n for the
+        inverse (+ u in place of e for a half dtype; e, u the units of the computing and the input
+        dtype). Whatever a method tells, 100 times that is too much.
 
     Example:
         >>> import torch, matroot
@@ -270,7 +271,8 @@ def _residuals(
         p = z @ y @ z
         rest = p @ p - p if plan.singular == "pinv" else p - identity
         inv_residual = spd.frobenius_norm(rest)[..., 0, 0] / n**0.5
-        least = level * norm * spd.frobenius_norm(z)[..., 0, 0].square() / n**0.5
+        unit = 2 * spd.real_eps(x.dtype) + (spd.real_eps(a.dtype) if a.dtype != x.dtype else 0)
+        least = unit * norm * spd.frobenius_norm(z)[..., 0, 0].square() / n**0.5
         ratio = torch.maximum(ratio, inv_residual / spd.positive_or_one(least))
     return residual, inv_residual, ratio
 

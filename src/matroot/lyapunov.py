@@ -91,13 +91,20 @@ class Solver(ABC):
 
 @dataclass(frozen=True)
 class BySpectrum(Solver):
-    """X = Q [(Qᴴ R Q) / (s_i + s_j)] Qᴴ from ``constants = (s, Q)``, the eigenpairs of S."""
+    """X = Q [(Qᴴ R Q) / (s_i + s_j)] Qᴴ from ``constants = (s, Q)``, the eigenpairs of S.
+
+    Args:
+        of_rounded_matrix: see BySmith.
+    """
+
+    of_rounded_matrix: bool = True
 
     def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
         """See Solver.solve. Four products."""
         roots, q = constants
         rotated = ops.matmul(ops.matmul(q.mH, r), q)
-        null = roots <= null_root(roots.dtype) * roots.amax(-1, keepdim=True)
+        share = null_share(s, self.of_rounded_matrix)
+        null = roots <= share * roots.amax(-1, keepdim=True)
         both = null[:, :, None] & null[:, None, :]
         sums = torch.where(both, 1.0, roots[:, :, None] + roots[:, None, :])
         x = torch.where(both, 0.0, rotated / sums)
@@ -127,8 +134,9 @@ class BySign(Solver):
         else:
             norm = spd.norm_or_one(s)
         b, c = s / norm, r / norm
-        singular = ~spd.factorises(b - null_root(s.dtype) * spd.identity_like(s))
-        null = _null_space(b, singular, null_root(s.dtype), ops)
+        share = null_share(s, of_rounded_matrix=True)
+        singular = ~spd.factorises(b - share * spd.identity_like(s))
+        null = _null_space(b, singular, share, ops)
         c = _minimum_norm(c, null, ops)
         if null is not None:
             # The steps give R/(2 s_i) on range × null space, where S X + X S = R wants R/s_i.
@@ -177,44 +185,62 @@ class BySmith(Solver):
         """See Solver.solve. Six products, three a further doubling, two Cholesky inverses."""
         k = spd.exponent(s)
         s = spd.times_power_of_two(s, -k)
-        share = null_root(s.dtype) if self.of_rounded_matrix else null_root(s.dtype) ** 2
+        share = null_share(s, self.of_rounded_matrix)
         if constants:
             found = spd.times_power_of_two(constants[0][:, :, None], -k)
             low, high = found[:, :1], found[:, 1:]
         else:
             low, high = _bounds(s, share)
         high = spd.positive_or_one(high)
-        # Before and after: what rounding leaves on null × null space is divided by next to nothing.
-        singular = low == 0
-        null = _null_space(s, singular.flatten(), share, ops)
-        r = _minimum_norm(r, null, ops)
-        # The bound may exceed s_max √n times, so that a regular matrix may come close to that part
-        # of the share; a singular one begins above the share. And the closer the shifts are, the
-        # larger are r_1 and r_2, which cancel.
+        singular = (low == 0).flatten()
+        if not checks.host_reads_are_free(s):
+            # Before and after: what rounding leaves on null × null space is divided by next to 0.
+            null = _null_space(s, singular, share, ops)
+            x = self._regular(s, _minimum_norm(r, null, ops), low, high, share, ops)
+            return spd.times_power_of_two(_minimum_norm(x, null, ops), -k)
+        x = self._regular(s, r, low, high, share, ops)
+        # eigh raises for a whole batch where one matrix is NaN.
+        (which,) = torch.where(singular & spd.max_abs(s).isfinite())
+        if len(which) > 0:
+            by_spectrum = BySpectrum(self.of_rounded_matrix)
+            values, q = torch.linalg.eigh(s[which])
+            eigenpairs = values.clamp(min=0), q
+            x = x.index_copy(0, which, by_spectrum.solve(s[which], r[which], eigenpairs, ops))
+        return spd.times_power_of_two(x, -k)
+
+    def _regular(
+        self, s: Tensor, r: Tensor, low: Tensor, high: Tensor, share: float, ops: Backend
+    ) -> Tensor:
+        """The iteration; low is 0 for a singular S, whose range begins above the share."""
+        # A bound may exceed s_max √n times, so that a regular matrix may come close to that part of
+        # the share. And the closer the shifts are, the larger are r_1 and r_2, which cancel.
         least = share / s.shape[-1] ** 0.5
-        low = torch.where(singular, share * high, torch.maximum(low, least * high))
+        low = torch.where(low == 0, share * high, torch.maximum(low, least * high))
         low = torch.minimum(low, high / 8)
         x, w = _two_shifts(s, r, low, high, ops)
         # A NaN matrix gives a NaN X whatever is done.
         needed = _doublings(s.dtype, low / high).flatten().nan_to_num(1.0)
-        always, most = 1, int(_doublings(s.dtype, torch.tensor(least)))
         if checks.host_reads_are_free(s):
             always, most = int(needed.min()), int(needed.max())
+        else:
+            always, most = 1, int(_doublings(s.dtype, torch.tensor(least, device="cpu")))
         for step in range(most):
             new_x = ops.addmm(x, ops.matmul(w, x), w)
             # Matrices that are done stand still, so that none feels how long others take.
             x = new_x if step < always else torch.where((needed > step)[:, None, None], new_x, x)
             if step < most - 1:
                 w = ops.matmul(w, w)
-        return spd.times_power_of_two(_minimum_norm(x, null, ops), -k)
+        return x
 
 
-def null_root(dtype: torch.dtype) -> float:
-    """Eigenvalues of S = A^{1/2} up to this share of the largest are zero to rounding.
+def null_share(s: Tensor, of_rounded_matrix: bool) -> float:
+    """Eigenvalues of S up to this share of the largest are zero to rounding.
 
-    An eigenvalue s of S is the root of one of A, so the unit of rounding is that of s².
+    An eigenvalue of S = A^{1/2} is the root of one of A, so the unit of rounding is that of s²; a
+    given S knows its own to rounding.
     """
-    return math.sqrt(spd.NULL_UNITS * spd.real_eps(dtype))
+    share = spd.null_units(s.shape[-1], s.dtype) * spd.real_eps(s.dtype)
+    return math.sqrt(share) if of_rounded_matrix else share
 
 
 def _two_shifts(
@@ -226,7 +252,9 @@ def _two_shifts(
     second = geometric.square() / first
     identity = spd.identity_like(s)
     v_first, _ = spd.inverse_by_cholesky(s + first * identity)
-    v_second, _ = spd.inverse_by_cholesky(s + second * identity)
+    # S + μ has no factor only where S is far from semi-definite.
+    v_second, found = spd.inverse_by_cholesky(s + second * identity)
+    v_second = torch.where(found[:, None, None], v_second, torch.nan)
     ratio = (first + second) / (first - second)
     r_first, r_second = -2 * first * ratio, 2 * second * ratio
     both = r_first * r_second / (first + second)
@@ -297,7 +325,9 @@ def _null_projector(s: Tensor, share: float, ops: Backend) -> Tensor:
     # (Σ s⁸/Σ s⁴)^{1/4} ≤ s_max: a bound from above would call regular eigenvalues null.
     ratio = spd.frobenius_norm(fourth) / spd.norm_or_one(square)
     tau = share * spd.positive_or_one(ratio.sqrt())
-    inverse, _ = spd.inverse_by_cholesky(s + tau * identity)
+    inverse, found = spd.inverse_by_cholesky(s + tau * identity)
+    # Without a factor the projector is not known, and a plausible one must not come out.
+    inverse = torch.where(found[:, None, None], inverse, torch.nan)
     v = identity - 2.0 * tau * inverse
     for _ in range(12):
         v = ops.matmul(v, ops.addmm(1.5 * identity, v, v, alpha=-0.5))

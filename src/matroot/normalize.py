@@ -81,6 +81,8 @@ def definiteness(
             # In half precision n·u may exceed 1, and a shift by it hide a negative matrix.
             indefinite = ~spd.factorises(a + shift)
             indefinite |= (spd.trace(a) <= 0) & (spd.max_abs(a) > 0)
+            if bounds is not None:
+                indefinite &= bounds.low <= 0
         singular = indefinite
         if inverse and bounds is not None:
             singular = bounds.low_at_most <= above * spd.largest_at_least(a).flatten()
@@ -88,28 +90,19 @@ def definiteness(
     return torch.where(indefinite, Status.INDEFINITE, ok)
 
 
-def below_rounding(a: Tensor) -> Tensor:
-    """Whether an eigenvalue is negative beyond the rounding of the computing dtype, shape (b,)."""
-    shift = a.shape[-1] * spd.real_eps(a.dtype) * spd.positive_or_one(spd.upper_bound(a))
-    return ~spd.factorises(a + shift * spd.identity_like(a))
+def without_rounded_negatives(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """A with negative eigenvalues at the rounding level of the user's half dtype put to 0.
 
-
-def without_rounded_negatives(a: Tensor, dtype: torch.dtype, suspects: Tensor) -> Tensor:
-    """A with negative eigenvalues at the rounding level of the user's dtype put to 0.
-
-    An iteration or approximation of the root is nonsense on them where they are large: in half
-    precision far above the rounding of the computing dtype, else close to −n·u.
-
-    Args:
-        a: shape (b, n, n).
-        dtype: the dtype the user gave.
-        suspects: which matrices to look at, shape (b,); the others come back as they are.
+    They are far above the rounding of the computing dtype, where a rational or polynomial
+    approximation of the root is nonsense on them. Only matrices that need it change.
     """
-    if checks.host_reads_are_free(a) and not suspects.any():
-        return a
     seen = a.detach()
+    shift = a.shape[-1] * spd.real_eps(a.dtype) * spd.positive_or_one(spd.upper_bound(seen))
+    negative = ~spd.factorises(seen + shift * spd.identity_like(a))
+    if checks.host_reads_are_free(a) and not negative.any():
+        return a
     values, q = torch.linalg.eigh(seen)
     clipped = (q * values.clamp(min=0)[:, None, :]) @ q.mH
     # A negative matrix stays as it is, to be found indefinite.
-    rounded = suspects & (values[:, 0] >= -a.shape[-1] * spd.real_eps(dtype) * values[:, -1])
+    rounded = negative & (values[:, 0] >= -a.shape[-1] * spd.real_eps(dtype) * values[:, -1])
     return a + torch.where(rounded[:, None, None], spd.hermitian_part(clipped) - seen, 0.0)

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Eigenvalues at or below this many units of rounding, relative to the largest, are zero to the
-# computing dtype: rounding the matrix moves a zero eigenvalue by 1 to 3 units (n = 8 … 512).
+# A matrix is singular for the inverse root up to this many units of rounding of the largest
+# eigenvalue.
 NULL_UNITS = 4.0
+
+
+def null_units(n: int, dtype: torch.dtype) -> float:
+    """Units of rounding of the largest eigenvalue up to which one is zero.
+
+    Rounding moves the zero eigenvalues of covariances and projectors by 1 to 3 units in single
+    precision (n = 8 to 512), where an eigensolver's own error is kept out by double precision; in
+    double precision by up to some n units.
+    """
+    return max(8, n) if real_dtype(dtype) == torch.float64 else NULL_UNITS
 
 
 def hermitian_part(a: Tensor) -> Tensor:

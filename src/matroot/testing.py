@@ -86,6 +86,23 @@ def exact_gradient(a: Tensor, g: Tensor, quantity: Literal["sqrt", "inv_sqrt"] =
     return gradient
 
 
+def by_eigh(
+    a: Tensor, g: Tensor, quantity: Literal["sqrt", "inv_sqrt"] = "sqrt"
+) -> tuple[Tensor, Tensor]:
+    """What to compare with: root and gradient by torch.linalg.eigh in the dtype of A, no more.
+
+    Division by s_i + s_j; eigenvalues below zero count as zero.
+    """
+    values, q = torch.linalg.eigh(a.detach())
+    s = values.clamp(min=0).sqrt()
+    sums = s[..., :, None] + s[..., None, :]
+    if quantity == "inv_sqrt":
+        sums = -sums * s[..., :, None] * s[..., None, :]
+    root: Tensor = (q * (s if quantity == "sqrt" else 1 / s)[..., None, :]) @ q.mH
+    gradient: Tensor = q @ ((q.mH @ ((g + g.mH) / 2) @ q) / sums) @ q.mH
+    return root, gradient
+
+
 def relative_error(x: Tensor, reference: Tensor) -> Tensor:
     """‖X − X₀‖_F/‖X₀‖_F of each matrix in double precision, shape (...); ‖X‖_F where X₀ = 0."""
     double = torch.complex128 if x.is_complex() else torch.float64

@@ -6,7 +6,7 @@ import torch
 import matroot
 from instances import ANY_ORDER, CONVERGED, FUNCTIONS, IMPLICIT, METHOD_OBJECTS
 from matroot.gradients import Lyapunov, Spectral
-from matroot.methods import Eigh, NewtonSchulz, Pade, Svd, Taylor
+from matroot.methods import Eigh, Minimax, NewtonSchulz, Pade, Svd, Taylor, minimax
 from matroot.testing import (
     exact,
     exact_gradient,
@@ -166,3 +166,129 @@ def test_one_hard_matrix_does_not_stop_the_batch(method, rule):
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
     found[[0, 2]].sum().backward()
     assert a.grad[[0, 2]].isfinite().all()
+
+
+def grams(n, rank, dtype, kind):
+    """300 singular matrices as they come: A = X Xᵀ, centred or with integer entries; projectors."""
+    generator = torch.Generator().manual_seed(n + rank)
+    x = torch.randn(300, n, rank, dtype=torch.float64, generator=generator)
+    if kind == "integer":
+        x = (2 * x).round()
+    if kind == "projector":
+        x = torch.linalg.qr(x).Q
+    elif kind == "centred":
+        x = x - x.mean(2, keepdim=True)
+    x = x.to(dtype)
+    return x @ x.mT
+
+
+@pytest.mark.parametrize("kind", ["plain", "centred", "integer", "projector"])
+@pytest.mark.parametrize(("n", "rank"), [(2, 1), (3, 1), (5, 2), (8, 4), (16, 8), (33, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("method", ["auto", "minimax", Minimax(step_degree=3)], ids=str)
+def test_gradients_of_singular_matrices_have_minimum_norm(method, dtype, n, rank, kind):
+    if kind == "centred" and rank == 1:
+        return  # One sample less its mean is nothing.
+    a = grams(n, rank, dtype, kind)
+    g = torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    values, q = torch.linalg.eigh(a.double())
+    s = values.clamp(min=0).sqrt()
+    null = s <= 1e-3 * s[:, -1:]
+    s = torch.where(null, 0.0, s)
+    both = null[:, :, None] & null[:, None, :]
+    sums = torch.where(both, 1.0, s[:, :, None] + s[:, None, :])
+    rotated = q.mT @ ((g + g.mT) / 2).double() @ q
+    expected = q @ torch.where(both, 0.0, rotated / sums) @ q.mT
+    x = a.clone().requires_grad_()
+    found = torch.autograd.grad(matroot.sqrtm(x, method=method), x, g)[0].double()
+    error = (found - expected).norm(dim=(1, 2)) / (expected.norm(dim=(1, 2)) + 1e-12)
+    # The null space is known to √u relative to the smallest regular eigenvalue of the root.
+    known = torch.finfo(dtype).eps ** 0.5 * s[:, -1] / torch.where(null, torch.inf, s).amin(1)
+    usual = ~null.all(1) & (known < 0.02)
+    assert (error[usual] <= 40 * known[usual]).all()
+    assert found.isfinite().all()
+    assert usual.sum() > 200
+
+
+@pytest.mark.parametrize("n", [8, 64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_solve_lyapunov_takes_every_semidefinite_matrix(n, dtype):
+    generator = torch.Generator().manual_seed(n)
+    q = torch.linalg.qr(torch.randn(20, n, n, dtype=torch.float64, generator=generator)).Q
+    values = torch.linspace(0.1, 1, n, dtype=torch.float64).repeat(20, 1)
+    values[:, 0], values[:, 1] = 0, -0.3 * n * torch.finfo(dtype).eps
+    s = (q * values[:, None, :]) @ q.mT
+    s = ((s + s.mT) / 2).to(dtype)
+    x = matroot.solve_lyapunov(s, torch.eye(n, dtype=dtype).expand_as(s), check_errors=False)
+    # On the range X = S⁻¹/2 ≤ 5; rounding's eigenvalues may stay, where they are positive.
+    vectors = q[:, :, 2:]
+    regular = vectors.mT @ x.double() @ vectors
+    assert regular.isfinite().all()
+    wanted = torch.diag(0.5 / values[0, 2:])
+    tolerance = 0.5 if dtype.itemsize == 2 else 1e-3
+    assert (regular - wanted).norm(dim=(1, 2)).median() <= tolerance * wanted.norm()
+    root = matroot.sqrtm(grams(n, n // 2, torch.float64, "plain"), method="minimax")
+    assert matroot.solve_lyapunov(root, root).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [8, 64, 256])
+def test_projectors_are_their_own_roots_and_pseudo_inverses(n, dtype):
+    generator = torch.Generator().manual_seed(n)
+    q = torch.linalg.qr(torch.randn(6, n, n // 2, dtype=torch.float64, generator=generator)).Q
+    p = (q @ q.mT).to(dtype)
+    z = matroot.inv_sqrtm(p, singular="pinv")
+    assert (z - p).abs().max() <= 1e3 * torch.finfo(dtype).eps
+    x = p.clone().requires_grad_()
+    w = torch.randn(p.shape, dtype=dtype, generator=generator)
+    found = torch.autograd.grad((matroot.sqrtm(x) * w).sum(), x)[0]
+    assert (found.norm(dim=(1, 2)) <= 1.1 * w.norm(dim=(1, 2))).all()
+
+
+@pytest.mark.parametrize("neighbour", [torch.eye(2), torch.diag(torch.tensor([1.0, 0.0]))])
+def test_values_do_not_depend_on_whether_a_neighbour_is_regular(neighbour):
+    a = grams(2, 1, torch.float64, "plain")
+    rest = neighbour.double().expand_as(a)
+    alone = matroot.sqrtm(a, method="minimax")
+    together = matroot.sqrtm(torch.cat([a, rest]), method="minimax")[: len(a)]
+    assert torch.equal(alone, together)
+
+
+def test_gradients_under_a_promise_do_not_depend_on_a_neighbour_that_breaks_it():
+    a = random_spd(6, 5, cond=50)
+    g = torch.randn(a.shape, dtype=a.dtype, generator=torch.Generator().manual_seed(0))
+
+    def gradient(last):
+        x = torch.cat([a[:4], last[None]]).requires_grad_()
+        return torch.autograd.grad(matroot.sqrtm(x, method=Minimax(max_cond=100)), x, g)[0][:4]
+
+    expected = gradient(a[4])
+    for last in (torch.zeros(6, 6), torch.diag(torch.logspace(0, -6, 6)), torch.ones(6, 6)):
+        assert torch.equal(gradient(last.double()), expected)
+
+
+def test_a_default_device_changes_nothing():
+    a = random_spd(4, 2, cond=5, dtype=torch.float32).requires_grad_()
+    g = torch.randn_like(a)
+    expected = torch.autograd.grad(matroot.sqrtm(a, method=Minimax(tol=1e-5)), a, g)[0]
+    minimax._schedules.cache_clear()
+    with torch.device("meta"):
+        found = torch.autograd.grad(matroot.sqrtm(a, method=Minimax(tol=1e-5)), a, g)[0]
+        assert torch.equal(found, expected)
+        assert matroot.sqrtm_ex(a, root="both").converged.all()
+
+
+@pytest.mark.parametrize("cond", [1e3, 1e5])
+def test_converged_is_not_said_of_a_wrong_inverse(cond):
+    a = random_spd(16, 3, cond=cond, dtype=torch.float32, seed=5)
+    for steps in range(8, 24):
+        result = matroot.sqrtm_ex(a, root="inv_sqrt", method=NewtonSchulz(steps))
+        wrong = relative_error(result.inv_sqrt, exact(a, "inv_sqrt"))
+        assert not (result.converged & (wrong > 1e-4 * cond / 1e3)).any()
+
+
+def test_a_regular_matrix_near_the_threshold_is_inverted():
+    a = random_spd(100, 3, cond=1e6, spectrum="clustered", dtype=torch.float32, seed=101)
+    for method in ("auto", "minimax"):
+        z = matroot.inv_sqrtm(a, method=method)
+        assert relative_error(z, exact(a, "inv_sqrt")).max() < 0.02

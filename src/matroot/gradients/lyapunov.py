@@ -27,8 +27,9 @@ class Lyapunov(ImplicitRule):
 
     Note:
         Products: 3 + 3 a doubling (12 in float32 at a condition number of A of 1e2, 15 at 1e4)
-        and two Cholesky inverses; 6·steps by the sign function; 2 more for the inverse root; some
-        26 more where A may be singular. Keeps the roots for the backward pass.
+        and two Cholesky inverses; 6·steps by the sign function; 2 more for the inverse root. Where
+        A may be singular, an eigendecomposition of S on a CPU, elsewhere some 26 products more.
+        Keeps the roots for the backward pass.
     """
 
     steps: int | None = None
@@ -50,7 +51,8 @@ class Lyapunov(ImplicitRule):
         known = solution.bounds
         if known is None:
             return ()
-        null = 2 * spd.NULL_UNITS * spd.real_eps(a.dtype) * spd.largest_at_least(a).flatten()
+        units = 2 * spd.null_units(a.shape[-1], a.dtype)
+        null = units * spd.real_eps(a.dtype) * spd.largest_at_least(a).flatten()
         low = torch.where(known.low_at_most <= null, 0.0, known.low)
         return (torch.stack([low, known.high], -1).sqrt() * scale[:, None],)
 

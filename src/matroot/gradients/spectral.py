@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from matroot import spd
 from matroot.backends import Backend
-from matroot.gradients.rule import ImplicitRule
-from matroot.lyapunov import BySpectrum, Solver
+from matroot.gradients.rule import ImplicitRule, Roots
+from matroot.lyapunov import BySpectrum, Solver, null_share
 from matroot.solution import Solution
 
 
@@ -22,7 +23,8 @@ class Spectral(ImplicitRule):
     constants of the solve and are never differentiated, so every order is finite at ties.
 
     Note:
-        4 products; the inverse root adds 2. Keeps the roots and eigenpairs for the backward pass.
+        4 products; a pair, and second derivatives of the inverse root, take 2 more. Keeps the
+        roots and eigenpairs for the backward pass.
     """
 
     summary = "division by s_i + s_j"
@@ -42,3 +44,23 @@ class Spectral(ImplicitRule):
             assert solution.sqrt is not None
             roots, vectors = torch.linalg.eigh(solution.sqrt)
         return roots.clamp(min=0) * scale[:, None], vectors
+
+    def vjp(
+        self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend
+    ) -> Tensor:
+        """See ExplicitRule.vjp; first derivatives of the inverse stay in the basis of eigenvectors.
+
+        There −Z G Z is −(Qᴴ G Q)_ij/(s_i s_j), which saves two products and their rounding.
+        """
+        if g_inv is None or roots.pseudo or torch.is_grad_enabled():
+            return super().vjp(roots, g_sqrt, g_inv, ops)
+        s, q = roots.constants
+        rows, columns = s[..., :, None], s[..., None, :]
+        null = s <= null_share(q, of_rounded_matrix=True) * s.amax(-1, keepdim=True)
+        both = null[..., :, None] & null[..., None, :]
+        x = -(q.mH @ spd.hermitian_part(g_inv) @ q) / (rows * columns)
+        if g_sqrt is not None:
+            x = x + q.mH @ spd.hermitian_part(g_sqrt) @ q
+        x = torch.where(both, 0.0, x / (rows + columns))
+        bad = s.isnan().any(-1)[..., None, None]
+        return torch.where(bad, torch.nan, spd.hermitian_part(q @ x @ q.mH))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from matroot import spd
+from matroot import checks, spd
 from matroot.backends import Backend
 from matroot.methods.method import Method
 from matroot.solution import Root, Solution
@@ -17,8 +17,12 @@ from matroot.solution import Root, Solution
 class Eigh(Method):
     """Symmetric eigendecomposition: exact to the rounding of the solver, at any condition number.
 
-    Eigenvalues below zero count as zero. Eigenvalues up to 4 units of rounding of the largest are
-    left out of the inverse root, which makes it the pseudo-inverse root.
+    Eigenvalues below zero count as zero. Eigenvalues that are zero to rounding are left out of the
+    inverse root, which makes it the pseudo-inverse root.
+
+    In single precision an eigensolver knows a small eigenvalue to some √n units of rounding of the
+    largest, which cannot tell a regular matrix from a singular one. On a CPU matrices with
+    eigenvalues up to n units are therefore decomposed again in double precision.
 
     Note:
         One eigh (some 9 n³ flops at poor speed) and one product a root.
@@ -29,8 +33,24 @@ class Eigh(Method):
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
-        eigenvalues, vectors = torch.linalg.eigh(a)
+        eigenvalues, vectors = _refined(a, *torch.linalg.eigh(a))
         return from_eigenpairs(eigenvalues, vectors, root, ops)
+
+
+def _refined(a: Tensor, eigenvalues: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenpairs, in single precision by way of double precision where that decides."""
+    single = spd.real_dtype(a.dtype) == torch.float32
+    if not single or not checks.host_reads_are_free(a) or eigenvalues.requires_grad:
+        return eigenvalues, vectors
+    least = a.shape[-1] * spd.real_eps(a.dtype) * eigenvalues[:, -1]
+    (near,) = torch.where(eigenvalues[:, 0] <= torch.clamp(least, min=0))
+    if len(near) == 0:
+        return eigenvalues, vectors
+    values, q = torch.linalg.eigh(a.detach()[near].to(torch.promote_types(a.dtype, torch.float64)))
+    return (
+        eigenvalues.index_copy(0, near, values.to(eigenvalues.dtype)),
+        vectors.index_copy(0, near, q.to(a.dtype)),
+    )
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,8 @@ def from_eigenpairs(eigenvalues: Tensor, vectors: Tensor, root: Root, ops: Backe
         sqrt = ops.matmul(vectors * roots[..., None, :], vectors.mH)
     if root != "sqrt":
         largest = eigenvalues.abs().amax(-1, keepdim=True)
-        kept = eigenvalues > spd.NULL_UNITS * spd.real_eps(eigenvalues.dtype) * largest
+        units = spd.null_units(eigenvalues.shape[-1], eigenvalues.dtype)
+        kept = eigenvalues > units * spd.real_eps(eigenvalues.dtype) * largest
         inverse = torch.where(kept, 1.0 / torch.where(kept, roots, 1.0), 0.0)
         inv_sqrt = ops.matmul(vectors * inverse[..., None, :], vectors.mH)
     found = torch.ones(len(eigenvalues), dtype=torch.bool, device=eigenvalues.device)

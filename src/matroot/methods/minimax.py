@@ -12,7 +12,7 @@ Rakhuba, "CANS", arXiv 2506.10935); the quintic is found by Remez exchange.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from matroot import checks, spd
 from matroot.backends import Backend
 from matroot.methods.coupled import grown
+from matroot.methods.eigh import Eigh
 from matroot.methods.method import Method
 from matroot.solution import Root, Solution
 
@@ -46,7 +47,9 @@ def best_quintic(low: Tensor) -> tuple[Tensor, Tensor]:
     flat = low > 0.99
     left = torch.where(flat, 0.5, low)
     inner = torch.stack([(3 * left + 1) / 4, (left + 3) / 4], -1)
-    signs = torch.tensor([1.0, -1.0, 1.0, -1.0]).to(low).expand(*low.shape, 4)
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=low.dtype, device=low.device).expand(
+        *low.shape, 4
+    )
     for _ in range(12):
         t = torch.cat([left[..., None], inner, torch.ones_like(left)[..., None]], -1)
         system = torch.stack([t, t**3, t**5, signs], -1)
@@ -55,7 +58,7 @@ def best_quintic(low: Tensor) -> tuple[Tensor, Tensor]:
         root = (9 * b.square() - 20 * a * c).clamp(min=0).sqrt()
         squares = torch.stack([(-3 * b - root) / (10 * c), (-3 * b + root) / (10 * c)], -1)
         inner = squares.clamp(min=0).sqrt()
-    newton = torch.tensor([1.875, -1.25, 0.375]).to(low)
+    newton = torch.tensor([1.875, -1.25, 0.375], dtype=low.dtype, device=low.device)
     coefficients = torch.where(flat[..., None], newton, solution[..., :3])
     return coefficients, torch.where(flat, (1 - low.square()) ** 3, solution[..., 3].abs())
 
@@ -102,8 +105,10 @@ class Minimax(Method):
     """Coupled minimax iteration: products only, accurate to the dtype at any condition number.
 
     The interval of the steps is found for each matrix: c is a rigorous upper bound of λ_max, and
-    λ_min is bounded below by a Cholesky factorisation; where there is none (A is singular to
-    rounding) eigenvalues below n·e·c are shrunk in the root, e the rounding unit.
+    λ_min is bounded below by a Cholesky factorisation. Where A is singular to rounding the matrix
+    is done by ``Eigh`` on a CPU; elsewhere eigenvalues below n·e·c, e the rounding unit, are shrunk
+    in the root, and a matrix comes back as NaN where negative eigenvalues that rounding left of
+    zeros have grown.
 
     What a single-precision root gets wrong it gets wrong in the first step, where Y₁ = A Z₁ is
     rounded while the small eigenvalues of Y₁ are still small; later steps keep Y = A Z far better.
@@ -113,7 +118,7 @@ class Minimax(Method):
         tol: relative error that the schedule aims at; None is 2 units of rounding.
         max_cond: a promise that λ_max/λ_min is not larger, which saves finding the bound. Beyond
             it eigenvalues are shrunk in the root and capped in the inverse, and ``converged`` of
-            ``sqrtm_ex`` is False.
+            ``sqrtm_ex`` is False (which may miss a promise broken by less than half).
         max_steps: at most so many steps; None is as many as ``tol`` needs.
         step_degree: 5 (4 products a step) or 3 (3 products).
 
@@ -134,9 +139,11 @@ class Minimax(Method):
             checks.positive(self, "tol")
         if self.max_cond is not None:
             checks.positive(self, "max_cond")
+            if self.max_cond < 1:
+                raise ValueError(f"Minimax(max_cond=…) must be at least 1, got {self.max_cond}")
         if self.max_steps is not None:
             checks.count(self, "max_steps", least=1)
-        if self.step_degree not in (3, 5):
+        if type(self.step_degree) is not int or self.step_degree not in (3, 5):
             raise ValueError(f"Minimax(step_degree=…) must be 3 or 5, got {self.step_degree!r}")
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
@@ -185,21 +192,22 @@ class Minimax(Method):
             before = torch.where(needed > 1, 2.1 * before, 1 - low / high)
             slack = 10 * spd.real_eps(a.dtype) * (high / low).sqrt()
             converged &= deviation <= a.shape[-1] ** 0.5 * (before + slack)
-            bounds = self._promised(high, low, converged, a)
-        proven = bounds is not None and checks.host_reads_are_free(a) and (bounds.low > 0).all()
-        diverged = None
-        if not proven:
-            # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
-            trace = spd.trace(seen) / high * (1 + left).square()
-            diverged = grown(y.detach() / c, z.detach(), trace, root)
-        scale = c.sqrt()
-        return Solution(
-            y / scale if root != "inv_sqrt" else None,
-            z / scale if root != "sqrt" else None,
+            bounds = self._promised(high, low, converged, seen)
+        solution = Solution(
+            y / c.sqrt() if root != "inv_sqrt" else None,
+            z / c.sqrt() if root != "sqrt" else None,
             steps=needed,
             bounds=bounds,
             converged=converged,
-            diverged=diverged,
+        )
+        if bounds is not None and checks.host_reads_are_free(a):
+            zero = spd.NULL_UNITS * spd.real_eps(a.dtype) * spd.largest_at_least(seen).flatten()
+            return _with_eigh(a, solution, bounds.low_at_most <= zero, root, ops)
+        # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
+        trace = spd.trace(seen) / high * (1 + left).square()
+        diverged = grown(y.detach() / c, z.detach(), trace, root)
+        return replace(
+            solution, diverged=diverged if bounds is None else diverged & (bounds.low <= 0)
         )
 
     def _interval(self, a: Tensor, square: Tensor) -> tuple[spd.Bounds | None, Tensor, Tensor]:
@@ -217,11 +225,21 @@ class Minimax(Method):
 
     @staticmethod
     def _promised(high: Tensor, low: Tensor, kept: Tensor, a: Tensor) -> spd.Bounds | None:
-        """The bounds that were promised, where it is known at no cost that all keep the promise."""
-        regular = low > 4 * spd.NULL_UNITS * spd.real_eps(a.dtype) * high
-        if checks.host_reads_are_free(a) and (kept & regular).all():
+        """The bounds that were promised; where a promise was not kept, or proves nothing, others.
+
+        None where it costs a synchronisation to know whether any are needed.
+        """
+        if not checks.host_reads_are_free(a):
+            return None
+        kept = kept & (low > 4 * spd.NULL_UNITS * spd.real_eps(a.dtype) * high)
+        if kept.all():
             return spd.Bounds(low, high, high)
-        return None
+        found = spd.bounds(a)
+        return spd.Bounds(
+            torch.where(kept, low, found.low),
+            torch.where(kept, high, found.low_at_most),
+            torch.where(kept, high, found.high),
+        )
 
     def _schedule(self, a: Tensor, ratio: Tensor) -> Tensor:
         """The steps for c/λ_min of each matrix, rounded up to the grid, shape (b, steps, 4)."""
@@ -238,3 +256,34 @@ def _product_in_double(a: Tensor, b: Tensor, ops: Backend) -> Tensor:
         return ops.matmul(a, b)
     double = torch.complex128 if a.is_complex() else torch.float64
     return ops.matmul(a.to(double), b.to(double)).to(a.dtype)
+
+
+def _with_eigh(a: Tensor, solution: Solution, which: Tensor, root: Root, ops: Backend) -> Solution:
+    """The solution, with those matrices that are singular to rounding done by Eigh instead.
+
+    Products would leave their null space at the root of rounding, of either sign, or grow it.
+    """
+    (index,) = torch.where(which)
+    known = solution.bounds
+    if len(index) == 0 or known is None:
+        return solution
+    other = Eigh().solve(a[index], root, ops)
+    assert other.eigenvalues is not None
+    values = other.eigenvalues.detach()
+    low, high = values[:, 0].clamp(min=0), values.abs().amax(-1)
+
+    def put(x: Tensor, y: Tensor) -> Tensor:
+        return x.index_copy(0, index, y.to(x.dtype))
+
+    return replace(
+        solution,
+        sqrt=None if root == "inv_sqrt" else put(_known(solution.sqrt), _known(other.sqrt)),
+        inv_sqrt=None if root == "sqrt" else put(_known(solution.inv_sqrt), _known(other.inv_sqrt)),
+        steps=put(torch.as_tensor(solution.steps), torch.ones_like(index)),
+        bounds=spd.Bounds(put(known.low, low), put(known.low_at_most, low), put(known.high, high)),
+    )
+
+
+def _known(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x
