@@ -328,7 +328,7 @@ def accuracy_table(rows: list[Row]) -> str:
 
 def other_dtypes_table(rows: list[Row]) -> str:
     """float64, the half types and singular matrices."""
-    body = []
+    body, fields = [], ("error", "gradient_error")
     for row in pick(rows, kind="accuracy", choice="minimax"):
         singular = row["spectrum"] == "half_zero" and row["cond"] == 1e2
         double = row["dtype"] == "float64" and row["cond"] in (1e2, 1e4, 1e6)
@@ -337,6 +337,7 @@ def other_dtypes_table(rows: list[Row]) -> str:
             continue
         same = {k: row[k] for k in ("kind", "dtype", "spectrum", "n", "cond", "root")}
         eigh = pick(rows, **same, choice="eigh")[0]
+        left = ("", "") if half else tuple(f"{number(eigh[k])} / " for k in fields)
         body.append(
             [
                 row["dtype"],
@@ -344,8 +345,8 @@ def other_dtypes_table(rows: list[Row]) -> str:
                 str(row["n"]),
                 f"{row['cond']:.0e}",
                 row["root"],
-                f"{number(eigh['error'])} / {number(row['error'])}",
-                f"{number(eigh['gradient_error'])} / {number(row['gradient_error'])}",
+                left[0] + number(row["error"]),
+                left[1] + number(row["gradient_error"]),
             ]
         )
     return table(["dtype", "spectrum", "n", "κ", "root", "error", "of the gradient"], body)

@@ -126,8 +126,8 @@ def explain(
 ) -> Explanation:
     """What ``sqrtm(a)`` and its kin would run, and why; nothing is computed.
 
-    The choice rests on device, dtype and size alone, never on the values or the batch: the digits
-    of a matrix must not depend on its company.
+    The choice rests on the kind of call alone, never on the values or the batch: the digits of a
+    matrix must not depend on its company.
 
     Args:
         a: shape (..., n, n); see ``sqrtm``.
