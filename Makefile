@@ -37,7 +37,13 @@ wheel: $(VENV)/dev.stamp
 	build/wheel/venv/bin/pip install --quiet pytest pytest-timeout
 	cp -r tests/contract tests/instances.py tests/conftest.py pyproject.toml build/wheel/elsewhere
 	cd build/wheel/elsewhere && mkdir tests && mv contract instances.py conftest.py tests && \
-	  ../venv/bin/python -m pytest -q tests/contract/test_errors.py tests/contract/test_values.py
+	  ../venv/bin/python -m pytest -q tests/contract/test_errors.py tests/contract/test_values.py \
+	  tests/contract/test_native.py
+# Without a compiler the wheel is pure Python.
+	CXX=/nonexistent MATROOT_NATIVE=optional $(BIN)/python -m build --wheel --outdir build/wheel/pure . \
+	  > build/wheel/pure.log 2>&1
+	$(BIN)/python -c "import glob, zipfile; (wheel,) = glob.glob('build/wheel/pure/*.whl'); \
+	  assert not any('_native' in name for name in zipfile.ZipFile(wheel).namelist()), wheel"
 
 test-all: $(VENV)/dev.stamp
 	$(PYTEST) -m "not gpu"
@@ -55,11 +61,13 @@ format: $(VENV)/dev.stamp
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/cli.stamp: pyproject.toml | $(VENV)/bin/python
+NATIVE := $(wildcard native/*)
+
+$(VENV)/cli.stamp: pyproject.toml $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable ".[cli]"
 	touch $@
 
-$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+$(VENV)/dev.stamp: pyproject.toml $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from matroot.methods.minimax import best_cubic, best_quintic
+from matroot.schedules import best_cubic, best_quintic
 
 Scheme = Callable[[Tensor, Tensor, float, float, int], tuple[Tensor, int, int]]
 

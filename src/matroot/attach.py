@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, normalize, spd
+from matroot.backends import RootProblem
 from matroot.checks import Status
-from matroot.gradients import ExplicitRule
+from matroot.gradients import ExplicitRule, Lyapunov
 from matroot.plan import Plan
 
 
@@ -25,6 +26,12 @@ def evaluate(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
         plan: the call.
         x: shape (..., n, n), in the computing dtype.
     """
+    fused = _fused(plan, x)
+    return _evaluate(plan, x) if fused is None else fused
+
+
+def _evaluate(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
+    """``evaluate`` by the method, the rule and the backend's products."""
     batch, n = x.shape[:-2], x.shape[-1]
     flat = x.reshape(math.prod(batch), n, n)
     a, k, status = normalize.normalized(flat, plan.input_dtype, plan.eps)
@@ -64,6 +71,34 @@ def evaluate(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
     info = torch.stack([status, steps, torch.where(ok[:, 0, 0], told, 0)], -1)
     rest = (t.reshape((*batch, *t.shape[1:])) for t in (info, *constants))
     return (next(rest), *roots, *rest)
+
+
+def _fused(plan: Plan, x: Tensor) -> tuple[Tensor, ...] | None:
+    """``evaluate`` by the backend's own kernel, None where that does not apply."""
+    explicit = isinstance(plan.rule, ExplicitRule)
+    if plan.ops.roots is None or (explicit and plan.rule != Lyapunov()):
+        return None
+    if not explicit and torch.is_grad_enabled() and x.requires_grad:
+        return None  # To be differentiated operation by operation.
+    problem = RootProblem(
+        method=plan.method,
+        sqrt=plan.solved != "inv_sqrt",
+        inv_sqrt=plan.solved != "sqrt",
+        bounds=explicit,
+        eps=plan.eps,
+        input_dtype=plan.input_dtype,
+    )
+    batch, n = x.shape[:-2], x.shape[-1]
+    flat = x.detach().reshape(math.prod(batch), n, n)
+    found = plan.ops.roots(problem, flat)
+    if found is None:
+        return None
+    outputs = [t for t in (found.info, found.sqrt, found.inv_sqrt, found.bounds) if t is not None]
+    (left,) = torch.where(found.info[:, 0] == Status.DIVERGED)
+    if len(left) > 0:
+        for whole, part in zip(outputs, _evaluate(plan, flat[left]), strict=True):
+            whole[left] = part
+    return tuple(t.reshape((*batch, *t.shape[1:])) for t in outputs)
 
 
 def apply(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:

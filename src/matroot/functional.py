@@ -36,7 +36,8 @@ def sqrtm(
             ``"auto"`` is ``Eigh()`` on a CPU and ``Minimax()`` elsewhere; see ``explain``.
         gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` is
             ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
-        backend: ``"auto"`` or ``"torch"``.
+        backend: ``"torch"``; or ``"native"``, compiled kernels for ``Minimax`` and ``Lyapunov`` on
+            a CPU, n up to 256; ``"auto"`` is ``"torch"`` for now.
         check_errors: whether to raise for a bad matrix. None does so in eager mode on a CPU, where
             looking costs nothing; elsewhere a bad matrix comes back as NaN, its neighbours intact.
 

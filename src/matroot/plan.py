@@ -102,7 +102,8 @@ def resolve(
     """
     checks.one_of("singular", singular, ("raise", "pinv"))
     eps = checks.ridge(eps, a.dtype)
-    method = _method(a, singular)[0] if method == "auto" else METHODS.resolve(method)
+    ops = select(backend, a)
+    method = _method(a, singular, ops)[0] if method == "auto" else METHODS.resolve(method)
     rule = _gradient(method)[0] if gradient == "auto" else GRADIENTS.resolve(gradient)
     if rule.needs_eigenpairs and not method.spectral:
         raise ValueError(
@@ -112,7 +113,7 @@ def resolve(
         )
     if singular == "pinv" and not method.spectral:
         raise ValueError(f'singular="pinv" needs a spectral method, got {name_of(method)!r}')
-    return Plan(root, eps, method, rule, select(backend, a), singular, a.dtype)
+    return Plan(root, eps, method, rule, ops, singular, a.dtype)
 
 
 def explain(
@@ -161,7 +162,7 @@ def explain(
         plan.ops.name,
         dtype,
         (
-            f"{plan.method!r}: {_method(a, singular)[1] if method == 'auto' else asked}",
+            f"{plan.method!r}: {_method(a, singular, plan.ops)[1] if method == 'auto' else asked}",
             f"{plan.rule!r}: {_gradient(plan.method)[1] if gradient == 'auto' else asked}",
             *(f"backend {other!r} {why}" for other, why in reasons(a).items()),
             f"{name}: {'wider sums than half precision has' if dtype != a.dtype else 'as given'}",
@@ -169,12 +170,14 @@ def explain(
     )
 
 
-def _method(a: Tensor, singular: Singular) -> tuple[Method, str]:
+def _method(a: Tensor, singular: Singular, ops: Backend) -> tuple[Method, str]:
     """The method that ``"auto"`` means, and why."""
     if singular == "pinv":
         return Eigh(), "the pseudo-inverse root needs eigenvalues"
     if torch.compiler.is_exporting():
         return Minimax(), "products only, which every exporter knows"
+    if ops.roots is not None and a.dtype.itemsize >= 4:
+        return Minimax(), "the method that the compiled kernels know"
     if a.device.type == "cpu":
         return Eigh(), "on a CPU faster than some 25 products by PyTorch's operations"
     return Minimax(), "products only; an eigendecomposition would wait for the device"

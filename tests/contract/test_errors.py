@@ -40,7 +40,11 @@ def test_type(function, bad, message):
     [
         ({"method": "padé"}, ValueError, "unknown method 'padé'; known: 'auto', 'taylor', 'pade'"),
         ({"gradient": "lyapunow"}, ValueError, "unknown gradient 'lyapunow'; known: "),
-        ({"backend": "cuda"}, ValueError, "unknown backend 'cuda'; known: 'auto', 'torch'"),
+        (
+            {"backend": "cuda"},
+            ValueError,
+            "unknown backend 'cuda'; known: 'auto', 'torch', 'native'",
+        ),
         ({"method": Pade}, TypeError, r"the class Pade; write Pade\(\)"),
         ({"method": 5}, TypeError, "method must be a name or a Method object, got int"),
         ({"gradient": Pade()}, TypeError, "gradient must be a name or a GradientRule object"),

@@ -7,7 +7,7 @@ import matroot
 from matroot import spd
 from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import Eigh, Minimax
-from matroot.methods.minimax import best_cubic, best_quintic, schedules
+from matroot.schedules import best_cubic, best_quintic, schedules
 from matroot.testing import by_eigh, exact, exact_gradient, random_spd, relative_error
 
 

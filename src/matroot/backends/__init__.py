@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from matroot.backends.backend import Backend
+from matroot.backends.backend import Backend, FusedRoots, RootProblem
+from matroot.backends.native import NATIVE
 from matroot.backends.torch_ops import TORCH
 
-__all__ = ["TORCH", "Backend", "reasons", "select"]
+__all__ = ["NATIVE", "TORCH", "Backend", "FusedRoots", "RootProblem", "reasons", "select"]
 
-# In the order of preference of "auto"; the last one takes everything.
-_BACKENDS = {backend.name: backend for backend in (TORCH,)}
+_BACKENDS = {backend.name: backend for backend in (TORCH, NATIVE)}
 
 
 def select(name: str, a: Tensor) -> Backend:
-    """The backend called ``name``, or for ``"auto"`` the first that takes ``a``.
+    """The backend called ``name``; ``"auto"`` is ``"torch"``.
 
     Raises:
         ValueError: no such backend, or the named one declines this tensor.
     """
     if name == "auto":
-        return next(backend for backend in _BACKENDS.values() if backend.declines(a) is None)
+        return TORCH
     if name not in _BACKENDS:
         known = ", ".join(map(repr, ("auto", *_BACKENDS)))
         raise ValueError(f"unknown backend {name!r}; known: {known}")

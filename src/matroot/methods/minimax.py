@@ -5,99 +5,25 @@ With Y₀ = A/c, Z₀ = I, c ≥ λ_max, and an odd polynomial p(t) = t·h(t²) 
     P = Z Y,  H = h(P),  Y ← Y H,  Z ← H Z;    A^{1/2} = √c Y,  A^{-1/2} = Z/√c.
 
 On an eigenvalue t² of P a step maps t to p(t). Each p is the best approximation of 1 on the
-interval that the steps before left, which is optimal for the composition (Amsel, Persson, Musco and
-Gower, "The Polar Express", arXiv 2505.16932). The cubic has a closed form (Grishina, Smirnov and
-Rakhuba, "CANS", arXiv 2506.10935); the quintic is found by Remez exchange.
+interval that the steps before left; see ``matroot.schedules``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from matroot import checks, spd
 from matroot.backends import Backend
 from matroot.methods.coupled import grown
 from matroot.methods.eigh import Eigh
 from matroot.methods.method import Method
+from matroot.schedules import OCTAVE, OCTAVES, schedules
 from matroot.solution import Root, Solution
-
-
-def best_cubic(low: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients (a, b, 0) of the best a t + b t³ ≈ 1 on [low, 1], and its error."""
-    mean = (1 + low + low.square()) / 3
-    scale = 2 / (2 * mean**1.5 + low + low.square())
-    coefficients = torch.stack([3 * mean * scale, -scale, torch.zeros_like(low)], -1)
-    return coefficients, (2 * mean**1.5 - low - low.square()) * scale / 2
-
-
-def best_quintic(low: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients (a, b, c) of the best a t + b t³ + c t⁵ ≈ 1 on [low, 1], and its error.
-
-    Remez exchange: the error takes its extreme value with alternating sign at low, two points
-    between, and 1; the points between are where the derivative vanishes. Near low = 1, where the
-    four points meet, Newton and Schulz's (15 t − 10 t³ + 3 t⁵)/8 is as good to rounding.
-    """
-    flat = low > 0.99
-    left = torch.where(flat, 0.5, low)
-    inner = torch.stack([(3 * left + 1) / 4, (left + 3) / 4], -1)
-    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=low.dtype, device=low.device).expand(
-        *low.shape, 4
-    )
-    for _ in range(12):
-        t = torch.cat([left[..., None], inner, torch.ones_like(left)[..., None]], -1)
-        system = torch.stack([t, t**3, t**5, signs], -1)
-        solution = torch.linalg.solve(system, torch.ones_like(t))
-        a, b, c = solution[..., 0], solution[..., 1], solution[..., 2]
-        root = (9 * b.square() - 20 * a * c).clamp(min=0).sqrt()
-        squares = torch.stack([(-3 * b - root) / (10 * c), (-3 * b + root) / (10 * c)], -1)
-        inner = squares.clamp(min=0).sqrt()
-    newton = torch.tensor([1.875, -1.25, 0.375], dtype=low.dtype, device=low.device)
-    coefficients = torch.where(flat[..., None], newton, solution[..., :3])
-    return coefficients, torch.where(flat, (1 - low.square()) ** 3, solution[..., 3].abs())
-
-
-_OCTAVE = 64  # Schedules are tabulated for c/λ_min = 2^(i/64) …
-_OCTAVES = 52  # … up to the rounding of float64,
-_STEPS = {3: 40, 5: 16}  # which takes so many steps.
-
-
-def schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The best steps for every interval: a, b, c of h(s) = a + b s + c s² and the error after it.
-
-    Returns:
-        Shape (grid, steps, 4), made once for a dtype and device.
-    """
-    # Shields the cached table from the modes of whoever asks first: it must be an ordinary tensor.
-    with torch.inference_mode(False), _disable_current_modes():
-        return _schedules(step_degree, dtype, device)
-
-
-# What torch.compiler.assume_constant_result does, less the import of the compiler: the table is
-# taken for what it is instead of being traced.
-schedules._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@lru_cache
-def _schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    best = best_cubic if step_degree == 3 else best_quintic
-    grid = torch.arange(_OCTAVES * _OCTAVE + 1, dtype=torch.float64, device="cpu")
-    low, high = torch.exp2(-grid / (2 * _OCTAVE)), torch.ones_like(grid)
-    powers = torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64, device="cpu")
-    coefficients, errors = [], []
-    for _ in range(_STEPS[step_degree]):
-        p, error = best(low / high)
-        coefficients.append(p / high[:, None] ** powers)
-        errors.append(error)
-        low, high = 1 - error, 1 + error
-    table = torch.cat([torch.stack(coefficients, 1), torch.stack(errors, 1)[..., None]], -1)
-    return table.to(device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -247,7 +173,7 @@ class Minimax(Method):
         if isinstance(a, FakeTensor):
             # The one way to bring an ordinary tensor among those without values.
             table = torch.ops.aten.lift_fresh_copy.default(table)
-        return table[(ratio.clamp(1, 2.0**_OCTAVES).log2() * _OCTAVE).ceil().long()]
+        return table[(ratio.clamp(1, 2.0**OCTAVES).log2() * OCTAVE).ceil().long()]
 
 
 def _product_in_double(a: Tensor, b: Tensor, ops: Backend) -> Tensor:

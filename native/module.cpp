@@ -1,0 +1,124 @@
+// Bindings: plain addresses in, whole batches out. Which instruction set runs is decided once;
+// threads are OpenMP's, of the runtime that PyTorch has loaded.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <omp.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "isa.hpp"
+
+namespace nb = nanobind;
+using namespace matroot;
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  Kernels (*select)(bool is_double, int n);
+};
+
+const InstructionSet& instruction_set() {
+  static const InstructionSet found = [] {
+    const char* wish = std::getenv("MATROOT_ISA");  // to compare them; not more than there is
+    [[maybe_unused]] auto wanted = [&](const char* name) {
+      return wish == nullptr || *wish == 0 || std::string(wish) == name;
+    };
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (wanted("avx512") && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
+      return InstructionSet{"avx512", avx512::select};
+    if (wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      return InstructionSet{"avx2", avx2::select};
+#endif
+    return InstructionSet{"baseline", baseline::select};
+  }();
+  return found;
+}
+
+// After a fork OpenMP's threads are gone but not forgotten, and waiting for them hangs.
+std::atomic<bool> forked{false};
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+// Working memory that a thread keeps, so that a call does not fault fresh pages in.
+void* working_memory(std::size_t bytes) {
+  thread_local std::unique_ptr<void, Free> memory;
+  thread_local std::size_t size = 0;
+  if (bytes > size) {
+    memory.reset();
+    size = 0;
+    std::size_t whole = (bytes + 63) / 64 * 64;
+    memory.reset(std::aligned_alloc(64, whole));
+    if (memory) size = whole;
+  }
+  return memory.get();
+}
+
+template <class Task, class Solve>
+void run(const Task& task, const Kernels& kernels, Solve solve, int threads) {
+  const std::int64_t packs = (task.batch + kernels.matrices - 1) / kernels.matrices;
+  std::atomic<bool> failed{false};
+  auto one = [&](std::int64_t pack) {
+    void* memory = working_memory(kernels.bytes);
+    if (memory == nullptr) {
+      failed = true;
+      return;
+    }
+    const std::int64_t first = pack * kernels.matrices;
+    const auto count = std::min<std::int64_t>(kernels.matrices, task.batch - first);
+    solve(task, first, static_cast<int>(count), memory);
+  };
+  threads = static_cast<int>(std::min<std::int64_t>(threads, packs));
+  if (threads <= 1 || forked) {
+    for (std::int64_t pack = 0; pack < packs; ++pack) one(pack);
+  } else {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (std::int64_t pack = 0; pack < packs; ++pack) one(pack);
+  }
+  if (failed) throw std::bad_alloc();
+}
+
+template <class T = void>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void roots(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_t inv_sqrt,
+           std::uintptr_t bounds, std::uintptr_t info, std::int64_t batch, int n, double eps,
+           double skew, std::uintptr_t table, int table_steps, int octave,
+           int octaves, double tol, int max_steps, int threads) {
+  const Kernels kernels = instruction_set().select(is_double, n);
+  const RootTask task{at(a),   at(sqrt), at(inv_sqrt), at(bounds), at<std::int64_t>(info), batch,
+                      n,       eps,      skew,         at(table),
+                      table_steps, octave, octaves, tol, max_steps};
+  run(task, kernels, kernels.roots, threads);
+}
+
+void lyapunov(bool is_double, std::uintptr_t s, std::uintptr_t z, std::uintptr_t g_sqrt,
+              std::uintptr_t g_inv, std::uintptr_t bounds, std::uintptr_t x, std::int64_t batch,
+              int n, int threads) {
+  const Kernels kernels = instruction_set().select(is_double, n);
+  const LyapunovTask task{at(s), at(z), at(g_sqrt), at(g_inv), at(bounds), at(x), batch, n};
+  run(task, kernels, kernels.lyapunov, threads);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+  m.def("roots", &roots, nb::call_guard<nb::gil_scoped_release>());
+  m.def("lyapunov", &lyapunov, nb::call_guard<nb::gil_scoped_release>());
+  m.def("instruction_set", [] { return std::string(instruction_set().name); });
+}

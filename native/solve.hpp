@@ -1,0 +1,497 @@
+// The algorithms, once for one matrix and for a matrix a lane: see methods/minimax.py and
+// lyapunov.py, which define what is correct.
+
+#pragma once
+
+#include <type_traits>
+
+#include "isa.hpp"
+#include "kernels.hpp"
+
+namespace matroot {
+namespace MATROOT_ISA {
+
+constexpr int kOk = 0, kUnsolved = 1, kAsymmetric = 4, kNonfinite = 5;  // see checks.Status
+
+template <class T>
+constexpr T eps() { return std::numeric_limits<T>::epsilon(); }
+
+// Numbers: T, or a vector of T with the same operators. Masks: bool, or a vector of integers.
+template <class T, class V>
+inline V each(V x, T (*f)(T)) {
+  if constexpr (std::is_same_v<T, V>) {
+    return f(x);
+  } else {
+    for (unsigned l = 0; l < sizeof(V) / sizeof(T); ++l) x[l] = f(x[l]);
+    return x;
+  }
+}
+template <class T, class V>
+inline V root(V x) { return each<T, V>(x, +[](T y) { return std::sqrt(y); }); }
+template <class V>
+inline V larger(V x, V y) { return x > y ? x : y; }
+template <class V>
+inline V smaller(V x, V y) { return x < y ? x : y; }
+template <class V>
+inline V magnitude(V x) { return x < 0 ? -x : x; }
+template <class T, class V>
+inline T lane(const V& x, int l) {
+  if constexpr (std::is_same_v<T, V>) return x; else return x[l];
+}
+template <class T, class V>
+inline void put(V& x, int l, T y) {
+  if constexpr (std::is_same_v<T, V>) x = y; else x[l] = y;
+}
+
+template <class K>
+struct Solver {
+  using T = typename K::Real;
+  using V = typename K::Vector;
+  using N = typename K::Number;
+  static constexpr int many = K::matrices;
+
+  int n, w;        // rows, and vectors in a row
+  V* memory;       // kMatrices matrices of n × w vectors, then room for the sweep
+  static constexpr int kMatrices = 8;
+  static size_t vectors(int n) {
+    return size_t(kMatrices) * n * K::width(n) + size_t(kBlock) * (K::width(n) + n);
+  }
+  static constexpr int kBlock = 8;
+
+  V* matrix(int i) const { return memory + size_t(i) * n * w; }
+  static N number(T x) { return N{} + x; }
+
+  void multiply(V* c, const V* a, const V* b, const V* from = nullptr) const {
+    MATROOT_ISA::multiply<K>(n, n, w, c, from, a, w, 0, b);
+  }
+  template <class F>
+  void map(V* out, F f) const {  // out = f(index) for every vector
+    for (int i = 0; i < n * w; ++i) out[i] = f(i);
+  }
+  void add_diagonal(V* a, N d) const {
+    for (int i = 0; i < n; ++i) K::set(a, w, i, i, K::at(a, w, i, i) + d);
+  }
+  N trace(const V* a) const {
+    N sum = number(0);
+    for (int i = 0; i < n; ++i) sum += K::at(a, w, i, i);
+    return sum;
+  }
+  N square_norm(const V* a) const {
+    V sum{}, other{};
+    int i = 0;
+    for (; i + 2 <= n * w; i += 2) sum += a[i] * a[i], other += a[i + 1] * a[i + 1];
+    if (i < n * w) sum += a[i] * a[i];
+    return K::total(sum + other);
+  }
+  N row_norm(const V* a) const {  // ‖A‖_∞
+    N most = number(0);
+    for (int i = 0; i < n; ++i) {
+      if constexpr (many == 1) {
+        V sum{};
+        for (int v = 0; v < w; ++v) sum += magnitude(a[i * w + v]);
+        most = larger(most, K::total(sum));
+      } else {
+        N sum = number(0);
+        for (int v = 0; v < w; ++v) sum += magnitude(a[i * w + v]);
+        most = larger(most, sum);
+      }
+    }
+    return most;
+  }
+  N upper_bound(const V* a) const {  // see spd.upper_bound
+    N square = square_norm(a), mean = trace(a) / T(n);
+    N spread = larger(square / T(n) - mean * mean, number(0)) * T(n - 1);
+    N bound = smaller(smaller(root<T>(square), row_norm(a)), mean + root<T>(spread));
+    return bound * (1 + (8 + n) * eps<T>());
+  }
+  N largest_at_least(const V* a) const {
+    N sum = trace(a), safe = sum > 0 ? sum : number(1);
+    return sum > 0 ? square_norm(a) / safe : number(0);
+  }
+  void transpose_average(V* a) const {  // (A + Aᵀ)/2 in place
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < i; ++j) {
+        N x = (K::at(a, w, i, j) + K::at(a, w, j, i)) * T(0.5);
+        K::set(a, w, i, j, x), K::set(a, w, j, i, x);
+      }
+  }
+
+  // A becomes A⁻¹ by sweeping blocks of pivots; whether all of them were positive. Where one is not
+  // it is taken for 1, and the result means nothing.
+  N invert(V* a) const {
+    V* strip = memory + size_t(kMatrices) * n * w;  // kBlock rows of A
+    V* columns = strip + kBlock * w;                // kBlock columns of A, `depth` vectors a row
+    constexpr int depth = many == 1 ? 1 : kBlock;
+    N good = number(1);
+    for (int p = 0; p < n; p += kBlock) {
+      int m = std::min(kBlock, n - p);
+      N d[kBlock][kBlock];
+      for (int r = 0; r < m; ++r)
+        for (int s = 0; s < m; ++s) d[r][s] = K::at(a, w, p + r, p + s);
+      for (int k = 0; k < m; ++k) {
+        N pivot = d[k][k];
+        good = pivot > 0 ? good : number(0);
+        pivot = T(1) / (pivot > 0 ? pivot : number(1));
+        d[k][k] = number(1);
+        for (int s = 0; s < m; ++s) d[k][s] *= pivot;
+        for (int r = 0; r < m; ++r) {
+          if (r == k) continue;
+          N factor = d[r][k];
+          d[r][k] = number(0);
+          for (int s = 0; s < m; ++s) d[r][s] -= factor * d[k][s];
+        }
+      }
+      for (int r = 0; r < m; ++r)
+        for (int v = 0; v < w; ++v) {
+          V sum = d[r][0] * a[p * w + v];
+          for (int s = 1; s < m; ++s) sum += d[r][s] * a[(p + s) * w + v];
+          strip[r * w + v] = sum;
+        }
+      for (int r = 0; r < m; ++r)
+        for (int s = 0; s < m; ++s) K::set(strip, w, r, p + s, d[r][s]);
+      for (int i = 0; i < n; ++i) {
+        if (i >= p && i < p + m) continue;
+        for (int s = 0; s < m; ++s) {
+          K::set(columns, depth, i, s, K::at(a, w, i, p + s));
+          K::set(a, w, i, p + s, number(0));
+        }
+      }
+      sweep(a, columns, depth, strip, 0, p, m);
+      sweep(a, columns, depth, strip, p + m, n, m);
+      std::memcpy(a + p * w, strip, sizeof(V) * m * w);
+    }
+    return good;
+  }
+  void sweep(V* a, V* columns, int depth, V* strip, int first, int last, int m) const {
+    if (first < last)
+      MATROOT_ISA::multiply<K>(last - first, m, w, a + first * w, a + first * w,
+                               columns + first * depth, depth, 0, strip, T(-1));
+  }
+
+  // C = A B in double precision, rounded once.
+  void multiply_in_double(V* c, const V* a, const V* b, double* scratch) const {
+    if constexpr (std::is_same_v<T, double>) {
+      multiply(c, a, b);
+    } else {
+      using D = typename Simd<double>::vector;
+      constexpr int half = Simd<double>::lanes;
+      const int size = n * w;
+      if constexpr (many == 1) {
+        D *x = reinterpret_cast<D*>(scratch), *y = x + 2 * size, *z = y + 2 * size;
+        for (int i = 0; i < size; ++i)
+          for (int h = 0; h < 2; ++h)
+            for (int l = 0; l < half; ++l) {
+              x[2 * i + h][l] = a[i][h * half + l];
+              y[2 * i + h][l] = b[i][h * half + l];
+            }
+        MATROOT_ISA::multiply<Rows<double>>(n, n, 2 * w, z, nullptr, x, 2 * w, 0, y);
+        for (int i = 0; i < size; ++i)
+          for (int h = 0; h < 2; ++h)
+            for (int l = 0; l < half; ++l) c[i][h * half + l] = T(z[2 * i + h][l]);
+      } else {
+        D *x = reinterpret_cast<D*>(scratch), *y = x + size, *z = y + size;
+        for (int h = 0; h < 2; ++h) {
+          for (int i = 0; i < size; ++i)
+            for (int l = 0; l < half; ++l)
+              x[i][l] = a[i][h * half + l], y[i][l] = b[i][h * half + l];
+          MATROOT_ISA::multiply<Lanes<double>>(n, n, w, z, nullptr, x, w, 0, y);
+          for (int i = 0; i < size; ++i)
+            for (int l = 0; l < half; ++l) c[i][h * half + l] = T(z[i][l]);
+        }
+      }
+    }
+  }
+  static size_t doubles(int n) {
+    return std::is_same_v<T, double> ? 0 : size_t(6) * n * K::width(n) * Simd<double>::lanes;
+  }
+};
+
+template <class K>
+static void solve_roots(const RootTask& task, std::int64_t first, int count, void* memory) {
+  using T = typename K::Real;
+  using V = typename K::Vector;
+  using N = typename K::Number;
+  const int n = task.n, w = K::width(n), many = K::matrices;
+  Solver<K> s{n, w, static_cast<V*>(memory)};
+  double* doubles = reinterpret_cast<double*>(s.memory + Solver<K>::vectors(n));
+  V *a = s.matrix(0), *y = s.matrix(1), *z = s.matrix(2), *p = s.matrix(3), *d = s.matrix(4),
+    *t = s.matrix(5), *u = s.matrix(6);
+  const T* in = static_cast<const T*>(task.a) + first * n * n;
+  const std::int64_t size = std::int64_t(n) * n;
+  int status[16] = {}, exponent[16] = {};
+
+  // Load, scaled by a power of 4 to entries below 1; bad matrices become the identity.
+  std::memset(static_cast<void*>(a), 0, sizeof(V) * n * w);
+  for (int l = 0; l < many; ++l) {
+    const T* x = in + l * size;
+    bool good = l < count;
+    T most = T(task.eps);
+    if (good) {
+      T top = 0;
+      bool finite = true;
+      for (std::int64_t i = 0; i < size; ++i) {
+        T y = std::abs(x[i]);
+        top = y > top ? y : top;
+        finite &= y <= std::numeric_limits<T>::max();
+      }
+      if (!finite) good = false, status[l] = kNonfinite;
+      most = std::max(most, top);
+    }
+    int k = 0;
+    if (good) {
+      std::frexp(most, &k);
+      if (most == 0) k = 0;
+      k += k & 1;
+      // In two factors: 2^k alone may overflow.
+      T one = std::ldexp(T(1), -(k / 2)), two = std::ldexp(T(1), -(k - k / 2));
+      T symmetric = 0, skew = 0;
+      for (int i = 0; i < n; ++i)
+        for (int j = 0; j <= i; ++j) {
+          T b = x[i * n + j] * one * two, c = x[j * n + i] * one * two;
+          T mean = (b + c) * T(0.5), half = (b - c) * T(0.5);
+          symmetric += (i == j ? 1 : 2) * mean * mean, skew += 2 * half * half;
+          if (i == j) mean += T(task.eps) * one * two;
+          if constexpr (K::matrices == 1) {
+            reinterpret_cast<T*>(a + i * w)[j] = mean, reinterpret_cast<T*>(a + j * w)[i] = mean;
+          } else {
+            a[i * w + j][l] = mean, a[j * w + i][l] = mean;
+          }
+        }
+      if (skew > T(task.skew) * T(task.skew) * (symmetric + skew))
+        good = false, status[l] = kAsymmetric;
+      exponent[l] = k;
+    }
+    if (!good)
+      for (int i = 0; i < n; ++i)
+        for (int j = 0; j < n; ++j) {
+          if constexpr (K::matrices == 1)
+            reinterpret_cast<T*>(a + i * w)[j] = T(i == j);
+          else
+            a[i * w + j][l] = T(i == j);
+        }
+  }
+
+  // The interval of the spectrum.
+  s.multiply(t, a, a);
+  N high = smaller(s.upper_bound(a), root<T>(s.upper_bound(t)));
+  high = high > 0 ? high : s.number(1);
+  std::memcpy(u, a, sizeof(V) * n * w);
+  N definite = s.invert(u);
+  N most = s.upper_bound(u), least = s.largest_at_least(u);
+  const T huge = std::numeric_limits<T>::max();
+  auto found = (definite > 0) & (most <= huge) & (least <= huge) & (least > 0);
+  N low = found ? T(1) / most : s.number(0), low_at_most = found ? T(1) / least : s.number(0);
+  N design = larger(low, 4 * eps<T>() * high);
+  N at_least = s.largest_at_least(a);
+
+  // The steps of each matrix.
+  const T* rows[16];
+  int needed[16], wanted[16], longest = 1, shortest = task.table_steps;
+  for (int l = 0; l < many; ++l) {
+    T ratio = lane<T>(high, l) / lane<T>(design, l);
+    ratio = std::min(std::max(ratio, T(1)), T(std::ldexp(1.0, task.octaves)));
+    auto row = static_cast<std::int64_t>(std::ceil(std::log2(ratio) * task.octave));
+    rows[l] = static_cast<const T*>(task.table) + row * task.table_steps * 4;
+    wanted[l] = 1;
+    for (int i = 0; i < task.table_steps; ++i) wanted[l] += rows[l][4 * i + 3] > T(task.tol);
+    int limit = task.max_steps ? std::min(task.max_steps, task.table_steps) : task.table_steps;
+    needed[l] = std::min(wanted[l], limit);
+    longest = std::max(longest, needed[l]), shortest = std::min(shortest, needed[l]);
+  }
+  auto coefficient = [&](int step, int which) {
+    N x = s.number(0);
+    for (int l = 0; l < many; ++l)
+      put<T>(x, l, rows[l][4 * std::min(step, needed[l] - 1) + which]);
+    return x;
+  };
+
+  N h0 = coefficient(0, 0), h1 = coefficient(0, 1) / high, h2 = coefficient(0, 2) / (high * high);
+  s.map(z, [&](int i) { return h1 * a[i] + h2 * t[i]; });
+  s.add_diagonal(z, h0);
+  s.multiply_in_double(y, a, z, doubles);
+  for (int step = 1; step < longest; ++step) {
+    h0 = coefficient(step, 0), h1 = coefficient(step, 1) / high;
+    h2 = coefficient(step, 2) / (high * high);
+    s.multiply(p, z, y);
+    s.map(t, [&](int i) { return h2 * p[i]; });
+    s.add_diagonal(t, h1);
+    s.multiply(d, p, t);
+    s.add_diagonal(d, h0 - 1);
+    bool last = step == longest - 1;
+    auto freeze = [&](V* next, const V* now) {
+      if constexpr (K::matrices > 1) {
+        if (step < shortest) return;
+        N active = s.number(0);
+        for (int l = 0; l < many; ++l) active[l] = needed[l] > step;
+        for (int i = 0; i < n * w; ++i) next[i] = active > 0 ? next[i] : now[i];
+      }
+    };
+    if (!last || task.inv_sqrt) {
+      s.multiply(t, d, z, z);
+      freeze(t, z);
+      std::swap(t, z);
+    }
+    if (!last || task.sqrt || task.inv_sqrt) {
+      s.multiply(t, y, d, y);
+      freeze(t, y);
+      std::swap(t, y);
+    }
+  }
+
+  // Store what is symmetric anyway but for rounding.
+  N scale = T(1) / root<T>(high);
+  for (int l = 0; l < count; ++l) {
+    // Singular to rounding, or indefinite: left to whoever can decide it, see native.py.
+    if (status[l] == kOk && !(lane<T>(low_at_most, l) > 4 * eps<T>() * lane<T>(at_least, l)))
+      status[l] = kUnsolved;
+    std::int64_t m = first + l;
+    bool good = status[l] == kOk;
+    task.info[3 * m] = status[l];
+    task.info[3 * m + 1] = needed[l];
+    task.info[3 * m + 2] = good && needed[l] == wanted[l];
+    const int half = exponent[l] / 2;
+    if (task.bounds) {
+      T* out = static_cast<T*>(task.bounds) + 2 * m;
+      const T units = std::is_same_v<T, double> ? std::max(8, n) : 4;  // see spd.null_units
+      bool null = lane<T>(low_at_most, l) <= 2 * units * eps<T>() * lane<T>(at_least, l);
+      T unit = good ? std::ldexp(T(1), half) : std::numeric_limits<T>::quiet_NaN();
+      out[0] = null ? 0 * unit : std::sqrt(lane<T>(low, l)) * unit;
+      out[1] = std::sqrt(lane<T>(high, l)) * unit;
+    }
+    auto store = [&](void* to, const V* x, T factor) {
+      if (!to) return;
+      T* out = static_cast<T*>(to) + m * size;
+      if (!good) factor = std::numeric_limits<T>::quiet_NaN();
+      for (int i = 0; i < n; ++i)
+        for (int j = 0; j <= i; ++j) {
+          T mean;
+          if constexpr (K::matrices == 1)
+            mean = (K::at(x, w, i, j) + K::at(x, w, j, i)) * T(0.5);
+          else
+            mean = (x[i * w + j][l] + x[j * w + i][l]) * T(0.5);
+          out[i * n + j] = out[j * n + i] = mean * factor;
+        }
+    };
+    store(task.sqrt, y, lane<T>(scale, l) * std::ldexp(T(1), half));
+    store(task.inv_sqrt, z, lane<T>(scale, l) * std::ldexp(T(1), -half));
+  }
+}
+
+template <class T>
+inline int doublings(T ratio) {  // see lyapunov._doublings
+  T t = std::sqrt(2 * std::sqrt(ratio) / (1 + ratio));
+  T q = std::ceil(std::log2(-std::log(eps<T>()) / (4 * std::atanh(t))));
+  return q >= 1 ? int(q) : 1;  // NaN gives 1
+}
+
+template <class K>
+static void solve_lyapunov(const LyapunovTask& task, std::int64_t first, int count,
+                           void* memory) {
+  using T = typename K::Real;
+  using V = typename K::Vector;
+  using N = typename K::Number;
+  const int n = task.n, w = K::width(n), many = K::matrices;
+  const std::int64_t size = std::int64_t(n) * n;
+  Solver<K> s{n, w, static_cast<V*>(memory)};
+  V *a = s.matrix(0), *r = s.matrix(1), *p = s.matrix(2), *q = s.matrix(3), *x = s.matrix(4),
+    *y = s.matrix(5), *t = s.matrix(6);
+
+  // The Hermitian part of a cotangent, or S; identity and zero where there is no matrix.
+  auto load = [&](V* to, const void* from, const T* factor) {
+    if constexpr (K::matrices == 1)
+      if (w * K::lanes > n) std::memset(static_cast<void*>(to), 0, sizeof(V) * n * w);
+    for (int l = 0; l < many; ++l) {
+      const T* in = static_cast<const T*>(from) + (first + (l < count ? l : 0)) * size;
+      T half = T(0.5) * (factor ? factor[l] : T(1));
+      for (int i = 0; i < n; ++i)
+        for (int j = 0; j <= i; ++j) {
+          T mean = in[i * n + j] * half + in[j * n + i] * half;
+          if constexpr (K::matrices == 1)
+            K::set(to, w, i, j, mean), K::set(to, w, j, i, mean);
+          else
+            to[i * w + j][l] = mean, to[j * w + i][l] = mean;
+        }
+    }
+  };
+  T down[16], up[16];
+  N low = s.number(0), high = s.number(0);
+  const T least = std::sqrt(4 * eps<T>()) / std::sqrt(T(n));
+  int needed[16], longest = 1, shortest = 64;
+  for (int l = 0; l < many; ++l) {
+    const T* bounds = static_cast<const T*>(task.bounds) + 2 * (first + (l < count ? l : 0));
+    int k = 0;
+    T top = bounds[1];
+    if (top > 0 && top <= std::numeric_limits<T>::max()) std::frexp(top, &k);
+    down[l] = std::ldexp(T(1), -k), up[l] = std::ldexp(T(1), -k);
+    T b = top * down[l], c = std::min(std::max(bounds[0] * down[l], least * b), b / 8);
+    put<T>(low, l, c), put<T>(high, l, b);
+    needed[l] = doublings<T>(c / b);
+    longest = std::max(longest, needed[l]), shortest = std::min(shortest, needed[l]);
+  }
+  load(a, task.s, down);
+  if (task.g_inv) {
+    load(p, task.z, nullptr);
+    load(q, task.g_inv, nullptr);
+    s.multiply(x, p, q);
+    s.multiply(r, x, p);
+    if (task.g_sqrt) {
+      load(q, task.g_sqrt, nullptr);
+      s.map(r, [&](int i) { return q[i] - r[i]; });
+    } else {
+      s.map(r, [&](int i) { return -r[i]; });
+    }
+    s.transpose_average(r);
+  } else {
+    load(r, task.g_sqrt, nullptr);
+  }
+
+  N geometric = root<T>(low * high), arithmetic = (low + high) * T(0.5);
+  N mu1 = root<T>(geometric * arithmetic) + root<T>(geometric * (arithmetic - geometric));
+  N mu2 = geometric * geometric / mu1;
+  std::memcpy(p, a, sizeof(V) * n * w);
+  s.add_diagonal(p, mu1);
+  s.invert(p);
+  std::memcpy(q, a, sizeof(V) * n * w);
+  s.add_diagonal(q, mu2);
+  s.invert(q);
+  N ratio = (mu1 + mu2) / (mu1 - mu2), r1 = -2 * mu1 * ratio, r2 = 2 * mu2 * ratio;
+  N m11 = r1 * r1 / (2 * mu1), m12 = r1 * r2 / (mu1 + mu2), m22 = r2 * r2 / (2 * mu2);
+  s.multiply(t, p, r);
+  s.map(y, [&](int i) { return m11 * p[i] + m12 * q[i]; });
+  s.multiply(x, t, y);
+  s.multiply(t, q, r);
+  s.map(y, [&](int i) { return m12 * p[i] + m22 * q[i]; });
+  s.multiply(x, t, y, x);
+  s.map(p, [&](int i) { return r1 * p[i] + r2 * q[i]; });
+  s.add_diagonal(p, s.number(1));
+  for (int step = 0; step < longest; ++step) {
+    s.multiply(t, p, x);
+    s.multiply(y, t, p, x);
+    if constexpr (K::matrices > 1) {
+      if (step >= shortest) {
+        N active = s.number(0);
+        for (int l = 0; l < many; ++l) active[l] = needed[l] > step;
+        for (int i = 0; i < n * w; ++i) y[i] = active > 0 ? y[i] : x[i];
+      }
+    }
+    std::swap(x, y);
+    if (step < longest - 1) {
+      s.multiply(q, p, p);
+      std::swap(p, q);
+    }
+  }
+  for (int l = 0; l < count; ++l) {
+    T* out = static_cast<T*>(task.x) + (first + l) * size;
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j <= i; ++j) {
+        T mean;
+        if constexpr (K::matrices == 1)
+          mean = (K::at(x, w, i, j) + K::at(x, w, j, i)) * T(0.5);
+        else
+          mean = (x[i * w + j][l] + x[j * w + i][l]) * T(0.5);
+        out[i * n + j] = out[j * n + i] = mean * up[l];
+      }
+  }
+}
+}  // namespace MATROOT_ISA
+}  // namespace matroot
