@@ -38,6 +38,9 @@ struct Rows {
   static void set(Vector* a, int w, int i, int j, Number x) {
     reinterpret_cast<T*>(a + i * w)[j] = x;
   }
+  // The entry of one of the matrices, here the only one.
+  static T entry(const Vector* a, int w, int i, int j, int) { return at(a, w, i, j); }
+  static void set_entry(Vector* a, int w, int i, int j, int, T x) { set(a, w, i, j, x); }
   static Number total(Vector v) {
     T sum = 0;
     for (int l = 0; l < lanes; ++l) sum += v[l];
@@ -56,6 +59,8 @@ struct Lanes {
   static int width(int n) { return n; }
   static Number at(const Vector* a, int w, int i, int j) { return a[i * w + j]; }
   static void set(Vector* a, int w, int i, int j, Number x) { a[i * w + j] = x; }
+  static T entry(const Vector* a, int w, int i, int j, int l) { return a[i * w + j][l]; }
+  static void set_entry(Vector* a, int w, int i, int j, int l, T x) { a[i * w + j][l] = x; }
   static Number total(Vector v) { return v; }
 };
 

@@ -116,6 +116,15 @@ struct Solver {
       }
   }
 
+  // The symmetric part of one of the matrices, times a factor.
+  void store_symmetric(T* out, const V* a, int l, T factor) const {
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j <= i; ++j) {
+        T mean = (K::entry(a, w, i, j, l) + K::entry(a, w, j, i, l)) * T(0.5);
+        out[i * n + j] = out[j * n + i] = mean * factor;
+      }
+  }
+
   // A becomes A⁻¹ by sweeping blocks of pivots; whether all of them were positive. Where one is not
   // it is taken for 1, and the result means nothing.
   N invert(V* a) const {
@@ -251,11 +260,7 @@ static void solve_roots(const RootTask& task, std::int64_t first, int count, voi
           T mean = (b + c) * T(0.5), half = (b - c) * T(0.5);
           symmetric += (i == j ? 1 : 2) * mean * mean, skew += 2 * half * half;
           if (i == j) mean += T(task.eps) * one * two;
-          if constexpr (K::matrices == 1) {
-            reinterpret_cast<T*>(a + i * w)[j] = mean, reinterpret_cast<T*>(a + j * w)[i] = mean;
-          } else {
-            a[i * w + j][l] = mean, a[j * w + i][l] = mean;
-          }
+          K::set_entry(a, w, i, j, l, mean), K::set_entry(a, w, j, i, l, mean);
         }
       if (skew > T(task.skew) * T(task.skew) * (symmetric + skew))
         good = false, status[l] = kAsymmetric;
@@ -263,12 +268,7 @@ static void solve_roots(const RootTask& task, std::int64_t first, int count, voi
     }
     if (!good)
       for (int i = 0; i < n; ++i)
-        for (int j = 0; j < n; ++j) {
-          if constexpr (K::matrices == 1)
-            reinterpret_cast<T*>(a + i * w)[j] = T(i == j);
-          else
-            a[i * w + j][l] = T(i == j);
-        }
+        for (int j = 0; j < n; ++j) K::set_entry(a, w, i, j, l, T(i == j));
   }
 
   // The interval of the spectrum.
@@ -362,15 +362,7 @@ static void solve_roots(const RootTask& task, std::int64_t first, int count, voi
       if (!to) return;
       T* out = static_cast<T*>(to) + m * size;
       if (!good) factor = std::numeric_limits<T>::quiet_NaN();
-      for (int i = 0; i < n; ++i)
-        for (int j = 0; j <= i; ++j) {
-          T mean;
-          if constexpr (K::matrices == 1)
-            mean = (K::at(x, w, i, j) + K::at(x, w, j, i)) * T(0.5);
-          else
-            mean = (x[i * w + j][l] + x[j * w + i][l]) * T(0.5);
-          out[i * n + j] = out[j * n + i] = mean * factor;
-        }
+      s.store_symmetric(out, x, l, factor);
     };
     store(task.sqrt, y, lane<T>(scale, l) * std::ldexp(T(1), half));
     store(task.inv_sqrt, z, lane<T>(scale, l) * std::ldexp(T(1), -half));
@@ -406,10 +398,7 @@ static void solve_lyapunov(const LyapunovTask& task, std::int64_t first, int cou
       for (int i = 0; i < n; ++i)
         for (int j = 0; j <= i; ++j) {
           T mean = in[i * n + j] * half + in[j * n + i] * half;
-          if constexpr (K::matrices == 1)
-            K::set(to, w, i, j, mean), K::set(to, w, j, i, mean);
-          else
-            to[i * w + j][l] = mean, to[j * w + i][l] = mean;
+          K::set_entry(to, w, i, j, l, mean), K::set_entry(to, w, j, i, l, mean);
         }
     }
   };
@@ -482,15 +471,7 @@ static void solve_lyapunov(const LyapunovTask& task, std::int64_t first, int cou
   }
   for (int l = 0; l < count; ++l) {
     T* out = static_cast<T*>(task.x) + (first + l) * size;
-    for (int i = 0; i < n; ++i)
-      for (int j = 0; j <= i; ++j) {
-        T mean;
-        if constexpr (K::matrices == 1)
-          mean = (K::at(x, w, i, j) + K::at(x, w, j, i)) * T(0.5);
-        else
-          mean = (x[i * w + j][l] + x[j * w + i][l]) * T(0.5);
-        out[i * n + j] = out[j * n + i] = mean * up[l];
-      }
+    s.store_symmetric(out, x, l, up[l]);
   }
 }
 }  // namespace MATROOT_ISA

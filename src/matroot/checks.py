@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from matroot import spd
+from matroot import autodiff, spd
 
 DTYPES = (
     torch.float16,
@@ -225,6 +225,15 @@ def transforms_active() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp …) is running."""
     # PyTorch offers no public question for this; autograd.Function.apply asks the same way.
     return bool(torch._C._are_functorch_transforms_active())
+
+
+def differentiated(*inputs: Tensor) -> bool:
+    """Whether a derivative may be asked of what is made of these."""
+    if torch.compiler.is_compiling() or transforms_active():
+        return True
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return True
+    return any(autodiff.tangent(x) is not None for x in inputs)
 
 
 def raise_if_bad(

@@ -183,20 +183,13 @@ def _distances(matrices: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]
         ndim = max(a.ndim, b.ndim)
         x, y = (m.to(dtype)[(None,) * (ndim - m.ndim)] for m in (a, b))
         call = _Call(a.dtype, eps)
-        outputs = _apply(call, x, y) if _differentiated(x, y) else _evaluate(call, x, y, False)
+        outputs = (
+            _apply(call, x, y) if checks.differentiated(x, y) else _evaluate(call, x, y, False)
+        )
         if check:
             for name, status in zip(matrices, outputs, strict=False):
                 checks.raise_if_bad(name, status.reshape(matrices[name].shape[:-2]), matrices[name])
     return outputs[2], outputs[3]
-
-
-def _differentiated(*inputs: Tensor) -> bool:
-    """Whether a derivative may be asked of the result."""
-    if torch.compiler.is_compiling() or checks.transforms_active():
-        return True
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        return True
-    return any(autodiff.tangent(x) is not None for x in inputs)
 
 
 @dataclass(frozen=True)

@@ -302,7 +302,7 @@ def _roots(
 
 def _evaluated(plan: Plan, a: Tensor) -> tuple[Tensor, ...]:
     """(info, the roots asked for in a's dtype): see ``attach.evaluate``."""
-    if not _differentiated(a):
+    if not checks.differentiated(a):
         plan = replace(plan, rule=Unrolled())  # Nothing to attach, nothing to keep.
     with autodiff.no_autocast(a):
         x = a.to(checks.computing_dtype(a.dtype))
@@ -310,12 +310,3 @@ def _evaluated(plan: Plan, a: Tensor) -> tuple[Tensor, ...]:
         info, *rest = run(plan, x)
         roots = rest[: plan.kept][-plan.asked :]
         return (info, *(value.to(a.dtype) for value in roots))
-
-
-def _differentiated(a: Tensor) -> bool:
-    """Whether a derivative may be asked of the result."""
-    if torch.compiler.is_compiling() or checks.transforms_active():
-        return True
-    if torch.is_grad_enabled() and a.requires_grad:
-        return True
-    return autodiff.tangent(a) is not None

@@ -22,6 +22,7 @@ __all__ = [
 # mypy cannot see that an abstract base may stand for its concrete classes.
 METHODS: Registry[Method] = Registry(
     "method",
+    # Never instantiated: the registry only asks what is an instance of it.
     Method,  # type: ignore[type-abstract]
     Taylor,
     Pade,

@@ -89,12 +89,13 @@ class Minimax(Method):
         h = (schedule[..., :3] / torch.cat([torch.ones_like(c), c, c.square()], -1))[..., None]
         z = spd.add_to_diagonal_(h[:, 0, 1, None] * a + h[:, 0, 2, None] * square, h[:, 0, 0])
         y = _product_in_double(a, z, ops)
-        # How far P is from I before the last step, where the steps rest on a promise.
-        deviation = spd.frobenius_norm(spd.add_to_diagonal_(seen / c, -1.0)).flatten()
+        if self.max_cond is not None:
+            # How far P is from I before the last step, where the steps rest on a promise.
+            deviation = _from_identity(seen / c)
         for step in range(1, most):
             p = ops.matmul(z, y)
             if self.max_cond is not None:
-                norm = spd.frobenius_norm(spd.add_to_diagonal_(p.detach() / c, -1.0)).flatten()
+                norm = _from_identity(p.detach() / c)
                 deviation = torch.where(needed == step + 1, norm, deviation)
             # D = H − I instead of H: what a step adds gets small, and its rounding with it.
             d = h[:, step, 1, None] * p
@@ -111,7 +112,6 @@ class Minimax(Method):
                 new_y, new_z = torch.where(active, new_y, y), torch.where(active, new_z, z)
             y, z = new_y, new_z
 
-        left = schedule[..., 3].gather(1, (needed - 1)[:, None])[:, 0]
         converged = needed == wanted
         if self.max_cond is not None:
             before = schedule[..., 3].gather(1, (needed - 2).clamp(min=0)[:, None])[:, 0]
@@ -130,6 +130,7 @@ class Minimax(Method):
             zero = spd.NULL_UNITS * spd.real_eps(a.dtype) * spd.largest_at_least(seen).flatten()
             return _with_eigh(a, solution, bounds.low_at_most <= zero, root, ops)
         # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
+        left = schedule[..., 3].gather(1, (needed - 1)[:, None])[:, 0]
         trace = spd.trace(seen) / high * (1 + left).square()
         diverged = grown(y.detach() / c, z.detach(), trace, root)
         return replace(
@@ -174,6 +175,11 @@ class Minimax(Method):
             # The one way to bring an ordinary tensor among those without values.
             table = torch.ops.aten.lift_fresh_copy.default(table)
         return table[(ratio.clamp(1, 2.0**OCTAVES).log2() * OCTAVE).ceil().long()]
+
+
+def _from_identity(p: Tensor) -> Tensor:
+    """‖P − I‖_F, shape (b,), of a P that is the caller's own and changes."""
+    return spd.frobenius_norm(spd.add_to_diagonal_(p, -1.0)).flatten()
 
 
 def _product_in_double(a: Tensor, b: Tensor, ops: Backend) -> Tensor:
