@@ -2,6 +2,7 @@
 
 #include "isa.hpp"
 
+#include "eigh.hpp"
 #include "solve.hpp"
 
 namespace matroot {
@@ -12,9 +13,12 @@ constexpr int kLanesUpTo = 16;
 
 template <class K>
 static Kernels kernels_of(int n) {
-  size_t bytes = sizeof(typename K::Vector) * Solver<K>::vectors(n) +
-                 sizeof(double) * Solver<K>::doubles(n);
-  return {K::matrices, bytes, solve_roots<K>, solve_lyapunov<K>};
+  constexpr bool rows = K::matrices == 1;
+  const std::size_t products = sizeof(typename K::Vector) * Solver<K>::vectors(n) +
+                               sizeof(double) * Solver<K>::doubles(n);
+  return {{solve_roots<K>, products, K::matrices, false},
+          {solve_eigh<K>, eigh_bytes<K>(n), EighMemory<K>::together, rows},
+          {solve_spectral<K>, spectral_bytes<K>(n), K::matrices, false}};
 }
 
 template <class T>

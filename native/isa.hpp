@@ -22,23 +22,45 @@ struct RootTask {
   int max_steps;
 };
 
-// S X + X S = herm(G_S) − Z herm(G_Z) Z, the gradient of both roots; all (batch, n, n).
-struct LyapunovTask {
-  const void *s, *z;             // Z, or null where there is no G_Z
-  const void *g_sqrt, *g_inv;    // one of them may be null
-  const void* bounds;            // (batch, 2) of S, the lower one above 0
+// The roots by eigendecomposition; see methods/eigh.py.
+struct EighTask {
+  const void* a;
+  void *sqrt, *inv_sqrt;   // (batch, n, n), or null
+  void *s, *vectors;       // (batch, n), eigenvalues of S in no order; (batch, n, n), in columns
+  bool of_root;            // whether what is given is S itself, so that s are its eigenvalues
+  std::int64_t* info;      // (batch, 3): status (1: not solved), 1, whether solved
+  std::int64_t batch;
+  int n;
+  double eps, skew;        // ridge; largest skew part that is rounding
+  double below, above;     // indefinite below −below · λ_max; singular up to above · λ_max, or < 0
+  double kept;             // eigenvalues above kept · max|λ| are inverted
+};
+
+// S X + X S = R = herm(G_S) − Z herm(G_Z) Z by X = U [(Uᵀ R U) / (s_i + s_j)] Uᵀ; all (batch, n, n).
+struct SpectralTask {
+  const void *s, *vectors;     // as in EighTask
+  const void* z;               // null: Z is exact, and Uᵀ Z G Z U is (Uᵀ G U)_ij / (s_i s_j)
+  const void *g_sqrt, *g_inv;  // one of them may be null
   void* x;
   std::int64_t batch;
   int n;
+  double null;  // X is 0 between eigenvectors whose s are up to null · max s
 };
 
-// The kernels of one dtype, size and instruction set. They solve `count` ≤ `matrices` matrices of a
-// task from `first` on, in `bytes` of memory aligned to a cache line.
-struct Kernels {
-  int matrices;
+// A kernel for one dtype, size and instruction set. It solves up to `matrices` matrices of a task,
+// `count` of them from `first` on, in `bytes` of memory aligned to a cache line.
+template <class Task>
+struct Kernel {
+  void (*solve)(const Task&, std::int64_t first, int count, void* memory);
   std::size_t bytes;
-  void (*roots)(const RootTask&, std::int64_t first, int count, void* memory);
-  void (*lyapunov)(const LyapunovTask&, std::int64_t first, int count, void* memory);
+  int matrices;
+  bool divisible;  // whether fewer matrices take less time
+};
+
+struct Kernels {
+  Kernel<RootTask> minimax;
+  Kernel<EighTask> eigh;
+  Kernel<SpectralTask> spectral;
 };
 
 #define MATROOT_DECLARE(isa) \

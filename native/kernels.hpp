@@ -1,27 +1,18 @@
-// The arithmetic of one matrix, or of one matrix a SIMD lane. Included once for each instruction
-// set, with MATROOT_ISA its name and MATROOT_BYTES the width of its vectors.
+// One matrix, or a matrix a SIMD lane: how they lie in memory, and their products.
 //
 // A matrix of n rows is a row-major array of vectors. `Rows` holds one matrix, its columns padded
 // with zeros to whole vectors; `Lanes` holds as many matrices as a vector has lanes, entry (i, j) of
-// all of them in one vector. The product is the same code for both: only what multiplies a row of B
-// is a number of A there and a vector of A here.
+// all of them in one vector. Code is the same for both: what scales a row is a number there and a
+// vector here.
 
 #pragma once
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
+
+#include "simd.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
-
-template <class T>
-struct Simd {
-  static constexpr int lanes = MATROOT_BYTES / sizeof(T);
-  typedef T vector __attribute__((vector_size(MATROOT_BYTES)));
-};
 
 // One matrix: numbers are of type T, and scale whole vectors.
 template <class T>
@@ -29,6 +20,8 @@ struct Rows {
   using Real = T;
   using Vector = typename Simd<T>::vector;
   using Number = T;
+  using Double = Rows<double>;
+  using Wide = typename Simd<double>::vector;
   static constexpr int lanes = Simd<T>::lanes;
   static constexpr int matrices = 1;
   static int width(int n) { return (n + lanes - 1) / lanes; }  // vectors in a row
@@ -38,31 +31,183 @@ struct Rows {
   static void set(Vector* a, int w, int i, int j, Number x) {
     reinterpret_cast<T*>(a + i * w)[j] = x;
   }
-  // The entry of one of the matrices, here the only one.
-  static T entry(const Vector* a, int w, int i, int j, int) { return at(a, w, i, j); }
-  static void set_entry(Vector* a, int w, int i, int j, int, T x) { set(a, w, i, j, x); }
-  static Number total(Vector v) {
-    T sum = 0;
-    for (int l = 0; l < lanes; ++l) sum += v[l];
-    return sum;
+  static Number total(const Vector& v) {
+    return fold<T>(v, [](const Vector& x, const Vector& y) { return x + y; })[0];
+  }
+  static Number most(const Vector& v) {
+    return fold<T>(v, [](const Vector& x, const Vector& y) { return larger(x, y); })[0];
+  }
+  // Whole vectors instead of memory: a number stored just before would hold up the vector's load.
+  static Vector zero_before(const Vector& v, int j) { return select(columns() < T(j), Vector{}, v); }
+  static Vector replace(const Vector& v, int j, Number x) {
+    return select(columns() == T(j), Vector{} + x, v);
+  }
+  // The totals of as many vectors as one has lanes.
+  static Vector totals(const Vector* v) {
+    Vector x[lanes];
+    for (int l = 0; l < lanes; ++l) x[l] = v[l];
+    transpose_block<T>(x);
+    for (int step = lanes / 2; step > 0; step /= 2)
+      for (int l = 0; l < step; ++l) x[l] = x[l] + x[l + step];
+    return x[0];
+  }
+
+  // `stride` numbers lie between matrices; `count` of them are there.
+  static void load(Vector* to, const T* from, int n, std::int64_t, int) {
+    const int w = width(n), whole = n / lanes;
+    for (int i = 0; i < n; ++i) {
+      for (int v = 0; v < whole; ++v)
+        std::memcpy(&to[i * w + v], from + i * n + v * lanes, sizeof(Vector));
+      if (whole < w) {
+        Vector rest{};
+        std::memcpy(&rest, from + i * n + whole * lanes, sizeof(T) * (n - whole * lanes));
+        to[i * w + whole] = rest;
+      }
+    }
+  }
+  static void store(T* to, const Vector* from, int n, std::int64_t, int) {
+    const int w = width(n), whole = n / lanes;
+    for (int i = 0; i < n; ++i) {
+      std::memcpy(to + i * n, from + i * w, sizeof(Vector) * whole);
+      if (whole < w)
+        std::memcpy(to + i * n + whole * lanes, &from[i * w + whole],
+                    sizeof(T) * (n - whole * lanes));
+    }
+  }
+
+  // to = fromᵀ block by block; to and from are not the same.
+  static void transpose(Vector* to, const Vector* from, int n) {
+    const int w = width(n);
+    for (int r = 0; r < w; ++r)
+      for (int v = 0; v < w; ++v) {
+        Vector x[lanes];
+        for (int i = 0; i < lanes; ++i)
+          x[i] = r * lanes + i < n ? from[(r * lanes + i) * w + v] : Vector{};
+        transpose_block<T>(x);
+        for (int i = 0; i < lanes && v * lanes + i < n; ++i) to[(v * lanes + i) * w + r] = x[i];
+      }
+  }
+  static Vector columns() {  // 0, 1, 2, …
+    Vector numbers;
+    for (int l = 0; l < lanes; ++l) numbers[l] = T(l);
+    return numbers;
+  }
+  // The lower triangle becomes what the upper one is.
+  static void mirror(Vector* a, int n) {
+    const int w = width(n);
+    for (int r = 0; r < w; ++r)
+      for (int v = r; v < w; ++v) {
+        Vector x[lanes];
+        for (int i = 0; i < lanes; ++i)
+          x[i] = r * lanes + i < n ? a[(r * lanes + i) * w + v] : Vector{};
+        transpose_block<T>(x);
+        for (int i = 0; i < lanes && v * lanes + i < n; ++i) {
+          Vector* to = &a[(v * lanes + i) * w + r];
+          *to = r == v ? select(columns() < T(i), x[i], *to) : x[i];
+        }
+      }
+  }
+  static void narrow_row(Vector* to, const Wide* from, int n) {
+    const int w = width(n);
+    if constexpr (std::is_same_v<T, double>) {
+      std::memcpy(static_cast<void*>(to), from, sizeof(Vector) * w);
+    } else {
+      const int wide = (n + Simd<double>::lanes - 1) / Simd<double>::lanes;
+      for (int v = 0; v < w; ++v)
+        to[v] = Convert<T>::narrow({from[2 * v], 2 * v + 1 < wide ? from[2 * v + 1] : Wide{}});
+    }
+  }
+  static void widen_row(Wide* to, const Vector* from, int n) {
+    const int w = width(n);
+    if constexpr (std::is_same_v<T, double>) {
+      std::memcpy(static_cast<void*>(to), from, sizeof(Vector) * w);
+    } else {
+      const int wide = (n + Simd<double>::lanes - 1) / Simd<double>::lanes;
+      for (int v = 0; v < w; ++v) {
+        auto both = Convert<T>::widen(from[v]);
+        to[2 * v] = both.a;
+        if (2 * v + 1 < wide) to[2 * v + 1] = both.b;
+      }
+    }
   }
 };
 
-// One matrix a lane: numbers are vectors.
-template <class T>
-struct Lanes {
+// One matrix a lane, in double precision where V is wider than a vector: numbers are vectors.
+template <class T, class V>
+struct LanesOf {
   using Real = T;
-  using Vector = typename Simd<T>::vector;
-  using Number = Vector;
-  static constexpr int lanes = Simd<T>::lanes;
-  static constexpr int matrices = lanes;
+  using Vector = V;
+  using Number = V;
+  static constexpr int lanes = 1;  // columns in a vector
+  static constexpr int matrices = sizeof(V) / sizeof(T);
   static int width(int n) { return n; }
   static Number at(const Vector* a, int w, int i, int j) { return a[i * w + j]; }
-  static void set(Vector* a, int w, int i, int j, Number x) { a[i * w + j] = x; }
-  static T entry(const Vector* a, int w, int i, int j, int l) { return a[i * w + j][l]; }
-  static void set_entry(Vector* a, int w, int i, int j, int l, T x) { a[i * w + j][l] = x; }
-  static Number total(Vector v) { return v; }
+  static void set(Vector* a, int w, int i, int j, const Number& x) { a[i * w + j] = x; }
+  static Number total(const Vector& v) { return v; }
+  static Number most(const Vector& v) { return v; }
+  static Vector zero_before(const Vector& v, int j) { return j > 0 ? Vector{} : v; }
+  static Vector replace(const Vector&, int, const Number& x) { return x; }
+  static Vector totals(const Vector* v) { return v[0]; }
 };
+
+template <class T>
+struct Lanes : LanesOf<T, typename Simd<T>::vector> {
+  using Vector = typename Simd<T>::vector;
+  using Double = LanesOf<double, typename Convert<T>::Wide>;
+  static constexpr int many = Simd<T>::lanes;
+
+  static void load(Vector* to, const T* from, int n, std::int64_t stride, int count) {
+    const int size = n * n;
+    blocks(size, [&](int start) {
+      Vector x[many];
+      for (int l = 0; l < many; ++l)
+        std::memcpy(&x[l], from + std::min(l, count - 1) * stride + start, sizeof(Vector));
+      transpose_block<T>(x);
+      for (int i = 0; i < many; ++i) to[start + i] = x[i];
+    });
+    for (int i = 0; size < many && i < size; ++i)
+      for (int l = 0; l < many; ++l) to[i][l] = from[std::min(l, count - 1) * stride + i];
+  }
+  static void store(T* to, const Vector* from, int n, std::int64_t stride, int count) {
+    const int size = n * n;
+    blocks(size, [&](int start) {
+      Vector x[many];
+      for (int i = 0; i < many; ++i) x[i] = from[start + i];
+      transpose_block<T>(x);
+      for (int l = 0; l < count; ++l) std::memcpy(to + l * stride + start, &x[l], sizeof(Vector));
+    });
+    for (int i = 0; size < many && i < size; ++i)
+      for (int l = 0; l < count; ++l) to[l * stride + i] = from[i][l];
+  }
+  static void transpose(Vector* to, const Vector* from, int n) {
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j) to[i * n + j] = from[j * n + i];
+  }
+  static void mirror(Vector* a, int n) {
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < i; ++j) a[i * n + j] = a[j * n + i];
+  }
+  static void narrow_row(Vector* to, const typename Double::Vector* from, int n) {
+    for (int i = 0; i < n; ++i) to[i] = Convert<T>::narrow(from[i]);
+  }
+  static void widen_row(typename Double::Vector* to, const Vector* from, int n) {
+    for (int i = 0; i < n; ++i) to[i] = Convert<T>::widen(from[i]);
+  }
+
+ private:
+  // Whole vectors' worth of entries, the last of them perhaps a second time.
+  template <class F>
+  static void blocks(int size, F f) {
+    for (int start = 0; start + many <= size; start += many) f(start);
+    if (size > many && size % many) f(size - many);
+  }
+};
+
+#if MATROOT_BYTES == 64
+constexpr int kRows = 8, kVectors = 3;  // 24 accumulators of 32 registers
+#else
+constexpr int kRows = 4, kVectors = 3;  // 12 of 16
+#endif
 
 // acc += A B on MR rows and NV vectors of columns, over `depth` columns of A.
 template <class K, int MR, int NV>
@@ -88,26 +233,39 @@ inline __attribute__((always_inline)) void tile(typename K::Vector* c, int wc,
       c[r * wc + v] = from ? from[r * wf + v] + sign * acc[r][v] : acc[r][v];
 }
 
-#if MATROOT_BYTES == 64
-constexpr int kRows = 6, kVectors = 4;  // 24 accumulators of 32 registers
-#else
-constexpr int kRows = 4, kVectors = 2;  // 8 of 16, and room for a row and a number
-#endif
-
 template <class K, int NV>
-inline void panel(int rows, typename K::Vector* c, int wc, const typename K::Vector* from, int wf,
-                  const typename K::Vector* a, int wa, int column, const typename K::Vector* b,
-                  int wb, int depth, typename K::Real sign) {
+void panel(int rows, typename K::Vector* c, int wc, const typename K::Vector* from, int wf,
+           const typename K::Vector* a, int wa, int column, const typename K::Vector* b, int wb,
+           int depth, typename K::Real sign) {
   int i = 0;
-  for (; i + kRows <= rows; i += kRows)
-    tile<K, kRows, NV>(c + i * wc, wc, from ? from + i * wf : nullptr, wf, a + i * wa, wa, column,
-                       b, wb, depth, sign);
-  for (; i + 2 <= rows; i += 2)
-    tile<K, 2, NV>(c + i * wc, wc, from ? from + i * wf : nullptr, wf, a + i * wa, wa, column, b,
-                   wb, depth, sign);
-  for (; i < rows; ++i)
-    tile<K, 1, NV>(c + i * wc, wc, from ? from + i * wf : nullptr, wf, a + i * wa, wa, column, b,
-                   wb, depth, sign);
+  auto next = [&](auto count) {
+    constexpr int MR = decltype(count)::value;
+    tile<K, MR, NV>(c + i * wc, wc, from ? from + i * wf : nullptr, wf, a + i * wa, wa, column, b,
+                    wb, depth, sign);
+    i += MR;
+  };
+  while (i + kRows <= rows) next(std::integral_constant<int, kRows>());
+  if (i + 4 <= rows) next(std::integral_constant<int, 4>());
+  if (i + 2 <= rows) next(std::integral_constant<int, 2>());
+  if (i < rows) next(std::integral_constant<int, 1>());
+}
+
+// Panels of columns from vector v on: 3 at a time, but rather 2 and 2 than 3 and 1.
+template <class F>
+inline void panels(int v, int w, F f) {
+  while (v < w) {
+    const int left = w - v;
+    if (left == 1) {
+      f(v, std::integral_constant<int, 1>());
+      v += 1;
+    } else if (left == 2 || left == 4) {
+      f(v, std::integral_constant<int, 2>());
+      v += 2;
+    } else {
+      f(v, std::integral_constant<int, kVectors>());
+      v += kVectors;
+    }
+  }
 }
 
 // C = from + sign · A B, or A B where from is null; A is rows × depth from its column on.
@@ -115,16 +273,23 @@ template <class K>
 void multiply(int rows, int depth, int w, typename K::Vector* c, const typename K::Vector* from,
               const typename K::Vector* a, int wa, int column, const typename K::Vector* b,
               typename K::Real sign = 1) {
-  int v = 0;
-  for (; v + kVectors <= w; v += kVectors)
-    panel<K, kVectors>(rows, c + v, w, from ? from + v : nullptr, w, a, wa, column, b + v, w,
-                       depth, sign);
-  for (; v + 2 <= w; v += 2)
-    panel<K, 2>(rows, c + v, w, from ? from + v : nullptr, w, a, wa, column, b + v, w, depth,
-                sign);
-  for (; v < w; ++v)
-    panel<K, 1>(rows, c + v, w, from ? from + v : nullptr, w, a, wa, column, b + v, w, depth,
-                sign);
+  panels(0, w, [&](int v, auto count) {
+    panel<K, decltype(count)::value>(rows, c + v, w, from ? from + v : nullptr, w, a, wa, column,
+                                     b + v, w, depth, sign);
+  });
+}
+
+// C = A B where that is known to be symmetric, from its upper triangle.
+template <class K>
+void multiply_symmetric(int n, typename K::Vector* c, const typename K::Vector* a,
+                        const typename K::Vector* b) {
+  const int w = K::width(n), step = K::lanes == 1 ? kRows : K::lanes;
+  for (int i = 0; i < n; i += step)
+    panels(i / K::lanes, w, [&](int v, auto count) {
+      panel<K, decltype(count)::value>(std::min(step, n - i), c + i * w + v, w, nullptr, w,
+                                       a + i * w, w, 0, b + v, w, n, 1);
+    });
+  K::mirror(c, n);
 }
 }  // namespace MATROOT_ISA
 }  // namespace matroot

@@ -66,19 +66,22 @@ void* working_memory(std::size_t bytes) {
   return memory.get();
 }
 
-template <class Task, class Solve>
-void run(const Task& task, const Kernels& kernels, Solve solve, int threads) {
-  const std::int64_t packs = (task.batch + kernels.matrices - 1) / kernels.matrices;
+template <class Task>
+void run(const Task& task, const Kernel<Task>& kernel, int threads) {
+  std::int64_t step = kernel.matrices;
+  if (kernel.divisible && threads > 1)
+    step = std::clamp<std::int64_t>((task.batch + threads - 1) / threads, 1, step);
+  const std::int64_t packs = (task.batch + step - 1) / step;
   std::atomic<bool> failed{false};
   auto one = [&](std::int64_t pack) {
-    void* memory = working_memory(kernels.bytes);
+    void* memory = working_memory(kernel.bytes);
     if (memory == nullptr) {
       failed = true;
       return;
     }
-    const std::int64_t first = pack * kernels.matrices;
-    const auto count = std::min<std::int64_t>(kernels.matrices, task.batch - first);
-    solve(task, first, static_cast<int>(count), memory);
+    const std::int64_t first = pack * step;
+    const auto count = std::min<std::int64_t>(step, task.batch - first);
+    kernel.solve(task, first, static_cast<int>(count), memory);
   };
   threads = static_cast<int>(std::min<std::int64_t>(threads, packs));
   if (threads <= 1 || forked) {
@@ -90,35 +93,52 @@ void run(const Task& task, const Kernels& kernels, Solve solve, int threads) {
   if (failed) throw std::bad_alloc();
 }
 
+// Which statuses occur, status k as bit k.
+int statuses(const std::int64_t* info, std::int64_t batch) {
+  int found = 0;
+  for (std::int64_t i = 0; i < batch; ++i) found |= 1 << info[3 * i];
+  return found;
+}
+
 template <class T = void>
 T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void roots(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_t inv_sqrt,
-           std::uintptr_t bounds, std::uintptr_t info, std::int64_t batch, int n, double eps,
-           double skew, std::uintptr_t table, int table_steps, int octave,
-           int octaves, double tol, int max_steps, int threads) {
-  const Kernels kernels = instruction_set().select(is_double, n);
+int minimax(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_t inv_sqrt,
+               std::uintptr_t bounds, std::uintptr_t info, std::int64_t batch, int n, double eps,
+             double skew, std::uintptr_t table, int table_steps, int octave, int octaves,
+             double tol, int max_steps, int threads) {
   const RootTask task{at(a),   at(sqrt), at(inv_sqrt), at(bounds), at<std::int64_t>(info), batch,
                       n,       eps,      skew,         at(table),
                       table_steps, octave, octaves, tol, max_steps};
-  run(task, kernels, kernels.roots, threads);
+  run(task, instruction_set().select(is_double, n).minimax, threads);
+  return statuses(task.info, batch);
 }
 
-void lyapunov(bool is_double, std::uintptr_t s, std::uintptr_t z, std::uintptr_t g_sqrt,
-              std::uintptr_t g_inv, std::uintptr_t bounds, std::uintptr_t x, std::int64_t batch,
-              int n, int threads) {
-  const Kernels kernels = instruction_set().select(is_double, n);
-  const LyapunovTask task{at(s), at(z), at(g_sqrt), at(g_inv), at(bounds), at(x), batch, n};
-  run(task, kernels, kernels.lyapunov, threads);
+int eigh(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_t inv_sqrt,
+         std::uintptr_t s, std::uintptr_t vectors, bool of_root, std::uintptr_t info,
+         std::int64_t batch, int n, double eps, double skew, double below, double above,
+         double kept, int threads) {
+  const EighTask task{at(a), at(sqrt), at(inv_sqrt), at(s), at(vectors), of_root,
+                      at<std::int64_t>(info), batch, n, eps, skew, below, above, kept};
+  run(task, instruction_set().select(is_double, n).eigh, threads);
+  return statuses(task.info, batch);
+}
+
+void spectral(bool is_double, std::uintptr_t s, std::uintptr_t vectors, std::uintptr_t z,
+              std::uintptr_t g_sqrt, std::uintptr_t g_inv, std::uintptr_t x, std::int64_t batch,
+              int n, double null, int threads) {
+  const SpectralTask task{at(s), at(vectors), at(z), at(g_sqrt), at(g_inv), at(x), batch, n, null};
+  run(task, instruction_set().select(is_double, n).spectral, threads);
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
-  m.def("roots", &roots, nb::call_guard<nb::gil_scoped_release>());
-  m.def("lyapunov", &lyapunov, nb::call_guard<nb::gil_scoped_release>());
+  m.def("minimax", &minimax, nb::call_guard<nb::gil_scoped_release>());
+  m.def("eigh", &eigh, nb::call_guard<nb::gil_scoped_release>());
+  m.def("spectral", &spectral, nb::call_guard<nb::gil_scoped_release>());
   m.def("instruction_set", [] { return std::string(instruction_set().name); });
 }

@@ -1,47 +1,16 @@
-// The algorithms, once for one matrix and for a matrix a lane: see methods/minimax.py and
-// lyapunov.py, which define what is correct.
+// The coupled minimax iteration: see methods/minimax.py, which defines what is correct.
 
 #pragma once
 
 #include <type_traits>
 
-#include "isa.hpp"
-#include "kernels.hpp"
+#include "eigh.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
 
-constexpr int kOk = 0, kUnsolved = 1, kAsymmetric = 4, kNonfinite = 5;  // see checks.Status
-
 template <class T>
 constexpr T eps() { return std::numeric_limits<T>::epsilon(); }
-
-// Numbers: T, or a vector of T with the same operators. Masks: bool, or a vector of integers.
-template <class T, class V>
-inline V each(V x, T (*f)(T)) {
-  if constexpr (std::is_same_v<T, V>) {
-    return f(x);
-  } else {
-    for (unsigned l = 0; l < sizeof(V) / sizeof(T); ++l) x[l] = f(x[l]);
-    return x;
-  }
-}
-template <class T, class V>
-inline V root(V x) { return each<T, V>(x, +[](T y) { return std::sqrt(y); }); }
-template <class V>
-inline V larger(V x, V y) { return x > y ? x : y; }
-template <class V>
-inline V smaller(V x, V y) { return x < y ? x : y; }
-template <class V>
-inline V magnitude(V x) { return x < 0 ? -x : x; }
-template <class T, class V>
-inline T lane(const V& x, int l) {
-  if constexpr (std::is_same_v<T, V>) return x; else return x[l];
-}
-template <class T, class V>
-inline void put(V& x, int l, T y) {
-  if constexpr (std::is_same_v<T, V>) x = y; else x[l] = y;
-}
 
 template <class K>
 struct Solver {
@@ -101,26 +70,18 @@ struct Solver {
   N upper_bound(const V* a) const {  // see spd.upper_bound
     N square = square_norm(a), mean = trace(a) / T(n);
     N spread = larger(square / T(n) - mean * mean, number(0)) * T(n - 1);
-    N bound = smaller(smaller(root<T>(square), row_norm(a)), mean + root<T>(spread));
+    N bound = smaller(smaller(root(square), row_norm(a)), mean + root(spread));
     return bound * (1 + (8 + n) * eps<T>());
   }
   N largest_at_least(const V* a) const {
     N sum = trace(a), safe = sum > 0 ? sum : number(1);
     return sum > 0 ? square_norm(a) / safe : number(0);
   }
-  void transpose_average(V* a) const {  // (A + Aᵀ)/2 in place
-    for (int i = 0; i < n; ++i)
-      for (int j = 0; j < i; ++j) {
-        N x = (K::at(a, w, i, j) + K::at(a, w, j, i)) * T(0.5);
-        K::set(a, w, i, j, x), K::set(a, w, j, i, x);
-      }
-  }
-
   // The symmetric part of one of the matrices, times a factor.
   void store_symmetric(T* out, const V* a, int l, T factor) const {
     for (int i = 0; i < n; ++i)
       for (int j = 0; j <= i; ++j) {
-        T mean = (K::entry(a, w, i, j, l) + K::entry(a, w, j, i, l)) * T(0.5);
+        T mean = (lane<T>(K::at(a, w, i, j), l) + lane<T>(K::at(a, w, j, i), l)) * T(0.5);
         out[i * n + j] = out[j * n + i] = mean * factor;
       }
   }
@@ -225,55 +186,17 @@ static void solve_roots(const RootTask& task, std::int64_t first, int count, voi
   double* doubles = reinterpret_cast<double*>(s.memory + Solver<K>::vectors(n));
   V *a = s.matrix(0), *y = s.matrix(1), *z = s.matrix(2), *p = s.matrix(3), *d = s.matrix(4),
     *t = s.matrix(5), *u = s.matrix(6);
-  const T* in = static_cast<const T*>(task.a) + first * n * n;
   const std::int64_t size = std::int64_t(n) * n;
-  int status[16] = {}, exponent[16] = {};
-
-  // Load, scaled by a power of 4 to entries below 1; bad matrices become the identity.
-  std::memset(static_cast<void*>(a), 0, sizeof(V) * n * w);
-  for (int l = 0; l < many; ++l) {
-    const T* x = in + l * size;
-    bool good = l < count;
-    T most = T(task.eps);
-    if (good) {
-      T top = 0;
-      bool finite = true;
-      for (std::int64_t i = 0; i < size; ++i) {
-        T y = std::abs(x[i]);
-        top = y > top ? y : top;
-        finite &= y <= std::numeric_limits<T>::max();
-      }
-      if (!finite) good = false, status[l] = kNonfinite;
-      most = std::max(most, top);
-    }
-    int k = 0;
-    if (good) {
-      std::frexp(most, &k);
-      if (most == 0) k = 0;
-      k += k & 1;
-      // In two factors: 2^k alone may overflow.
-      T one = std::ldexp(T(1), -(k / 2)), two = std::ldexp(T(1), -(k - k / 2));
-      T symmetric = 0, skew = 0;
-      for (int i = 0; i < n; ++i)
-        for (int j = 0; j <= i; ++j) {
-          T b = x[i * n + j] * one * two, c = x[j * n + i] * one * two;
-          T mean = (b + c) * T(0.5), half = (b - c) * T(0.5);
-          symmetric += (i == j ? 1 : 2) * mean * mean, skew += 2 * half * half;
-          if (i == j) mean += T(task.eps) * one * two;
-          K::set_entry(a, w, i, j, l, mean), K::set_entry(a, w, j, i, l, mean);
-        }
-      if (skew > T(task.skew) * T(task.skew) * (symmetric + skew))
-        good = false, status[l] = kAsymmetric;
-      exponent[l] = k;
-    }
-    if (!good)
-      for (int i = 0; i < n; ++i)
-        for (int j = 0; j < n; ++j) K::set_entry(a, w, i, j, l, T(i == j));
-  }
+  int status[kMost] = {}, exponent[kMost] = {};
+  auto* two_rows = reinterpret_cast<typename K::Double::Vector*>(p);
+  normalise<K>(static_cast<const T*>(task.a) + first * size, n, count, task.eps, task.skew, t, u,
+               two_rows, status, exponent, [&](int i, const typename K::Double::Vector* row) {
+                 K::narrow_row(a + i * w, row, n);
+               });
 
   // The interval of the spectrum.
   s.multiply(t, a, a);
-  N high = smaller(s.upper_bound(a), root<T>(s.upper_bound(t)));
+  N high = smaller(s.upper_bound(a), root(s.upper_bound(t)));
   high = high > 0 ? high : s.number(1);
   std::memcpy(u, a, sizeof(V) * n * w);
   N definite = s.invert(u);
@@ -301,7 +224,7 @@ static void solve_roots(const RootTask& task, std::int64_t first, int count, voi
   auto coefficient = [&](int step, int which) {
     N x = s.number(0);
     for (int l = 0; l < many; ++l)
-      put<T>(x, l, rows[l][4 * std::min(step, needed[l] - 1) + which]);
+      put(x, l, rows[l][4 * std::min(step, needed[l] - 1) + which]);
     return x;
   };
 
@@ -339,7 +262,7 @@ static void solve_roots(const RootTask& task, std::int64_t first, int count, voi
   }
 
   // Store what is symmetric anyway but for rounding.
-  N scale = T(1) / root<T>(high);
+  N scale = T(1) / root(high);
   for (int l = 0; l < count; ++l) {
     // Singular to rounding, or indefinite: left to whoever can decide it, see native.py.
     if (status[l] == kOk && !(lane<T>(low_at_most, l) > 4 * eps<T>() * lane<T>(at_least, l)))
@@ -366,112 +289,6 @@ static void solve_roots(const RootTask& task, std::int64_t first, int count, voi
     };
     store(task.sqrt, y, lane<T>(scale, l) * std::ldexp(T(1), half));
     store(task.inv_sqrt, z, lane<T>(scale, l) * std::ldexp(T(1), -half));
-  }
-}
-
-template <class T>
-inline int doublings(T ratio) {  // see lyapunov._doublings
-  T t = std::sqrt(2 * std::sqrt(ratio) / (1 + ratio));
-  T q = std::ceil(std::log2(-std::log(eps<T>()) / (4 * std::atanh(t))));
-  return q >= 1 ? int(q) : 1;  // NaN gives 1
-}
-
-template <class K>
-static void solve_lyapunov(const LyapunovTask& task, std::int64_t first, int count,
-                           void* memory) {
-  using T = typename K::Real;
-  using V = typename K::Vector;
-  using N = typename K::Number;
-  const int n = task.n, w = K::width(n), many = K::matrices;
-  const std::int64_t size = std::int64_t(n) * n;
-  Solver<K> s{n, w, static_cast<V*>(memory)};
-  V *a = s.matrix(0), *r = s.matrix(1), *p = s.matrix(2), *q = s.matrix(3), *x = s.matrix(4),
-    *y = s.matrix(5), *t = s.matrix(6);
-
-  // The Hermitian part of a cotangent, or S; identity and zero where there is no matrix.
-  auto load = [&](V* to, const void* from, const T* factor) {
-    if constexpr (K::matrices == 1)
-      if (w * K::lanes > n) std::memset(static_cast<void*>(to), 0, sizeof(V) * n * w);
-    for (int l = 0; l < many; ++l) {
-      const T* in = static_cast<const T*>(from) + (first + (l < count ? l : 0)) * size;
-      T half = T(0.5) * (factor ? factor[l] : T(1));
-      for (int i = 0; i < n; ++i)
-        for (int j = 0; j <= i; ++j) {
-          T mean = in[i * n + j] * half + in[j * n + i] * half;
-          K::set_entry(to, w, i, j, l, mean), K::set_entry(to, w, j, i, l, mean);
-        }
-    }
-  };
-  T down[16], up[16];
-  N low = s.number(0), high = s.number(0);
-  const T least = std::sqrt(4 * eps<T>()) / std::sqrt(T(n));
-  int needed[16], longest = 1, shortest = 64;
-  for (int l = 0; l < many; ++l) {
-    const T* bounds = static_cast<const T*>(task.bounds) + 2 * (first + (l < count ? l : 0));
-    int k = 0;
-    T top = bounds[1];
-    if (top > 0 && top <= std::numeric_limits<T>::max()) std::frexp(top, &k);
-    down[l] = std::ldexp(T(1), -k), up[l] = std::ldexp(T(1), -k);
-    T b = top * down[l], c = std::min(std::max(bounds[0] * down[l], least * b), b / 8);
-    put<T>(low, l, c), put<T>(high, l, b);
-    needed[l] = doublings<T>(c / b);
-    longest = std::max(longest, needed[l]), shortest = std::min(shortest, needed[l]);
-  }
-  load(a, task.s, down);
-  if (task.g_inv) {
-    load(p, task.z, nullptr);
-    load(q, task.g_inv, nullptr);
-    s.multiply(x, p, q);
-    s.multiply(r, x, p);
-    if (task.g_sqrt) {
-      load(q, task.g_sqrt, nullptr);
-      s.map(r, [&](int i) { return q[i] - r[i]; });
-    } else {
-      s.map(r, [&](int i) { return -r[i]; });
-    }
-    s.transpose_average(r);
-  } else {
-    load(r, task.g_sqrt, nullptr);
-  }
-
-  N geometric = root<T>(low * high), arithmetic = (low + high) * T(0.5);
-  N mu1 = root<T>(geometric * arithmetic) + root<T>(geometric * (arithmetic - geometric));
-  N mu2 = geometric * geometric / mu1;
-  std::memcpy(p, a, sizeof(V) * n * w);
-  s.add_diagonal(p, mu1);
-  s.invert(p);
-  std::memcpy(q, a, sizeof(V) * n * w);
-  s.add_diagonal(q, mu2);
-  s.invert(q);
-  N ratio = (mu1 + mu2) / (mu1 - mu2), r1 = -2 * mu1 * ratio, r2 = 2 * mu2 * ratio;
-  N m11 = r1 * r1 / (2 * mu1), m12 = r1 * r2 / (mu1 + mu2), m22 = r2 * r2 / (2 * mu2);
-  s.multiply(t, p, r);
-  s.map(y, [&](int i) { return m11 * p[i] + m12 * q[i]; });
-  s.multiply(x, t, y);
-  s.multiply(t, q, r);
-  s.map(y, [&](int i) { return m12 * p[i] + m22 * q[i]; });
-  s.multiply(x, t, y, x);
-  s.map(p, [&](int i) { return r1 * p[i] + r2 * q[i]; });
-  s.add_diagonal(p, s.number(1));
-  for (int step = 0; step < longest; ++step) {
-    s.multiply(t, p, x);
-    s.multiply(y, t, p, x);
-    if constexpr (K::matrices > 1) {
-      if (step >= shortest) {
-        N active = s.number(0);
-        for (int l = 0; l < many; ++l) active[l] = needed[l] > step;
-        for (int i = 0; i < n * w; ++i) y[i] = active > 0 ? y[i] : x[i];
-      }
-    }
-    std::swap(x, y);
-    if (step < longest - 1) {
-      s.multiply(q, p, p);
-      std::swap(p, q);
-    }
-  }
-  for (int l = 0; l < count; ++l) {
-    T* out = static_cast<T*>(task.x) + (first + l) * size;
-    s.store_symmetric(out, x, l, up[l]);
   }
 }
 }  // namespace MATROOT_ISA

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from matroot import autodiff, normalize, spd
-from matroot.backends import RootProblem
+from matroot.backends import GradientProblem, RootProblem
 from matroot.checks import Status
-from matroot.gradients import ExplicitRule, Lyapunov
+from matroot.gradients import ExplicitRule
 from matroot.plan import Plan
 
 
-def evaluate(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
-    """(info, the roots of ``plan.solved``, the constants of the derivative), batch first.
+@dataclass
+class Evaluated:
+    """What a call has found.
 
-    info, shape (..., 3), int64: the Status of each matrix; the steps taken; whether the method says
-    that they converged, 0 no, 1 yes, 2 where it cannot tell.
+    Attributes:
+        info: shape (..., 3), int64: the Status of each matrix; the steps taken; whether the method
+            says that they converged, 0 no, 1 yes, 2 where it cannot tell.
+        roots: those of ``plan.solved``, S before Z, each (..., n, n).
+        constants: those of the derivative, batch first.
+        all_ok: whether it is known that every Status is OK.
+    """
+
+    info: Tensor
+    roots: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...] = ()
+    all_ok: bool = False
+
+    def flat(self) -> tuple[Tensor, ...]:
+        """All tensors, as an autograd function returns them."""
+        return (self.info, *self.roots, *self.constants)
+
+
+def evaluate(plan: Plan, x: Tensor, *, prepare: bool = False, fuse: bool = True) -> Evaluated:
+    """The roots.
 
     Args:
         plan: the call.
         x: shape (..., n, n), in the computing dtype.
+        prepare: whether to find the constants of the derivative by the plan's ExplicitRule.
+        fuse: whether kernels may be used whose results have no derivative of their own.
     """
-    fused = _fused(plan, x)
-    return _evaluate(plan, x) if fused is None else fused
+    fused = _fused(plan, x, prepare) if fuse else None
+    return _evaluate(plan, x, prepare) if fused is None else fused
 
 
-def _evaluate(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
+def _evaluate(plan: Plan, x: Tensor, prepare: bool) -> Evaluated:
     """``evaluate`` by the method, the rule and the backend's products."""
     batch, n = x.shape[:-2], x.shape[-1]
     flat = x.reshape(math.prod(batch), n, n)
@@ -57,7 +79,8 @@ def _evaluate(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
     good = ok.reshape((*batch, 1, 1))
     roots = [torch.where(good, value, spd.nan_where(~good, x)) for value in wanted]
     constants: tuple[Tensor, ...] = ()
-    if isinstance(plan.rule, ExplicitRule):
+    if prepare:
+        assert isinstance(plan.rule, ExplicitRule)
         if solution.sqrt is not None:
             safe = torch.where(ok, solution.sqrt, spd.identity_like(a))
             solution = replace(solution, sqrt=spd.hermitian_part(safe))
@@ -69,43 +92,69 @@ def _evaluate(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
     steps = torch.as_tensor(solution.steps, device=x.device).expand_as(status)
     told = 2 * torch.ones_like(status) if solution.converged is None else solution.converged.long()
     info = torch.stack([status, steps, torch.where(ok[:, 0, 0], told, 0)], -1)
-    rest = (t.reshape((*batch, *t.shape[1:])) for t in (info, *constants))
-    return (next(rest), *roots, *rest)
+    info, *rest = (t.reshape((*batch, *t.shape[1:])) for t in (info, *constants))
+    return Evaluated(info, tuple(roots), tuple(rest))
 
 
-def _fused(plan: Plan, x: Tensor) -> tuple[Tensor, ...] | None:
+def _fused(plan: Plan, x: Tensor, prepare: bool) -> Evaluated | None:
     """``evaluate`` by the backend's own kernel, None where that does not apply."""
-    explicit = isinstance(plan.rule, ExplicitRule)
-    if plan.ops.roots is None or (explicit and plan.rule != Lyapunov()):
+    if plan.ops.roots is None:
         return None
-    if not explicit and torch.is_grad_enabled() and x.requires_grad:
-        return None  # To be differentiated operation by operation.
     problem = RootProblem(
         method=plan.method,
+        rule=plan.rule if prepare else None,
         sqrt=plan.solved != "inv_sqrt",
         inv_sqrt=plan.solved != "sqrt",
-        bounds=explicit,
+        regular=plan.root != "sqrt" and plan.singular == "raise",
         eps=plan.eps,
         input_dtype=plan.input_dtype,
     )
-    batch, n = x.shape[:-2], x.shape[-1]
-    flat = x.detach().reshape(math.prod(batch), n, n)
-    found = plan.ops.roots(problem, flat)
-    if found is None:
+    x = x.detach() if x.requires_grad else x
+    fused = plan.ops.roots(problem, x)
+    if fused is None:
         return None
-    outputs = [t for t in (found.info, found.sqrt, found.inv_sqrt, found.bounds) if t is not None]
-    (left,) = torch.where(found.info[:, 0] == Status.DIVERGED)
-    if len(left) > 0:
-        for whole, part in zip(outputs, _evaluate(plan, flat[left]), strict=True):
-            whole[left] = part
-    return tuple(t.reshape((*batch, *t.shape[1:])) for t in outputs)
+    roots = tuple(t for t in (fused.sqrt, fused.inv_sqrt) if t is not None)
+    found = Evaluated(fused.info, roots, fused.constants, fused.statuses == 1 << Status.OK)
+    if fused.statuses & 1 << Status.DIVERGED:
+        left = fused.info[..., 0] == Status.DIVERGED
+        for whole, few in zip(found.flat(), _evaluate(plan, x[left], prepare).flat(), strict=True):
+            whole[left] = few
+    return found
 
 
-def apply(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
+def _vjp(
+    plan: Plan, saved: tuple[Tensor, ...], g_sqrt: Tensor | None, g_inv: Tensor | None
+) -> Tensor:
+    """The gradient by A: by the backend's own kernel, or else by the rule."""
+    assert isinstance(plan.rule, ExplicitRule)
+    x = _fused_vjp(plan, saved, g_sqrt, g_inv)
+    return plan.rule.vjp(plan.roots(saved), g_sqrt, g_inv, plan.ops) if x is None else x
+
+
+def _fused_vjp(
+    plan: Plan, saved: tuple[Tensor, ...], g_sqrt: Tensor | None, g_inv: Tensor | None
+) -> Tensor | None:
+    assert isinstance(plan.rule, ExplicitRule)
+    # A kernel's result has no derivative of its own, nor does it know that of a pseudo-inverse.
+    if plan.ops.gradient is None or torch.is_grad_enabled() or plan.singular == "pinv":
+        return None
+    roots = plan.roots(saved)
+    problem = GradientProblem(
+        rule=plan.rule,
+        sqrt=roots.sqrt,
+        inv_sqrt=roots.inv_sqrt,
+        constants=roots.constants,
+        g_sqrt=g_sqrt,
+        g_inv=g_inv,
+    )
+    return plan.ops.gradient(problem)
+
+
+def apply(plan: Plan, x: Tensor) -> Evaluated:
     """``evaluate`` with the derivative of the plan's ExplicitRule attached."""
     function = autodiff.traceable(_Root, _ForwardRoot)
-    outputs: tuple[Tensor, ...] = function.apply(plan, x)
-    return outputs
+    info, *rest = function.apply(plan, x)
+    return Evaluated(info, tuple(rest[: plan.kept]), tuple(rest[plan.kept :]))
 
 
 class _Root(torch.autograd.Function):
@@ -113,7 +162,7 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def forward(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
-        return evaluate(plan, x)
+        return evaluate(plan, x, prepare=True).flat()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Plan, Tensor], output: tuple[Tensor, ...]) -> None:
@@ -132,16 +181,19 @@ class _Root(torch.autograd.Function):
         g_sqrt = g_roots[0] if plan.solved != "inv_sqrt" else None
         g_inv = g_roots[-1] if plan.solved != "sqrt" else None
         saved = ctx.saved_tensors  # Once: activation checkpointing allows no second look.
-        assert isinstance(plan.rule, ExplicitRule)
         with autodiff.no_autocast(saved[0]):
-            return None, plan.rule.vjp(plan.roots(saved), g_sqrt, g_inv, plan.ops)
+            return None, _vjp(plan, saved, g_sqrt, g_inv)
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[None, int], plan: Plan, x: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        outputs = apply(plan, x.movedim(in_dims[1], 0))
+        outputs = apply(plan, x.movedim(in_dims[1], 0)).flat()
         return outputs, (0,) * len(outputs)
+
+
+# PyTorch asks for it at every call, and finds it anew each time where it is not kept.
+_Root.forward.__signature__ = inspect.signature(_Root.forward)  # type: ignore[attr-defined]
 
 
 class _ForwardRoot(_Root):

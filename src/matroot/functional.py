@@ -36,8 +36,9 @@ def sqrtm(
             ``"auto"`` is ``Eigh()`` on a CPU and ``Minimax()`` elsewhere; see ``explain``.
         gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` is
             ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
-        backend: ``"torch"``; or ``"native"``, compiled kernels for ``Minimax`` and ``Lyapunov`` on
-            a CPU, n up to 256; ``"auto"`` is ``"torch"`` for now.
+        backend: ``"native"``, compiled kernels for real matrices on a CPU, n up to 256 (what they
+            do not know is done by ``"torch"``); ``"torch"``, PyTorch's operations; ``"auto"`` is
+            ``"native"`` where that can be.
         check_errors: whether to raise for a bad matrix. None does so in eager mode on a CPU, where
             looking costs nothing; elsewhere a bad matrix comes back as NaN, its neighbours intact.
 
@@ -233,7 +234,7 @@ def sqrtm_ex(
         roots: tuple[Tensor, ...] = tuple(a.clone() for _ in range(plan.asked))
         info = a.new_ones(*a.shape[:-2], 3, dtype=torch.long)
     else:
-        info, *roots = _evaluated(plan, a)  # type: ignore[assignment]  # star makes a list
+        info, roots, _ = _evaluated(plan, a)
     sqrt = None if root == "inv_sqrt" else roots[0]
     inv_sqrt = None if root == "sqrt" else roots[-1]
     with torch.no_grad(), autodiff.no_autocast(a):
@@ -294,19 +295,25 @@ def _roots(
     check = checks.checking(check_errors, a)
     if a.numel() == 0:
         return tuple(a.clone() for _ in range(plan.asked))
-    info, *roots = _evaluated(plan, a)
-    if check:
+    info, roots, all_ok = _evaluated(plan, a)
+    if check and not all_ok:
         checks.raise_if_bad("a", info[..., 0], a, plan.eps)
-    return tuple(roots)
+    return roots
 
 
-def _evaluated(plan: Plan, a: Tensor) -> tuple[Tensor, ...]:
-    """(info, the roots asked for in a's dtype): see ``attach.evaluate``."""
-    if not checks.differentiated(a):
-        plan = replace(plan, rule=Unrolled())  # Nothing to attach, nothing to keep.
+def _evaluated(plan: Plan, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...], bool]:
+    """info, the roots asked for in a's dtype, and ``all_ok``: see ``attach.Evaluated``."""
+    differentiated = checks.differentiated(a)
+    dtype = checks.computing_dtype(a.dtype)
     with autodiff.no_autocast(a):
-        x = a.to(checks.computing_dtype(a.dtype))
-        run = attach.apply if isinstance(plan.rule, ExplicitRule) else attach.evaluate
-        info, *rest = run(plan, x)
-        roots = rest[: plan.kept][-plan.asked :]
-        return (info, *(value.to(a.dtype) for value in roots))
+        x = a if a.dtype == dtype else a.to(dtype)
+        if differentiated and isinstance(plan.rule, ExplicitRule):
+            found = attach.apply(plan, x)
+        else:
+            if not differentiated and plan.solved != plan.root:
+                plan = replace(plan, rule=Unrolled())  # No root for a derivative's sake.
+            found = attach.evaluate(plan, x, fuse=not differentiated)
+        roots = found.roots[-plan.asked :]
+        if a.dtype != dtype:
+            roots = tuple(value.to(a.dtype) for value in roots)
+        return found.info, roots, found.all_ok

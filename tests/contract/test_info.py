@@ -154,7 +154,9 @@ def test_explain_tells_what_runs(root, singular, dtype, monkeypatch):
     plans = []
     evaluate = attach.evaluate
     monkeypatch.setattr(
-        attach, "evaluate", lambda plan, x: plans.append((plan, x.dtype)) or evaluate(plan, x)
+        attach,
+        "evaluate",
+        lambda plan, x, **kw: plans.append((plan, x.dtype)) or evaluate(plan, x, **kw),
     )
     matroot.sqrtm_ex(a, root=root, singular=singular)
     (plan, computing), explanation = (

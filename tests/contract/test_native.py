@@ -10,18 +10,20 @@ import torch
 
 import matroot
 from matroot.backends import NATIVE, native
-from matroot.gradients import Lyapunov
-from matroot.methods import Minimax
+from matroot.gradients import Lyapunov, Spectral
+from matroot.methods import Eigh, Minimax
 from matroot.testing import exact, exact_gradient, random_spd, relative_error, tolerance
 
 built = pytest.mark.skipif(not native.available(), reason="no C++ compiler at installation")
 SIZES = [1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 48, 64, 65, 100, 129, 255, 256]
 FUNCTIONS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
+PAIRS = [(Eigh(), Spectral()), (Minimax(), Lyapunov())]
+kernels = pytest.mark.parametrize(("method", "rule"), PAIRS, ids=["eigh", "minimax"])
 
 
-def run(a, g, quantity, backend="native"):
+def run(a, g, quantity, method, rule, **options):
     x = a.clone().requires_grad_()
-    root = FUNCTIONS[quantity](x, method=Minimax(), gradient=Lyapunov(), backend=backend)
+    root = FUNCTIONS[quantity](x, method=method, gradient=rule, backend="native", **options)
     return root.detach(), torch.autograd.grad(root, x, g)[0]
 
 
@@ -31,17 +33,20 @@ def test_built_where_it_is_required():
 
 
 @built
+@kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("cond", [1e1, 1e4])
-def test_values_and_gradients(n, dtype, cond):
+def test_values_and_gradients(n, dtype, cond, method, rule):
     a = random_spd(n, 3 if n > 64 else 19, cond=cond, dtype=dtype)
     g = torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     # Fresh memory is filled with NaN: what is not written shows.
     torch.use_deterministic_algorithms(True)
     try:
-        found = {quantity: run(a, g, quantity) for quantity in FUNCTIONS}
-        s, z = matroot.sqrtm_pair(a, method=Minimax(), backend="native")
+        found = {quantity: run(a, g, quantity, method, rule) for quantity in FUNCTIONS}
+        x = a.clone().requires_grad_()
+        s, z = matroot.sqrtm_pair(x, method=method, gradient=rule, backend="native")
+        (of_both,) = torch.autograd.grad((s, z), x, (g, g))
     finally:
         torch.use_deterministic_algorithms(False)
     for quantity, (root, gradient) in found.items():
@@ -52,30 +57,36 @@ def test_values_and_gradients(n, dtype, cond):
         assert torch.equal(gradient, gradient.mT)
     assert torch.equal(s, found["sqrt"][0])
     assert torch.equal(z, found["inv_sqrt"][0])
+    expected = found["sqrt"][1] + found["inv_sqrt"][1]
+    assert relative_error(of_both, expected).max() < tolerance(dtype, cond, "gradient")
 
 
 @built
-@pytest.mark.parametrize("n", [3, 8, 17, 40])
-def test_bits_do_not_depend_on_batch_or_position(n):
-    a = torch.cat([random_spd(n, 20, cond=k, dtype=torch.float32) for k in (3.0, 1e3, 1e5)])
-    g = torch.randn(a.shape, generator=torch.Generator().manual_seed(0))
-    root, gradient = run(a, g, "sqrt")
-    for i in (0, 1, 19, 33, 59):
-        alone = run(a[i : i + 1], g[i : i + 1], "sqrt")
-        assert torch.equal(alone[0][0], root[i])
-        assert torch.equal(alone[1][0], gradient[i])
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [3, 8, 17, 40, 130])
+def test_bits_do_not_depend_on_batch_or_position(n, dtype, method, rule):
+    a = torch.cat([random_spd(n, 20, cond=k, dtype=dtype) for k in (3.0, 1e3, 1e5)])
+    g = torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    root, gradient = run(a, g, "sqrt", method, rule)
+    for rows in ([0], [1], [19], [33], [59], [59, 3, 40], list(range(7, 40))):
+        few = run(a[rows], g[rows], "sqrt", method, rule)
+        assert torch.equal(few[0], root[rows])
+        assert torch.equal(few[1], gradient[rows])
 
 
 @built
+@kernels
 @pytest.mark.parametrize("quantity", FUNCTIONS)
-def test_what_the_kernels_leave_is_done_by_the_reference(quantity):
-    a = random_spd(8, 64, cond=20, dtype=torch.float32)
+@pytest.mark.parametrize("n", [8, 20])
+def test_bad_and_singular_matrices_beside_good_ones(n, quantity, method, rule):
+    a = random_spd(n, 64, cond=20, dtype=torch.float32)
     g = torch.randn(a.shape, generator=torch.Generator().manual_seed(0))
-    regular, _ = run(a, g, quantity)
+    regular, _ = run(a, g, quantity, method, rule)
     a[5], a[6], a[7] = torch.nan, -a[6], torch.inf
     a[8, 0, 1] += 1
     a[9, :3], a[9, :, :3] = 0, 0  # singular
-    options = {"method": Minimax(), "check_errors": False}
+    options = {"method": method, "check_errors": False}
     found = FUNCTIONS[quantity](a, backend="native", **options)
     expected = FUNCTIONS[quantity](a, backend="torch", **options)
     assert torch.equal(found.isnan(), expected.isnan())
@@ -92,29 +103,31 @@ def test_what_the_kernels_leave_is_done_by_the_reference(quantity):
 
 
 @built
-def test_scales_eps_and_strides():
+@kernels
+def test_scales_eps_and_strides(method, rule):
     a = random_spd(6, 4, cond=50, dtype=torch.float32)
-    root = matroot.sqrtm(a, method=Minimax(), backend="native")
+    root = matroot.sqrtm(a, method=method, backend="native")
     for power in (-60, -2, 2, 60):
-        scaled = matroot.sqrtm(a * 2.0**power, method=Minimax(), backend="native")
+        scaled = matroot.sqrtm(a * 2.0**power, method=method, backend="native")
         assert torch.equal(scaled, root * 2.0 ** (power // 2))
-    ridged = matroot.inv_sqrtm(a, eps=0.1, method=Minimax(), backend="native")
+    ridged = matroot.inv_sqrtm(a, eps=0.1, method=method, backend="native")
     shifted = exact(a.double() + 0.1 * torch.eye(6), "inv_sqrt")
     assert relative_error(ridged, shifted).max() < 1e-6
     wide = torch.randn(4, 6, 12)
     wide[..., ::2] = a
-    assert torch.equal(matroot.sqrtm(wide[..., ::2], method=Minimax(), backend="native"), root)
+    assert torch.equal(matroot.sqrtm(wide[..., ::2], method=method, backend="native"), root)
     expanded = a[:1].expand(3, 2, 6, 6)
-    found = matroot.sqrtm(expanded, method=Minimax(), backend="native")
+    found = matroot.sqrtm(expanded, method=method, backend="native")
     assert torch.equal(found[2, 1], root[0])
 
 
 @built
-def test_transforms_and_higher_derivatives():
+@kernels
+def test_transforms_and_higher_derivatives(method, rule):
     a = random_spd(4, 3, cond=5)
 
     def root(a):
-        return matroot.sqrtm((a + a.mT) / 2, method=Minimax(), backend="native")
+        return matroot.sqrtm((a + a.mT) / 2, method=method, backend="native")
 
     x = a.clone().requires_grad_()
     assert torch.autograd.gradcheck(root, x, check_batched_grad=True, check_forward_ad=True)
@@ -126,7 +139,7 @@ def test_transforms_and_higher_derivatives():
 
     reference = torch.func.hessian(lambda a: matroot.sqrtm((a + a.mT) / 2).sin().sum())(a[0])
     torch.testing.assert_close(torch.func.hessian(total)(a[0]), reference)
-    y = matroot.sqrtm(x, method=Minimax(), gradient="unrolled", backend="native")
+    y = matroot.sqrtm(x, method=method, gradient="unrolled", backend="native")
     assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
 
 
@@ -137,20 +150,22 @@ def test_what_declines_says_why():
     with pytest.raises(ValueError, match="real numbers"):
         matroot.sqrtm(torch.eye(3, dtype=torch.complex64), backend="native")
     assert "CPU" in NATIVE.declines(torch.empty(2, 2, device="meta"))
-    text = str(matroot.explain(torch.eye(3), backend="native"))
-    assert "Minimax(" in text
-    assert "backend   native" in text
+    for backend in ("auto", "native"):
+        text = str(matroot.explain(torch.eye(3), backend=backend))
+        assert "by the compiled kernels" in text
+        assert "backend   native" in text
+    assert "backend   torch" in str(matroot.explain(torch.eye(300)))
 
 
 @built
 def test_eight_threads_at_once():
     a = random_spd(24, 40, cond=100, dtype=torch.float32)
-    expected = matroot.sqrtm(a, method=Minimax(), backend="native")
+    expected = matroot.sqrtm(a, backend="native")
     wrong = []
 
     def work():
         for _ in range(20):
-            if not torch.equal(matroot.sqrtm(a, method=Minimax(), backend="native"), expected):
+            if not torch.equal(matroot.sqrtm(a, backend="native"), expected):
                 wrong.append(1)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
@@ -176,11 +191,10 @@ def python(code: str, **environment: str) -> str:
 
 SOLVE = """
 import os, torch, matroot
-from matroot.methods import Minimax
 torch.set_num_threads(2)
 a = torch.diag(torch.arange(1.0, 21)).expand(64, 20, 20)
 def good():
-    s = matroot.sqrtm(a, method=Minimax(), backend="native")
+    s = matroot.sqrtm(a, backend="native")
     return bool((s @ s - a).abs().max() < 1e-4)
 """
 
@@ -194,7 +208,7 @@ def test_after_a_bare_fork():
 assert good()
 child = os.fork()
 if child == 0:
-    s = matroot.sqrtm(a, method=Minimax(), backend="native")
+    s = matroot.sqrtm(a, backend="native")
     found = s[63].diagonal().tolist()
     os._exit(0 if all(abs(x * x - i) < 1e-4 for i, x in enumerate(found, 1)) else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -5,6 +5,7 @@ import torch
 
 import matroot
 from matroot import spd
+from matroot.backends import native
 from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import Eigh, Minimax
 from matroot.schedules import best_cubic, best_quintic, schedules
@@ -57,14 +58,14 @@ def test_products_where_the_bound_is_known(ratio, dtype, products, gradient):
     looseness = (spd.bounds(a, a @ a).high / spd.largest_at_least(a).flatten()).max().item()
     method = Minimax(max_cond=ratio / looseness, tol=1e-6)
     with Products() as both:
-        s, z = matroot.sqrtm_pair(a, method=method)
+        s, z = matroot.sqrtm_pair(a, method=method, backend="torch")
     assert both.count == products
     for function in (matroot.sqrtm, matroot.inv_sqrtm):
         with Products() as one:
-            function(a, method=method)
+            function(a, method=method, backend="torch")
         assert one.count == products - 1
     a.requires_grad_()
-    s, z = matroot.sqrtm_pair(a, method=method)
+    s, z = matroot.sqrtm_pair(a, method=method, backend="torch")
     total = (s + z).square().sum()
     with Products() as backward:
         torch.autograd.grad(total, a)
@@ -75,16 +76,16 @@ def test_products_where_the_bound_is_known(ratio, dtype, products, gradient):
 def test_products_where_nothing_is_known():
     a = random_spd(64, 2, cond=100, dtype=torch.float32).requires_grad_()
     with Products() as forward:
-        s = matroot.sqrtm(a, method=Minimax())
+        s = matroot.sqrtm(a, method=Minimax(), backend="torch")
     assert forward.count == 18  # 17 for five steps, and the inverse's that bounds λ_min
     with Products() as backward:
         torch.autograd.grad(s.sum(), a)
     assert backward.count == 14
 
 
-def errors(a, g, function, quantity, method, rule):
+def errors(a, g, function, quantity, method, rule, backend="auto"):
     x = a.clone().requires_grad_()
-    y = function(x, method=method, gradient=rule, check_errors=False)
+    y = function(x, method=method, gradient=rule, backend=backend, check_errors=False)
     gradient = torch.autograd.grad(y, x, g)[0]
     root = relative_error(y, exact(a, quantity)).mean()
     return root, relative_error(gradient, exact_gradient(a, g, quantity)).mean()
@@ -101,16 +102,21 @@ def test_more_accurate_than_eigh_in_single_precision(n, spectrum, cond):
         eigh = [
             relative_error(x, y).mean() for x, y in zip(by_eigh(a, g, quantity), truth, strict=True)
         ]
-        ours = errors(a, g, function, quantity, Minimax(), Lyapunov())
+        for backend in ("torch", "auto"):
+            ours = errors(a, g, function, quantity, Minimax(), Lyapunov(), backend)
+            for i in range(2):
+                assert ours[i].isfinite()
+                # Where rounding made an eigenvalue negative, eigh has no answer.
+                assert ours[i] <= 1.1 * eigh[i] or eigh[i].isnan()
+                if cond >= 1e4 and (i == 1 or quantity == "inv_sqrt"):
+                    assert ours[i] <= 0.35 * eigh[i] or eigh[i].isnan()
         default = errors(a, g, function, quantity, "auto", "auto")
         for i in range(2):
-            # Where rounding made an eigenvalue negative, eigh has no answer.
-            assert ours[i] <= 1.1 * eigh[i] or eigh[i].isnan()
             assert default[i] <= 1.1 * eigh[i] or eigh[i].isnan()
-            if cond >= 1e4 and (i == 1 or quantity == "inv_sqrt"):
-                assert ours[i] <= 0.35 * eigh[i] or eigh[i].isnan()
-            assert ours[i].isfinite()
-            assert default[i].isfinite()
+            if native.available():
+                # By the kernels the errors are rounding, whatever the condition.
+                assert default[i] <= 0.9 * eigh[i] or eigh[i].isnan()
+                assert default[i] <= 2e-6
 
 
 @pytest.mark.parametrize("n", [16, 64, 256])

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from matroot.backends.backend import Backend, FusedRoots, RootProblem
+from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem
 from matroot.backends.native import NATIVE
 from matroot.backends.torch_ops import TORCH
 
-__all__ = ["NATIVE", "TORCH", "Backend", "FusedRoots", "RootProblem", "reasons", "select"]
+__all__ = [
+    "NATIVE",
+    "TORCH",
+    "Backend",
+    "FusedRoots",
+    "GradientProblem",
+    "RootProblem",
+    "reasons",
+    "select",
+]
 
 _BACKENDS = {backend.name: backend for backend in (TORCH, NATIVE)}
 
 
 def select(name: str, a: Tensor) -> Backend:
-    """The backend called ``name``; ``"auto"`` is ``"torch"``.
+    """The backend called ``name``; ``"auto"`` is ``"native"`` where that takes ``a``.
 
     Raises:
         ValueError: no such backend, or the named one declines this tensor.
     """
     if name == "auto":
-        return TORCH
+        return TORCH if NATIVE.declines(a) else NATIVE
     if name not in _BACKENDS:
         known = ", ".join(map(repr, ("auto", *_BACKENDS)))
         raise ValueError(f"unknown backend {name!r}; known: {known}")

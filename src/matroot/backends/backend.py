@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,54 +24,77 @@ class RootProblem:
 
     Attributes:
         method: the method, with its options.
+        rule: the gradient rule whose constants are wanted; None where no derivative is.
         sqrt: whether A^{1/2} is wanted.
         inv_sqrt: whether A^{-1/2} is wanted.
-        bounds: whether bounds of the spectrum of A^{1/2} are wanted.
+        regular: whether a singular matrix has no result.
         eps: the ridge.
         input_dtype: the dtype that the user gave.
     """
 
-    method: object
+    method: Any
+    rule: Any
     sqrt: bool
     inv_sqrt: bool
-    bounds: bool
+    regular: bool
     eps: float
     input_dtype: torch.dtype
 
 
 @dataclass(frozen=True)
 class FusedRoots:
-    """What such a kernel returns for matrices (b, n, n).
+    """What such a kernel returns for matrices (..., n, n).
 
     Attributes:
-        info: status, steps, whether converged, (b, 3), int64. Status.DIVERGED where a matrix is
-            left to others: it is singular to rounding, or indefinite.
+        info: status, steps, whether converged, (..., 3), int64. Status.DIVERGED where a matrix is
+            left to others.
         sqrt: A^{1/2}, exactly Hermitian, NaN where the status is not OK; None if not wanted.
         inv_sqrt: the same of A^{-1/2}.
-        bounds: low and high, (b, 2); low is 0 where A may be singular; None if not wanted.
+        constants: what the rule's ``prepare`` returns.
+        statuses: which statuses occur, status k as bit k.
     """
 
     info: Tensor
     sqrt: Tensor | None
     inv_sqrt: Tensor | None
-    bounds: Tensor | None
+    constants: tuple[Tensor, ...]
+    statuses: int
+
+
+@dataclass(frozen=True)
+class GradientProblem:
+    """One vector-Jacobian product of the roots: see ``ExplicitRule.vjp``.
+
+    Attributes:
+        rule: the gradient rule, with its options.
+        sqrt: A^{1/2}, (..., n, n); None where the rule does without.
+        inv_sqrt: A^{-1/2}; None where it was not asked for.
+        constants: what the rule's ``prepare`` returned.
+        g_sqrt: the cotangent of A^{1/2}, or None.
+        g_inv: the cotangent of A^{-1/2}, or None.
+    """
+
+    rule: Any
+    sqrt: Tensor | None
+    inv_sqrt: Tensor | None
+    constants: tuple[Tensor, ...]
+    g_sqrt: Tensor | None
+    g_inv: Tensor | None
 
 
 class RootKernel(Protocol):
-    """All of one call for roots on A, (b, n, n) in the computing dtype; None where it declines."""
+    """All of one call for roots on A, (..., n, n) in the computing dtype; None if it declines.
+
+    Its results are memory of their own, not views.
+    """
 
     def __call__(self, problem: RootProblem, a: Tensor) -> FusedRoots | None: ...
 
 
 class GradientKernel(Protocol):
-    """X of S X + X S = herm(G_S) − Z herm(G_Z) Z, (b, n, n); None where it declines.
+    """The gradient by A, Hermitian, (..., n, n); None where it declines."""
 
-    ``bounds`` are those of ``FusedRoots``. Where the lower one is 0 the result means nothing.
-    """
-
-    def __call__(
-        self, s: Tensor, z: Tensor | None, g_s: Tensor | None, g_z: Tensor | None, bounds: Tensor
-    ) -> Tensor | None: ...
+    def __call__(self, problem: GradientProblem) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +107,7 @@ class Backend:
         addmm: βC + αAB on batches (b, n, n).
         declines: None where the backend takes this tensor, else the reason why not.
         roots: a kernel for whole calls, where there is one.
-        gradient: a kernel for the Lyapunov equation of both roots' gradient, where there is one.
+        gradient: a kernel for whole gradients, where there is one.
     """
 
     name: str

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import math
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from matroot import checks
-from matroot.backends.backend import Backend, FusedRoots, RootProblem
+from matroot import checks, spd
+from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem
 from matroot.backends.torch_ops import TORCH
-from matroot.registry import name_of
 from matroot.schedules import OCTAVE, OCTAVES, schedules
 
 LARGEST = 256  # Beyond, one matrix no longer fits the caches, nor the work one thread.
@@ -29,7 +29,7 @@ def _load() -> ModuleType | None:
         return None
 
 
-_MODULE = _load()
+_MODULE: Any = _load()
 
 
 def available() -> bool:
@@ -62,69 +62,165 @@ def _address(a: Tensor | None) -> int:
 
 
 def _roots(problem: RootProblem, a: Tensor) -> FusedRoots | None:
-    method: Any = problem.method
-    if (
-        _MODULE is None
-        or name_of(method) != "minimax"
-        or method.step_degree != 5
-        or method.max_cond is not None
-        or problem.input_dtype != a.dtype
-        or not _has_memory(a)
-    ):
+    kernel = _ROOTS.get(type(problem.method).__name__)
+    if _MODULE is None or kernel is None or not _has_memory(a):
         return None
-    batch, n = a.shape[0], a.shape[-1]
-    a = a.contiguous()
-    table = schedules(5, a.dtype, a.device)
-    info = a.new_empty(batch, 3, dtype=torch.int64)
-    sqrt = torch.empty_like(a) if problem.sqrt else None
-    inv_sqrt = torch.empty_like(a) if problem.inv_sqrt else None
-    bounds = a.new_empty(batch, 2) if problem.bounds else None
-    _MODULE.roots(
+    return kernel(problem, a.contiguous())
+
+
+def _info(a: Tensor) -> Tensor:
+    return a.new_empty((*a.shape[:-2], 3), dtype=torch.int64)
+
+
+def _roots_memory(problem: RootProblem, a: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    return (
+        torch.empty_like(a) if problem.sqrt else None,
+        torch.empty_like(a) if problem.inv_sqrt else None,
+    )
+
+
+def _eigh(
+    a: Tensor,
+    sqrt: Tensor | None,
+    inv_sqrt: Tensor | None,
+    eigenpairs: tuple[Tensor, ...],
+    info: Tensor,
+    *,
+    of_root: bool = False,
+    eps: float = 0.0,
+    skew: float = 1.0,
+    below: float,
+    above: float = -1.0,
+) -> int:
+    """The kernel by eigendecomposition; see EighTask in native/isa.hpp."""
+    s, vectors = eigenpairs or (None, None)
+    statuses: int = _MODULE.eigh(
         a.dtype == torch.float64,
         a.data_ptr(),
         _address(sqrt),
         _address(inv_sqrt),
-        _address(bounds),
+        _address(s),
+        _address(vectors),
+        of_root,
         info.data_ptr(),
-        batch,
-        n,
+        math.prod(a.shape[:-2]),
+        a.shape[-1],
+        eps,
+        skew,
+        below,
+        above,
+        spd.null_units(a.shape[-1], a.dtype) * spd.real_eps(a.dtype),
+        torch.get_num_threads(),
+    )
+    return statuses
+
+
+def _by_eigh(problem: RootProblem, a: Tensor) -> FusedRoots | None:
+    constants: tuple[Tensor, ...] = ()
+    if type(problem.rule).__name__ == "Spectral":
+        constants = (a.new_empty(a.shape[:-1]), torch.empty_like(a))
+    elif problem.rule is not None and not _is_exact_lyapunov(problem.rule):
+        return None
+    info, (sqrt, inv_sqrt) = _info(a), _roots_memory(problem, a)
+    statuses = _eigh(
+        a,
+        sqrt,
+        inv_sqrt,
+        constants,
+        info,
+        eps=problem.eps,
+        skew=checks.max_skew(problem.input_dtype),
+        below=a.shape[-1] * spd.real_eps(problem.input_dtype),
+        above=spd.NULL_UNITS * spd.real_eps(a.dtype) if problem.regular else -1.0,
+    )
+    return FusedRoots(info, sqrt, inv_sqrt, constants, statuses)
+
+
+def _by_minimax(problem: RootProblem, a: Tensor) -> FusedRoots | None:
+    method = problem.method
+    if method.step_degree != 5 or method.max_cond is not None or problem.input_dtype != a.dtype:
+        return None
+    if problem.rule is not None and not _is_exact_lyapunov(problem.rule):
+        return None
+    table = schedules(5, a.dtype, a.device)
+    info, (sqrt, inv_sqrt) = _info(a), _roots_memory(problem, a)
+    constants = (a.new_empty((*a.shape[:-2], 2)),) if problem.rule else ()
+    statuses = _MODULE.minimax(
+        a.dtype == torch.float64,
+        a.data_ptr(),
+        _address(sqrt),
+        _address(inv_sqrt),
+        constants[0].data_ptr() if constants else 0,
+        info.data_ptr(),
+        math.prod(a.shape[:-2]),
+        a.shape[-1],
         problem.eps,
         checks.max_skew(a.dtype),
         table.data_ptr(),
         table.shape[1],
         OCTAVE,
         OCTAVES,
-        2 * torch.finfo(a.dtype).eps if method.tol is None else method.tol,
+        2 * spd.real_eps(a.dtype) if method.tol is None else method.tol,
         method.max_steps or 0,
         torch.get_num_threads(),
     )
-    return FusedRoots(info, sqrt, inv_sqrt, bounds)
+    return FusedRoots(info, sqrt, inv_sqrt, constants, statuses)
 
 
-def _gradient(
-    s: Tensor, z: Tensor | None, g_s: Tensor | None, g_z: Tensor | None, bounds: Tensor
-) -> Tensor | None:
-    given = [t for t in (s, z, g_s, g_z, bounds) if t is not None]
-    if _MODULE is None or _declines(s) is not None or not _has_memory(*given):
+def _is_exact_lyapunov(rule: Any) -> bool:
+    return type(rule).__name__ == "Lyapunov" and rule.steps is None
+
+
+_ROOTS = {"Eigh": _by_eigh, "Minimax": _by_minimax}
+
+
+def _gradient(problem: GradientProblem) -> Tensor | None:
+    kernel = _GRADIENTS.get(type(problem.rule).__name__)
+    given = (problem.sqrt, *problem.constants, problem.g_sqrt, problem.g_inv)
+    if _MODULE is None or kernel is None or not _has_memory(*(t for t in given if t is not None)):
         return None
-    s, bounds = s.contiguous(), bounds.contiguous()
-    z = z.contiguous() if z is not None and g_z is not None else None
-    g_s = None if g_s is None else g_s.contiguous()
-    g_z = None if g_z is None else g_z.contiguous()
-    x = torch.empty_like(s)
-    _MODULE.lyapunov(
+    return kernel(problem)
+
+
+def _by_spectrum(problem: GradientProblem) -> Tensor:
+    s, vectors = problem.constants
+    return _divided(s, vectors, None, problem)
+
+
+def _by_lyapunov(problem: GradientProblem) -> Tensor | None:
+    """By the eigenpairs of S, found again: as exact as S, and faster than products."""
+    if not _is_exact_lyapunov(problem.rule) or problem.sqrt is None:
+        return None
+    root = problem.sqrt.contiguous()
+    z = None if problem.inv_sqrt is None else problem.inv_sqrt.contiguous()
+    info, s, vectors = _info(root), root.new_empty(root.shape[:-1]), torch.empty_like(root)
+    n, unit = root.shape[-1], spd.real_eps(root.dtype)
+    statuses = _eigh(root, None, None, (s, vectors), info, of_root=True, below=n * unit)
+    return None if statuses & 1 << checks.Status.DIVERGED else _divided(s, vectors, z, problem)
+
+
+def _divided(s: Tensor, vectors: Tensor, z: Tensor | None, problem: GradientProblem) -> Tensor:
+    """Division by s_i + s_j in the basis of the eigenvectors; see SpectralTask."""
+    s, vectors = s.contiguous(), vectors.contiguous()
+    g_sqrt, g_inv = (None if g is None else g.contiguous() for g in (problem.g_sqrt, problem.g_inv))
+    x, n = torch.empty_like(vectors), vectors.shape[-1]
+    _MODULE.spectral(
         s.dtype == torch.float64,
         s.data_ptr(),
+        vectors.data_ptr(),
         _address(z),
-        _address(g_s),
-        _address(g_z),
-        bounds.data_ptr(),
+        _address(g_sqrt),
+        _address(g_inv),
         x.data_ptr(),
-        len(s),
-        s.shape[-1],
+        math.prod(x.shape[:-2]),
+        n,
+        math.sqrt(spd.null_units(n, s.dtype) * spd.real_eps(s.dtype)),
         torch.get_num_threads(),
     )
     return x
+
+
+_GRADIENTS = {"Spectral": _by_spectrum, "Lyapunov": _by_lyapunov}
 
 
 NATIVE = Backend(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from matroot import checks, spd
 from matroot.backends import Backend
-from matroot.gradients.rule import ImplicitRule, Roots
+from matroot.gradients.rule import ImplicitRule
 from matroot.lyapunov import BySign, BySmith, Solver
 from matroot.solution import Solution
 
@@ -61,39 +60,3 @@ class Lyapunov(ImplicitRule):
     def solver(self) -> Solver:
         """See ImplicitRule.solver."""
         return BySmith() if self.steps is None else BySign(self.steps)
-
-    def vjp(
-        self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend
-    ) -> Tensor:
-        """See ExplicitRule.vjp; by the backend's own kernel where there is one."""
-        x = self._by_kernel(roots, g_sqrt, g_inv, ops)
-        return super().vjp(roots, g_sqrt, g_inv, ops) if x is None else x
-
-    def _by_kernel(
-        self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend
-    ) -> Tensor | None:
-        s = roots.sqrt
-        if ops.gradient is None or self.steps is not None or not roots.constants or s is None:
-            return None
-        # A kernel's result has no derivative of its own.
-        if torch.is_grad_enabled() or roots.pseudo:
-            return None
-        shape = (math.prod(s.shape[:-2]), *s.shape[-2:])
-        z, g_s, g_z = (
-            None if t is None else t.reshape(shape) for t in (roots.inv_sqrt, g_sqrt, g_inv)
-        )
-        bounds = roots.constants[0].reshape(-1, 2)
-        x = ops.gradient(s.reshape(shape), z, g_s, g_z, bounds)
-        if x is None:
-            return None
-        (singular,) = torch.where(bounds[:, 0] == 0)
-        if len(singular) > 0:
-            few = replace(
-                roots,
-                sqrt=s.reshape(shape)[singular],
-                inv_sqrt=None if z is None else z[singular],
-                constants=(bounds[singular],),
-            )
-            g_s, g_z = (None if t is None else t[singular] for t in (g_s, g_z))
-            x[singular] = super().vjp(few, g_s, g_z, ops)
-        return x.reshape(s.shape)
