@@ -3,20 +3,20 @@
 #include "isa.hpp"
 
 #include "eigh.hpp"
-#include "solve.hpp"
+#include "minimax.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
 
 // Small matrices go a matrix a lane, so that no lane idles.
-constexpr int kLanesUpTo = 16;
+constexpr int kLanesUpTo = 24;
 
 template <class K>
 static Kernels kernels_of(int n) {
   constexpr bool rows = K::matrices == 1;
   const std::size_t products = sizeof(typename K::Vector) * Solver<K>::vectors(n) +
                                sizeof(double) * Solver<K>::doubles(n);
-  return {{solve_roots<K>, products, K::matrices, false},
+  return {{solve_minimax<K>, products, K::matrices, false},
           {solve_eigh<K>, eigh_bytes<K>(n), EighMemory<K>::together, rows},
           {solve_spectral<K>, spectral_bytes<K>(n), K::matrices, false}};
 }

@@ -8,7 +8,7 @@
 namespace matroot {
 
 // The roots of contiguous matrices (batch, n, n); see attach.evaluate and methods/minimax.py.
-struct RootTask {
+struct MinimaxTask {
   const void* a;
   void *sqrt, *inv_sqrt;    // (batch, n, n), or null
   void* bounds;             // (batch, 2) of S, the lower one 0 where it may be singular; or null
@@ -58,7 +58,7 @@ struct Kernel {
 };
 
 struct Kernels {
-  Kernel<RootTask> minimax;
+  Kernel<MinimaxTask> minimax;
   Kernel<EighTask> eigh;
   Kernel<SpectralTask> spectral;
 };

@@ -109,7 +109,7 @@ int minimax(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_
                std::uintptr_t bounds, std::uintptr_t info, std::int64_t batch, int n, double eps,
              double skew, std::uintptr_t table, int table_steps, int octave, int octaves,
              double tol, int max_steps, int threads) {
-  const RootTask task{at(a),   at(sqrt), at(inv_sqrt), at(bounds), at<std::int64_t>(info), batch,
+  const MinimaxTask task{at(a),   at(sqrt), at(inv_sqrt), at(bounds), at<std::int64_t>(info), batch,
                       n,       eps,      skew,         at(table),
                       table_steps, octave, octaves, tol, max_steps};
   run(task, instruction_set().select(is_double, n).minimax, threads);

@@ -177,7 +177,7 @@ struct Solver {
 };
 
 template <class K>
-static void solve_roots(const RootTask& task, std::int64_t first, int count, void* memory) {
+static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count, void* memory) {
   using T = typename K::Real;
   using V = typename K::Vector;
   using N = typename K::Number;
