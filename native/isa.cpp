@@ -4,6 +4,7 @@
 
 #include "eigh.hpp"
 #include "minimax.hpp"
+#include "passes.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
@@ -18,7 +19,10 @@ static Kernels kernels_of(int n) {
                                sizeof(double) * Solver<K>::doubles(n);
   return {{solve_minimax<K>, products, K::matrices, false},
           {solve_eigh<K>, eigh_bytes<K>(n), EighMemory<K>::together, rows},
-          {solve_spectral<K>, spectral_bytes<K>(n), K::matrices, false}};
+          {solve_spectral<K>, spectral_bytes<K>(n), K::matrices, false},
+          {prepare<typename K::Real>, 0, 1, false},
+          {symmetrise<typename K::Real>, 0, 1, false},
+          {divide<typename K::Real>, 0, 1, false}};
 }
 
 template <class T>

@@ -47,6 +47,30 @@ struct SpectralTask {
   double null;  // X is 0 between eigenvectors whose s are up to null · max s
 };
 
+// X = (A + eps·I)/2ᵏ, symmetric, with entries below 1; the identity for a bad matrix.
+struct PrepareTask {
+  const void* a;
+  void* x;             // (batch, n, n)
+  std::int64_t* info;  // (batch, 2): status, k
+  std::int64_t batch;
+  int n;
+  double eps, skew;
+};
+
+struct SymmetriseTask {
+  void* x;
+  std::int64_t batch;
+  int n;
+};
+
+struct DivideTask {
+  void* r;
+  const void *q, *s;
+  std::int64_t batch;
+  int n;
+  double null;
+};
+
 // A kernel for one dtype, size and instruction set. It solves up to `matrices` matrices of a task,
 // `count` of them from `first` on, in `bytes` of memory aligned to a cache line.
 template <class Task>
@@ -61,6 +85,9 @@ struct Kernels {
   Kernel<MinimaxTask> minimax;
   Kernel<EighTask> eigh;
   Kernel<SpectralTask> spectral;
+  Kernel<PrepareTask> prepare;
+  Kernel<SymmetriseTask> symmetrise;
+  Kernel<DivideTask> divide;
 };
 
 #define MATROOT_DECLARE(isa) \

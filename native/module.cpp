@@ -75,7 +75,7 @@ void run(const Task& task, const Kernel<Task>& kernel, int threads) {
   std::atomic<bool> failed{false};
   auto one = [&](std::int64_t pack) {
     void* memory = working_memory(kernel.bytes);
-    if (memory == nullptr) {
+    if (memory == nullptr && kernel.bytes > 0) {
       failed = true;
       return;
     }
@@ -133,6 +133,22 @@ void spectral(bool is_double, std::uintptr_t s, std::uintptr_t vectors, std::uin
   run(task, instruction_set().select(is_double, n).spectral, threads);
 }
 
+void prepare(bool is_double, std::uintptr_t a, std::uintptr_t x, std::uintptr_t info,
+             std::int64_t batch, int n, double eps, double skew, int threads) {
+  const PrepareTask task{at(a), at(x), at<std::int64_t>(info), batch, n, eps, skew};
+  run(task, instruction_set().select(is_double, n).prepare, threads);
+}
+
+void symmetrise(bool is_double, std::uintptr_t x, std::int64_t batch, int n, int threads) {
+  run(SymmetriseTask{at(x), batch, n}, instruction_set().select(is_double, n).symmetrise, threads);
+}
+
+void divide(bool is_double, std::uintptr_t r, std::uintptr_t q, std::uintptr_t s,
+            std::int64_t batch, int n, double null, int threads) {
+  run(DivideTask{at(r), at(q), at(s), batch, n, null},
+      instruction_set().select(is_double, n).divide, threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -140,5 +156,8 @@ NB_MODULE(_native, m) {
   m.def("minimax", &minimax, nb::call_guard<nb::gil_scoped_release>());
   m.def("eigh", &eigh, nb::call_guard<nb::gil_scoped_release>());
   m.def("spectral", &spectral, nb::call_guard<nb::gil_scoped_release>());
+  m.def("prepare", &prepare, nb::call_guard<nb::gil_scoped_release>());
+  m.def("symmetrise", &symmetrise, nb::call_guard<nb::gil_scoped_release>());
+  m.def("divide", &divide, nb::call_guard<nb::gil_scoped_release>());
   m.def("instruction_set", [] { return std::string(instruction_set().name); });
 }

@@ -32,9 +32,12 @@ class Plan:
 
     @property
     def solved(self) -> Root:
-        """The roots to compute: an implicit derivative of the inverse root needs the root too."""
-        implicit = isinstance(self.rule, ExplicitRule) and self.rule.needs_sqrt
-        return "both" if self.root == "inv_sqrt" and implicit else self.root
+        """The roots to compute: the derivative of the inverse root may need the root too."""
+        rule, needed = self.rule, False
+        if isinstance(rule, ExplicitRule):
+            spared = rule.takes_eigenpairs and self.method.spectral and self.singular == "raise"
+            needed = rule.needs_sqrt and not spared
+        return "both" if self.root == "inv_sqrt" and needed else self.root
 
     @property
     def kept(self) -> int:

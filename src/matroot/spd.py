@@ -137,6 +137,31 @@ def inverse_by_cholesky(a: Tensor) -> tuple[Tensor, Tensor]:
     return inverse_factor.mH @ inverse_factor, success
 
 
+def refined(a: Tensor, eigenvalues: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenpairs of torch.linalg.eigh, found in double precision where that decides.
+
+    In single precision an eigensolver knows a small eigenvalue to some √n units of rounding of the
+    largest, which cannot tell a regular matrix from a singular one. Matrices with eigenvalues up to
+    n units are decomposed again. Reads values on the host.
+
+    Args:
+        a: shape (b, n, n).
+        eigenvalues: ascending, shape (b, n).
+        vectors: shape (b, n, n).
+    """
+    if real_dtype(a.dtype) != torch.float32:
+        return eigenvalues, vectors
+    least = a.shape[-1] * real_eps(a.dtype) * eigenvalues[:, -1]
+    (near,) = torch.where(eigenvalues[:, 0] <= torch.clamp(least, min=0))
+    if len(near) == 0:
+        return eigenvalues, vectors
+    values, q = torch.linalg.eigh(a.detach()[near].to(torch.promote_types(a.dtype, torch.float64)))
+    return (
+        eigenvalues.index_copy(0, near, values.to(eigenvalues.dtype)),
+        vectors.index_copy(0, near, q.to(a.dtype)),
+    )
+
+
 @dataclass(frozen=True)
 class Bounds:
     """What is known of the spectrum of Hermitian matrices, each of shape (b,).

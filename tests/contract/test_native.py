@@ -145,8 +145,6 @@ def test_transforms_and_higher_derivatives(method, rule):
 
 @built
 def test_what_declines_says_why():
-    with pytest.raises(ValueError, match="n up to 256, not 300"):
-        matroot.sqrtm(torch.eye(300), backend="native")
     with pytest.raises(ValueError, match="real numbers"):
         matroot.sqrtm(torch.eye(3, dtype=torch.complex64), backend="native")
     assert "CPU" in NATIVE.declines(torch.empty(2, 2, device="meta"))
@@ -154,7 +152,81 @@ def test_what_declines_says_why():
         text = str(matroot.explain(torch.eye(3), backend=backend))
         assert "by the compiled kernels" in text
         assert "backend   native" in text
-    assert "backend   torch" in str(matroot.explain(torch.eye(300)))
+    assert "backend   torch" in str(matroot.explain(torch.eye(3, dtype=torch.complex64)))
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [257, 300])
+def test_beyond_the_caches(n, dtype):
+    """LAPACK's eigensolver and PyTorch's products, with kernels between them."""
+    a = random_spd(n, 2, 3, cond=1e2, dtype=dtype)
+    g = torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    for quantity in FUNCTIONS:
+        root, gradient = run(a, g, quantity, Eigh(), Spectral())
+        assert relative_error(root, exact(a, quantity)).max() < tolerance(dtype, 1e2, quantity)
+        error = relative_error(gradient, exact_gradient(a, g, quantity)).max()
+        assert error < tolerance(dtype, 1e2, "gradient")
+        assert torch.equal(root, root.mT)
+        assert torch.equal(gradient, gradient.mT)
+    a[0, 1], a[1, 0], a[1, 2, :5], a[1, 2, :, :5] = torch.nan, -a[1, 0], 0, 0
+    a[0, 2, 0, n - 1] += 1
+    for quantity, function in FUNCTIONS.items():
+        found = function(a, eps=0.0, check_errors=False, backend="native").isnan().flatten(2).all(2)
+        singular = quantity == "inv_sqrt"
+        assert found.tolist() == [[False, True, True], [True, False, singular]]
+    ridged = matroot.inv_sqrtm(4.0**30 * a[1, 2], eps=4.0**30 * 0.1)
+    shifted = exact(a[1, 2].double() + 0.1 * torch.eye(n).double(), "inv_sqrt") * 2.0**-30
+    assert relative_error(ridged, shifted) < tolerance(dtype, 1e2, "inv_sqrt")
+
+
+@built
+@pytest.mark.parametrize("quantity", FUNCTIONS)
+def test_what_backward_keeps(quantity):
+    """The root, the eigenvectors and the eigenvalues: two matrices a matrix."""
+    a = random_spd(16, 10, cond=5, dtype=torch.float32).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
+        FUNCTIONS[quantity](a)
+    assert sum(t.numel() for t in kept) == 10 * (2 * 16 * 16 + 16)
+
+
+@built
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_a_large_batch():
+    code = (
+        SOLVE
+        + """
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+assert good()
+a = torch.eye(8).expand(100_000, 8, 8).contiguous()
+before = peak()
+with torch.no_grad():
+    s = matroot.sqrtm(a)
+print((peak() - before) / (a.numel() * a.element_size()))
+"""
+    )
+    assert float(python(code)) <= 2
+
+
+class Whitened(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return matroot.inv_sqrtm((i + 1.0) * torch.eye(24).expand(40, 24, 24))
+
+
+@built
+def test_in_the_workers_of_a_data_loader():
+    whiten = Whitened()
+    assert whiten[0].isfinite().all()  # The parent's threads have run before it forks.
+    loader = torch.utils.data.DataLoader(whiten, num_workers=2, timeout=60)
+    for i, found in enumerate(loader):
+        expected = (i + 1) ** -0.5 * torch.eye(24).expand(1, 40, 24, 24)
+        torch.testing.assert_close(found, expected)
 
 
 @built

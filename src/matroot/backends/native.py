@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matroot import checks, spd
+from matroot import checks, normalize, spd
 from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem
 from matroot.backends.torch_ops import TORCH
 from matroot.schedules import OCTAVE, OCTAVES, schedules
 
-LARGEST = 256  # Beyond, one matrix no longer fits the caches, nor the work one thread.
+# Beyond, one matrix no longer fits the caches, nor the work one thread: LAPACK and PyTorch's
+# products do the work, and kernels only the passes between.
+LARGEST = 256
 
 
 def _load() -> ModuleType | None:
@@ -44,8 +46,6 @@ def _declines(a: Tensor) -> str | None:
         return f"its kernels run on a CPU, not on {a.device.type}"
     if checks.computing_dtype(a.dtype) not in (torch.float32, torch.float64):
         return f"its kernels know real numbers, not {a.dtype}"
-    if a.shape[-1] > LARGEST:
-        return f"its kernels are for n up to {LARGEST}, not {a.shape[-1]}"
     if torch.compiler.is_compiling():
         return "torch.compile and torch.export trace PyTorch's operations"
     return None
@@ -121,6 +121,8 @@ def _by_eigh(problem: RootProblem, a: Tensor) -> FusedRoots | None:
         constants = (a.new_empty(a.shape[:-1]), torch.empty_like(a))
     elif problem.rule is not None and not _is_exact_lyapunov(problem.rule):
         return None
+    if a.shape[-1] > LARGEST:
+        return _by_lapack(problem, a)
     info, (sqrt, inv_sqrt) = _info(a), _roots_memory(problem, a)
     statuses = _eigh(
         a,
@@ -136,8 +138,57 @@ def _by_eigh(problem: RootProblem, a: Tensor) -> FusedRoots | None:
     return FusedRoots(info, sqrt, inv_sqrt, constants, statuses)
 
 
+def _by_lapack(problem: RootProblem, a: Tensor) -> FusedRoots:
+    n, unit = a.shape[-1], spd.real_eps(a.dtype)
+    x = torch.empty_like(a).view(-1, n, n)
+    found = a.new_empty((len(x), 2), dtype=torch.int64)
+    _MODULE.prepare(
+        a.dtype == torch.float64,
+        a.data_ptr(),
+        x.data_ptr(),
+        found.data_ptr(),
+        len(x),
+        n,
+        problem.eps,
+        checks.max_skew(problem.input_dtype),
+        torch.get_num_threads(),
+    )
+    values, vectors = spd.refined(x, *torch.linalg.eigh(x))
+    definite = normalize.definiteness(
+        x, problem.input_dtype, inverse=problem.regular, eigenvalues=values
+    )
+    status = torch.maximum(found[:, 0], definite)
+    ok = status == checks.Status.OK
+    scale = torch.where(ok, spd.power_of_two(found[:, 1] // 2, a), torch.nan)[:, None]
+    kept = values > spd.null_units(n, a.dtype) * unit * values.abs().amax(-1, keepdim=True)
+    s = values.clamp(min=0).sqrt() * scale
+
+    def assembled(eigenvalues: Tensor) -> Tensor:
+        root = torch.bmm(vectors * eigenvalues[:, None, :], vectors.mT)
+        _symmetrise(root)
+        return root.view(a.shape)
+
+    constants = (s.view(a.shape[:-1]), vectors.view(a.shape))
+    return FusedRoots(
+        torch.stack([status, torch.ones_like(status), ok.long()], -1).view(*a.shape[:-2], 3),
+        assembled(s) if problem.sqrt else None,
+        assembled(torch.where(kept, 1 / s, 0 * s)) if problem.inv_sqrt else None,
+        constants if type(problem.rule).__name__ == "Spectral" else (),
+        sum(1 << k for k in set(status.tolist())),
+    )
+
+
+def _symmetrise(x: Tensor) -> None:
+    """X becomes (X + Xᵀ)/2."""
+    n = x.shape[-1]
+    threads = torch.get_num_threads()
+    _MODULE.symmetrise(x.dtype == torch.float64, x.data_ptr(), x.numel() // n**2, n, threads)
+
+
 def _by_minimax(problem: RootProblem, a: Tensor) -> FusedRoots | None:
     method = problem.method
+    if a.shape[-1] > LARGEST:
+        return None
     if method.step_degree != 5 or method.max_cond is not None or problem.input_dtype != a.dtype:
         return None
     if problem.rule is not None and not _is_exact_lyapunov(problem.rule):
@@ -191,6 +242,8 @@ def _by_lyapunov(problem: GradientProblem) -> Tensor | None:
     """By the eigenpairs of S, found again: as exact as S, and faster than products."""
     if not _is_exact_lyapunov(problem.rule) or problem.sqrt is None:
         return None
+    if problem.sqrt.shape[-1] > LARGEST:
+        return None
     root = problem.sqrt.contiguous()
     z = None if problem.inv_sqrt is None else problem.inv_sqrt.contiguous()
     info, s, vectors = _info(root), root.new_empty(root.shape[:-1]), torch.empty_like(root)
@@ -203,7 +256,11 @@ def _divided(s: Tensor, vectors: Tensor, z: Tensor | None, problem: GradientProb
     """Division by s_i + s_j in the basis of the eigenvectors; see SpectralTask."""
     s, vectors = s.contiguous(), vectors.contiguous()
     g_sqrt, g_inv = (None if g is None else g.contiguous() for g in (problem.g_sqrt, problem.g_inv))
-    x, n = torch.empty_like(vectors), vectors.shape[-1]
+    n = vectors.shape[-1]
+    null = math.sqrt(spd.null_units(n, s.dtype) * spd.real_eps(s.dtype))
+    if n > LARGEST:
+        return _divided_by_passes(s, vectors, g_sqrt, g_inv, null)
+    x = torch.empty_like(vectors)
     _MODULE.spectral(
         s.dtype == torch.float64,
         s.data_ptr(),
@@ -214,9 +271,37 @@ def _divided(s: Tensor, vectors: Tensor, z: Tensor | None, problem: GradientProb
         x.data_ptr(),
         math.prod(x.shape[:-2]),
         n,
-        math.sqrt(spd.null_units(n, s.dtype) * spd.real_eps(s.dtype)),
+        null,
         torch.get_num_threads(),
     )
+    return x
+
+
+def _divided_by_passes(
+    s: Tensor, vectors: Tensor, g_sqrt: Tensor | None, g_inv: Tensor | None, null: float
+) -> Tensor:
+    """``_divided`` of large matrices, Z exact."""
+
+    def rotated(g: Tensor) -> Tensor:
+        r = vectors.mT @ g @ vectors
+        _symmetrise(r)
+        return r
+
+    q = None if g_inv is None else rotated(g_inv)
+    r = torch.zeros_like(vectors) if g_sqrt is None else rotated(g_sqrt)
+    n = vectors.shape[-1]
+    _MODULE.divide(
+        s.dtype == torch.float64,
+        r.data_ptr(),
+        _address(q),
+        s.data_ptr(),
+        r.numel() // n**2,
+        n,
+        null,
+        torch.get_num_threads(),
+    )
+    x = vectors @ r @ vectors.mT
+    _symmetrise(x)
     return x
 
 

@@ -52,9 +52,11 @@ class ExplicitRule(GradientRule):
 
     Attributes:
         needs_sqrt: whether the derivative of the inverse root is made from the root too.
+        takes_eigenpairs: whether those of a spectral method stand in for the root.
     """
 
     needs_sqrt: ClassVar[bool] = False
+    takes_eigenpairs: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(

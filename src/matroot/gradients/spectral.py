@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,11 +23,13 @@ class Spectral(ImplicitRule):
     constants of the solve and are never differentiated, so every order is finite at ties.
 
     Note:
-        4 products; a pair, and second derivatives of the inverse root, take 2 more. Keeps the
-        roots and eigenpairs for the backward pass.
+        4 products; a pair, and second derivatives of the inverse root, take 2 more. Keeps the roots
+        that were asked for and the eigenpairs for the backward pass.
     """
 
     summary = "division by s_i + s_j"
+
+    takes_eigenpairs = True
 
     @property
     def solver(self) -> Solver:
@@ -53,7 +55,7 @@ class Spectral(ImplicitRule):
         There −Z G Z is −(Qᴴ G Q)_ij/(s_i s_j), which saves two products and their rounding.
         """
         if g_inv is None or roots.pseudo or torch.is_grad_enabled():
-            return super().vjp(roots, g_sqrt, g_inv, ops)
+            return super().vjp(_with_sqrt(roots), g_sqrt, g_inv, ops)
         s, q = roots.constants
         rows, columns = s[..., :, None], s[..., None, :]
         null = s <= null_share(q, of_rounded_matrix=True) * s.amax(-1, keepdim=True)
@@ -64,3 +66,18 @@ class Spectral(ImplicitRule):
         x = torch.where(both, 0.0, x / (rows + columns))
         bad = s.isnan().any(-1)[..., None, None]
         return torch.where(bad, torch.nan, spd.hermitian_part(q @ x @ q.mH))
+
+    def jvp(self, roots: Roots, e: Tensor, ops: Backend) -> tuple[Tensor | None, Tensor | None]:
+        """See ExplicitRule.jvp."""
+        d_sqrt, d_inv = super().jvp(_with_sqrt(roots), e, ops)
+        return (None if roots.sqrt is None else d_sqrt), d_inv
+
+
+def _with_sqrt(roots: Roots) -> Roots:
+    """The roots with S = Z⁻¹ where it was not kept: a function of Z, to be differentiated again."""
+    if roots.sqrt is not None:
+        return roots
+    z = roots.inv_sqrt
+    assert z is not None
+    inverse, _ = spd.inverse_by_cholesky(z.reshape(-1, *z.shape[-2:]))
+    return replace(roots, sqrt=inverse.reshape(z.shape))

@@ -20,9 +20,9 @@ class Eigh(Method):
     Eigenvalues below zero count as zero. Eigenvalues that are zero to rounding are left out of the
     inverse root, which makes it the pseudo-inverse root.
 
-    In single precision an eigensolver knows a small eigenvalue to some √n units of rounding of the
-    largest, which cannot tell a regular matrix from a singular one. On a CPU matrices with
-    eigenvalues up to n units are therefore decomposed again in double precision.
+    On a CPU compiled kernels do all of it for real matrices up to n = 256, with the eigenvalues
+    found in double precision; without them single-precision matrices that may be singular are
+    decomposed in double precision, see ``matroot.spd.refined``.
 
     Note:
         One eigh (some 9 n³ flops at poor speed) and one product a root.
@@ -33,24 +33,10 @@ class Eigh(Method):
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
-        eigenvalues, vectors = _refined(a, *torch.linalg.eigh(a))
+        eigenvalues, vectors = torch.linalg.eigh(a)
+        if checks.host_reads_are_free(a) and not eigenvalues.requires_grad:
+            eigenvalues, vectors = spd.refined(a, eigenvalues, vectors)
         return from_eigenpairs(eigenvalues, vectors, root, ops)
-
-
-def _refined(a: Tensor, eigenvalues: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenpairs, in single precision by way of double precision where that decides."""
-    single = spd.real_dtype(a.dtype) == torch.float32
-    if not single or not checks.host_reads_are_free(a) or eigenvalues.requires_grad:
-        return eigenvalues, vectors
-    least = a.shape[-1] * spd.real_eps(a.dtype) * eigenvalues[:, -1]
-    (near,) = torch.where(eigenvalues[:, 0] <= torch.clamp(least, min=0))
-    if len(near) == 0:
-        return eigenvalues, vectors
-    values, q = torch.linalg.eigh(a.detach()[near].to(torch.promote_types(a.dtype, torch.float64)))
-    return (
-        eigenvalues.index_copy(0, near, values.to(eigenvalues.dtype)),
-        vectors.index_copy(0, near, q.to(a.dtype)),
-    )
 
 
 @dataclass(frozen=True)

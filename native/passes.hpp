@@ -1,0 +1,94 @@
+// Passes over matrices that are too large to be solved in the caches of one core: a library's
+// eigensolver and products do the rest, and the passes between them are made few.
+
+#pragma once
+
+#include "eigh.hpp"
+
+namespace matroot {
+namespace MATROOT_ISA {
+
+// f(lower, upper, diagonal) for every pair of entries across the diagonal of a, by tiles that are
+// copied out and, what f made of them, to x: columns of a large matrix share few sets of a cache.
+template <class T, class F>
+inline void pairs(int n, const T* a, T* x, F f) {
+  constexpr int side = 32;
+  T lower[side][side], upper[side][side];
+  for (int top = 0; top < n; top += side)
+    for (int left = 0; left <= top; left += side) {
+      const int rows = std::min(side, n - top), columns = std::min(side, n - left);
+      const std::int64_t below = std::int64_t(top) * n + left, above = std::int64_t(left) * n + top;
+      for (int i = 0; i < rows; ++i) std::copy_n(a + below + std::int64_t(i) * n, columns, lower[i]);
+      for (int j = 0; j < columns; ++j) std::copy_n(a + above + std::int64_t(j) * n, rows, upper[j]);
+      for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < (top == left ? i + 1 : columns); ++j)
+          f(lower[i][j], upper[j][i], top + i == left + j);
+      for (int j = 0; j < columns; ++j) {
+        // The tile on the diagonal has its lower half in the other copy.
+        if (top == left) std::copy_n(lower[j], j, upper[j]);
+        std::copy_n(upper[j], rows, x + above + std::int64_t(j) * n);
+      }
+      for (int i = 0; i < rows && top != left; ++i)
+        std::copy_n(lower[i], columns, x + below + std::int64_t(i) * n);
+    }
+}
+
+// As normalise, in T, one matrix.
+template <class T>
+static void prepare(const PrepareTask& task, std::int64_t matrix, int, void*) {
+  const int n = task.n;
+  const std::int64_t size = std::int64_t(n) * n;
+  const T* a = static_cast<const T*>(task.a) + matrix * size;
+  T* x = static_cast<T*>(task.x) + matrix * size;
+  T most = 0, wrong = 0;
+  for (std::int64_t i = 0; i < size; ++i) {
+    const T y = std::abs(a[i]);
+    most = y > most ? y : most;
+    wrong += a[i] - a[i];
+  }
+  int status = wrong == 0 ? kOk : kNonfinite, k = 0;
+  const double largest = std::max<double>(most, task.eps);
+  if (status == kOk && largest > 0) std::frexp(largest, &k);
+  k = std::clamp(k + (k & 1), -1020, 1020);
+  const double half = std::ldexp(0.5, -k), ridge = task.eps * std::ldexp(1.0, -k);
+  double symmetric = 0, skewed = 0;
+  pairs(n, a, x, [&](T& lower, T& upper, bool diagonal) {
+    const double mean = (double(lower) + upper) * half, off = (double(lower) - upper) * half;
+    const double weight = diagonal ? 1 : 2;
+    symmetric += weight * mean * mean, skewed += weight * off * off;
+    lower = upper = T(diagonal ? mean + ridge : mean);
+  });
+  if (status == kOk && skewed > task.skew * task.skew * (symmetric + skewed)) status = kAsymmetric;
+  if (status != kOk) {
+    k = 0;
+    for (std::int64_t i = 0; i < size; ++i) x[i] = T(i % (n + 1) == 0);
+  }
+  task.info[2 * matrix] = status, task.info[2 * matrix + 1] = k;
+}
+
+// X ← (X + Xᵀ)/2.
+template <class T>
+static void symmetrise(const SymmetriseTask& task, std::int64_t matrix, int, void*) {
+  const int n = task.n;
+  T* x = static_cast<T*>(task.x) + matrix * std::int64_t(n) * n;
+  pairs(n, x, x, [](T& lower, T& upper, bool) { lower = upper = (lower + upper) * T(0.5); });
+}
+
+// R_ij ← (R_ij − Q_ij/(s_i s_j))/(s_i + s_j), 0 on null × null space; Q may be null.
+template <class T>
+static void divide(const DivideTask& task, std::int64_t matrix, int, void*) {
+  const int n = task.n;
+  const std::int64_t size = std::int64_t(n) * n;
+  T* r = static_cast<T*>(task.r) + matrix * size;
+  const T *q = task.q ? static_cast<const T*>(task.q) + matrix * size : nullptr,
+          *s = static_cast<const T*>(task.s) + matrix * n;
+  const T null = T(task.null) * *std::max_element(s, s + n);
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < n; ++j) {
+      T& x = r[std::int64_t(i) * n + j];
+      const T over = q ? x - q[std::int64_t(i) * n + j] / (s[i] * s[j]) : x;
+      x = s[i] <= null && s[j] <= null ? T(0) : over / (s[i] + s[j]);
+    }
+}
+}  // namespace MATROOT_ISA
+}  // namespace matroot
