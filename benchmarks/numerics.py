@@ -1,6 +1,6 @@
 """Measure what docs/numerics.md says, and write its tables and plots.
 
-python benchmarks/numerics.py measure    some ten minutes on two cores; rows to benchmarks/results
+python benchmarks/numerics.py measure    some five minutes on two cores; rows to benchmarks/results
 python benchmarks/numerics.py write      tables into docs/numerics.md, plots into docs/images
 """
 
@@ -47,7 +47,7 @@ CHOICES: dict[str, tuple[Method | str, GradientRule | str] | None] = {
     "pade (as published)": (Pade(), Lyapunov(steps=8)),
     "taylor (as published)": (Taylor(), Lyapunov(steps=8)),
 }
-MAIN = ("eigh", "minimax")
+MAIN = ("eigh", "default", "minimax")
 
 
 class Products(TorchDispatchMode):
@@ -74,7 +74,9 @@ def value_and_gradient(a: Tensor, g: Tensor, quantity: str, choice: str) -> tupl
         return by_eigh(wide, g.to(wide.dtype), kind)
     method, rule = options
     x = a.clone().requires_grad_()
-    y = function(quantity)(x, method=method, gradient=rule, check_errors=False)
+    backend = "auto" if choice == "default" else "torch"
+    options = {"method": method, "gradient": rule, "backend": backend}
+    y = function(quantity)(x, check_errors=False, **options)
     return y.detach(), torch.autograd.grad(y, x, g)[0]
 
 
@@ -153,7 +155,7 @@ def products() -> Iterator[Row]:
         method, rule = options
         a = random_spd(64, 2, cond=cond, dtype=torch.float32).requires_grad_()
         with Products() as forward:
-            y = function(quantity)(a, method=method, gradient=rule)
+            y = function(quantity)(a, method=method, gradient=rule, backend="torch")
         with Products() as backward:
             torch.autograd.grad(y.sum(), a)
         yield {
@@ -181,31 +183,6 @@ def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> di
         name: torch.tensor(x[1:], dtype=torch.double).quantile(levels).tolist()
         for name, x in times.items()
     }
-
-
-def speed() -> Iterator[Row]:
-    """Forward and backward, κ = 1e2, float32."""
-    sizes = [(1024, 8), (1024, 16), (256, 32), (64, 48), (256, 64), (64, 128), (16, 256), (1, 512)]
-    for (batch, n), quantity in itertools.product(sizes, ("sqrt", "inv_sqrt")):
-        a = random_spd(n, batch, cond=1e2, dtype=torch.float32)
-        g = torch.randn(a.shape, generator=torch.Generator().manual_seed(1)).float()
-
-        runs = {c: partial(value_and_gradient, a, g, quantity, c) for c in CHOICES}
-        for choice, (p20, median, p80) in interleaved(runs, 9).items():
-            x, dx = value_and_gradient(a, g, quantity, choice)
-            kind: Any = quantity
-            yield {
-                "kind": "speed",
-                "batch": batch,
-                "n": n,
-                "root": quantity,
-                "choice": choice,
-                "ms": median,
-                "p20": p20,
-                "p80": p80,
-                "error": float(relative_error(x, exact(a, kind)).mean()),
-                "gradient_error": float(relative_error(dx, exact_gradient(a, g, kind)).mean()),
-            }
 
 
 def lyapunov() -> Iterator[Row]:
@@ -261,25 +238,35 @@ def provenance() -> Row:
     }
 
 
-def measure() -> None:
+def record(path: Path, parts: dict[str, Callable[[], Iterator[Row]]]) -> None:
     """All rows, into one file; a part that is done is not measured again."""
-    known = load()
-    origin = provenance()
-    parts = {"accuracy": accuracy, "products": products, "lyapunov": lyapunov, "speed": speed}
+    known, origin = load(path), provenance()
     with Progress() as progress:
         bar = progress.add_task("measuring", total=len(parts))
         for name, part in parts.items():
             progress.update(bar, description=name)
             if not any(row["kind"] == name for row in known):
                 rows = [{**row, **origin} for row in part()]
-                with ROWS.open("a", encoding="utf-8") as file:
+                with path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in rows)
             progress.advance(bar)
 
 
-def load() -> list[Row]:
+def measure() -> None:
+    """The rows of this page."""
+    record(ROWS, {"accuracy": accuracy, "products": products, "lyapunov": lyapunov})
+
+
+def load(path: Path) -> list[Row]:
     """The recorded rows."""
-    return [json.loads(line) for line in ROWS.open(encoding="utf-8")] if ROWS.exists() else []
+    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+
+
+def fill(page: str, name: str, text: str) -> str:
+    """The page with the table between its markers."""
+    start, end = f"<!-- table: {name} -->", f"<!-- end of {name} -->"
+    before, rest = page.split(start)
+    return f"{before}{start}\n\n{text}\n\n{end}{rest.split(end)[1]}"
 
 
 def pick(rows: list[Row], **wanted: object) -> list[Row]:
@@ -299,14 +286,14 @@ def number(x: float | None) -> str:
 
 
 def accuracy_table(rows: list[Row]) -> str:
-    """float32: eigh and minimax side by side."""
+    """float32: eigh, the default and minimax side by side."""
     body = []
     for spectrum, n, cond in itertools.product(
         ("log", "clustered", "outlier"), (16, 64, 256), (1e1, 1e2, 1e4, 1e6)
     ):
         cells = []
         for root, field in itertools.product(("sqrt", "inv_sqrt"), ("error", "gradient_error")):
-            eigh, ours = (
+            found = [
                 pick(
                     rows,
                     kind="accuracy",
@@ -318,9 +305,8 @@ def accuracy_table(rows: list[Row]) -> str:
                     choice=choice,
                 )[0][field]
                 for choice in MAIN
-            )
-            ratio = f" ({ours / eigh:.2g}×)" if eigh == eigh and ours == ours else ""
-            cells.append(f"{number(eigh)} / {number(ours)}{ratio}")
+            ]
+            cells.append(" / ".join(map(number, found)))
         body.append([spectrum, str(n), f"{cond:.0e}", *cells])
     head = ["spectrum", "n", "κ", "root", "gradient", "inverse root", "gradient of the inverse"]
     return table(head, body)
@@ -329,26 +315,18 @@ def accuracy_table(rows: list[Row]) -> str:
 def other_dtypes_table(rows: list[Row]) -> str:
     """float64, the half types and singular matrices."""
     body, fields = [], ("error", "gradient_error")
-    for row in pick(rows, kind="accuracy", choice="minimax"):
+    for row in pick(rows, kind="accuracy", choice="default"):
         singular = row["spectrum"] == "half_zero" and row["cond"] == 1e2
         double = row["dtype"] == "float64" and row["cond"] in (1e2, 1e4, 1e6)
         half = row["dtype"] in ("float16", "bfloat16") and row["spectrum"] == "log"
         if not (singular or double or half):
             continue
         same = {k: row[k] for k in ("kind", "dtype", "spectrum", "n", "cond", "root")}
-        eigh = pick(rows, **same, choice="eigh")[0]
-        left = ("", "") if half else tuple(f"{number(eigh[k])} / " for k in fields)
-        body.append(
-            [
-                row["dtype"],
-                row["spectrum"],
-                str(row["n"]),
-                f"{row['cond']:.0e}",
-                row["root"],
-                left[0] + number(row["error"]),
-                left[1] + number(row["gradient_error"]),
-            ]
-        )
+        shown = ("default",) if half else MAIN
+        found = [pick(rows, **same, choice=choice)[0] for choice in shown]
+        cells = [" / ".join(number(x[field]) for x in found) for field in fields]
+        names = [row["dtype"], row["spectrum"], str(row["n"]), f"{row['cond']:.0e}", row["root"]]
+        body.append([*names, *cells])
     return table(["dtype", "spectrum", "n", "κ", "root", "error", "of the gradient"], body)
 
 
@@ -364,23 +342,6 @@ def products_table(rows: list[Row]) -> str:
     return table(
         ["", "root, κ = 1e2", "inverse, κ = 1e2", "root, κ = 1e4", "inverse, κ = 1e4"], body
     )
-
-
-def speed_table(rows: list[Row]) -> str:
-    """Time over eigh's, with the errors."""
-    body = []
-    for row in pick(rows, kind="speed", root="sqrt", choice="eigh"):
-        size = {"batch": row["batch"], "n": row["n"]}
-        cells = [f"{row['batch']} × {row['n']}", f"{row['ms']:.1f} ms"]
-        for choice in list(CHOICES)[1:]:
-            other = pick(rows, kind="speed", root="sqrt", choice=choice, **size)[0]
-            cells.append(f"{other['ms'] / row['ms']:.2f}")
-        body.append(cells)
-    errors = ["error of root / gradient at 256 × 64", ""]
-    for choice in list(CHOICES)[1:]:
-        row = pick(rows, kind="speed", root="sqrt", choice=choice, n=64)[0]
-        errors.append(f"{number(row['error'])} / {number(row['gradient_error'])}")
-    return table(["batch × n", *CHOICES], [*body, errors])
 
 
 def lyapunov_table(rows: list[Row]) -> str:
@@ -408,7 +369,7 @@ def figure(width: float, height: float) -> Figure:
 
 
 def accuracy_plot(rows: list[Row], along: str, path: Path) -> None:
-    """Errors against the condition number (all methods), or against n (eigh and minimax)."""
+    """Errors against the condition number (all methods), or against n (the main ones)."""
     plot = figure(10, 7.5)
     titles = ("root", "gradient of the root", "inverse root", "gradient of the inverse root")
     for axes, title, (root, field) in zip(
@@ -479,19 +440,16 @@ def lyapunov_plot(rows: list[Row], path: Path) -> None:
 
 def write() -> None:
     """The tables between their markers in docs/numerics.md, and the plots."""
-    rows = load()
+    rows = load(ROWS)
     page = PAGE.read_text(encoding="utf-8")
     tables = {
         "accuracy": accuracy_table,
         "dtypes": other_dtypes_table,
         "products": products_table,
-        "speed": speed_table,
         "lyapunov": lyapunov_table,
     }
     for name, make in tables.items():
-        start, end = f"<!-- table: {name} -->", f"<!-- end of {name} -->"
-        before, rest = page.split(start)
-        page = f"{before}{start}\n\n{make(rows)}\n\n{end}{rest.split(end)[1]}"
+        page = fill(page, name, make(rows))
     PAGE.write_text(page, encoding="utf-8")
     accuracy_plot(rows, "cond", IMAGES / "accuracy_condition.svg")
     accuracy_plot(rows, "n", IMAGES / "accuracy_size.svg")

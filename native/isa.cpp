@@ -13,6 +13,22 @@ namespace MATROOT_ISA {
 constexpr int kLanesUpTo = 24;
 
 template <class K>
+static void product(const ProductTask& task, std::int64_t first, int count, void* memory) {
+  using T = typename K::Real;
+  using V = typename K::Vector;
+  const int n = task.n, w = K::width(n);
+  const std::int64_t size = std::int64_t(n) * n, offset = first * size;
+  V *a = static_cast<V*>(memory), *b = a + n * w, *c = b + n * w;
+  K::load(a, static_cast<const T*>(task.a) + offset, n, size, count);
+  K::load(b, static_cast<const T*>(task.b) + offset, n, size, count);
+  for (int i = 0; i < task.repeats; ++i) {
+    if (task.symmetric) multiply_symmetric<K>(n, c, a, b);
+    else multiply<K>(n, n, w, c, nullptr, a, w, 0, b);
+  }
+  K::store(static_cast<T*>(task.c) + offset, c, n, size, count);
+}
+
+template <class K>
 static Kernels kernels_of(int n) {
   constexpr bool rows = K::matrices == 1;
   const std::size_t products = sizeof(typename K::Vector) * Solver<K>::vectors(n) +
@@ -22,7 +38,8 @@ static Kernels kernels_of(int n) {
           {solve_spectral<K>, spectral_bytes<K>(n), K::matrices, false},
           {prepare<typename K::Real>, 0, 1, false},
           {symmetrise<typename K::Real>, 0, 1, false},
-          {divide<typename K::Real>, 0, 1, false}};
+          {divide<typename K::Real>, 0, 1, false},
+          {product<K>, 3 * sizeof(typename K::Vector) * n * K::width(n), K::matrices, false}};
 }
 
 template <class T>

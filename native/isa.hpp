@@ -71,6 +71,17 @@ struct DivideTask {
   double null;
 };
 
+// C = A B, (batch, n, n), made `repeats` times over in the caches: to test and to time the products
+// that the other kernels are made of. `symmetric` where C is known to be, from its upper triangle.
+struct ProductTask {
+  const void *a, *b;
+  void* c;
+  std::int64_t batch;
+  int n;
+  bool symmetric;
+  int repeats;
+};
+
 // A kernel for one dtype, size and instruction set. It solves up to `matrices` matrices of a task,
 // `count` of them from `first` on, in `bytes` of memory aligned to a cache line.
 template <class Task>
@@ -88,6 +99,7 @@ struct Kernels {
   Kernel<PrepareTask> prepare;
   Kernel<SymmetriseTask> symmetrise;
   Kernel<DivideTask> divide;
+  Kernel<ProductTask> product;
 };
 
 #define MATROOT_DECLARE(isa) \

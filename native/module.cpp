@@ -149,6 +149,12 @@ void divide(bool is_double, std::uintptr_t r, std::uintptr_t q, std::uintptr_t s
       instruction_set().select(is_double, n).divide, threads);
 }
 
+void product(bool is_double, std::uintptr_t a, std::uintptr_t b, std::uintptr_t c,
+             std::int64_t batch, int n, bool symmetric, int repeats, int threads) {
+  run(ProductTask{at(a), at(b), at(c), batch, n, symmetric, repeats},
+      instruction_set().select(is_double, n).product, threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -159,5 +165,6 @@ NB_MODULE(_native, m) {
   m.def("prepare", &prepare, nb::call_guard<nb::gil_scoped_release>());
   m.def("symmetrise", &symmetrise, nb::call_guard<nb::gil_scoped_release>());
   m.def("divide", &divide, nb::call_guard<nb::gil_scoped_release>());
+  m.def("product", &product, nb::call_guard<nb::gil_scoped_release>());
   m.def("instruction_set", [] { return std::string(instruction_set().name); });
 }

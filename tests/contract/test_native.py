@@ -62,6 +62,21 @@ def test_values_and_gradients(n, dtype, cond, method, rule):
 
 
 @built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [*SIZES, *range(18, 30), 47, 49, 80, 96])
+def test_products(n, dtype):
+    a, b = torch.randn(2, 5, n, n, dtype=dtype, generator=torch.Generator().manual_seed(n))
+    c = torch.full_like(a, torch.nan)
+    for symmetric in (False, True):
+        right = a.mT.contiguous() if symmetric else b
+        addresses = (a.data_ptr(), right.data_ptr(), c.data_ptr())
+        native._MODULE.product(dtype == torch.float64, *addresses, 5, n, symmetric, 2, 2)
+        expected = a.double() @ right.double()
+        assert relative_error(c, expected).max() < 4 * torch.finfo(dtype).eps
+        assert not symmetric or torch.equal(c, c.mT)
+
+
+@built
 @kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("n", [3, 8, 17, 40, 130])
