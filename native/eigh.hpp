@@ -601,6 +601,36 @@ static std::size_t spectral_bytes(int n) {
   return arena.used;
 }
 
+// What steps of the sign iteration make of R, both in the basis of the eigenvectors of S; s is lost.
+// See BySign in lyapunov.py: with B₀ = S/norm and C₀ = R/norm,
+//   b_i ← ½ b_i (3 − b_i²),  C_ij ← ½ (3 − b_i² − b_j² + b_i b_j) C_ij,  X = C/2.
+template <class K>
+void iterate_sign(int n, typename K::Vector* r, typename K::Number* s,
+                  const typename K::Number& null, const typename K::Number& norm, int steps) {
+  using T = typename K::Real;
+  using V = typename K::Vector;
+  using N = typename K::Number;
+  const int w = K::width(n);
+  const V* columns = reinterpret_cast<const V*>(s);
+  const N divisor = select(norm == T(0), N{} + 1, norm), half = T(0.5) / divisor;
+  for (int i = 0; i < n; ++i)
+    for (int v = 0; v < w; ++v) {
+      // Minimum norm. The steps give R/(2 s_j) where s_i = 0, whereas R/s_j is wanted.
+      const V zero = V{}, one = zero + half, twice = one + one;
+      auto row = s[i] + zero <= null, column = columns[v] <= null;
+      r[i * w + v] *= select(row & column, zero, select(row | column, twice, one));
+    }
+  V* b = reinterpret_cast<V*>(s);
+  for (int v = 0; v < w; ++v) b[v] = b[v] / divisor;
+  for (int step = 0; step < steps; ++step) {
+    for (int i = 0; i < n; ++i) {
+      const N bi = s[i], rest = T(1.5) - T(0.5) * bi * bi, bh = T(0.5) * bi;
+      for (int v = 0; v < w; ++v) r[i * w + v] *= rest - b[v] * (T(0.5) * b[v] - bh);
+    }
+    for (int v = 0; v < w; ++v) b[v] = b[v] * (T(1.5) - T(0.5) * b[v] * b[v]);
+  }
+}
+
 // X = U [(Uᵀ R U) / (s_i + s_j)] Uᵀ, 0 on null × null space; see SpectralTask.
 template <class K>
 static void solve_spectral(const SpectralTask& task, std::int64_t first, int count, void* memory) {
@@ -661,12 +691,19 @@ static void solve_spectral(const SpectralTask& task, std::int64_t first, int cou
         std::swap(m.g, m.r);
     }
   }
-  for (int i = 0; i < n; ++i) {
-    const N s = m.s[i];
-    for (int v = 0; v < w; ++v) {
-      V x = m.r[i * w + v] / (s + columns[v]);
-      auto both = (columns[v] <= null) & (s + V{} <= null);
-      m.r[i * w + v] = select(both, V{}, x);
+  if (task.norms) {
+    N norm{};
+    for (int l = 0; l < K::matrices; ++l)
+      put(norm, l, static_cast<const T*>(task.norms)[first + std::min(l, count - 1)]);
+    iterate_sign<K>(n, m.r, m.s, null, norm, task.steps);
+  } else {
+    for (int i = 0; i < n; ++i) {
+      const N s = m.s[i];
+      for (int v = 0; v < w; ++v) {
+        V x = m.r[i * w + v] / (s + columns[v]);
+        auto both = (columns[v] <= null) & (s + V{} <= null);
+        m.r[i * w + v] = select(both, V{}, x);
+      }
     }
   }
   multiply<K>(n, n, w, m.t, nullptr, m.u, w, 0, m.r);

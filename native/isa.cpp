@@ -5,6 +5,7 @@
 #include "eigh.hpp"
 #include "minimax.hpp"
 #include "passes.hpp"
+#include "published.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
@@ -36,6 +37,7 @@ static Kernels kernels_of(int n) {
   return {{solve_minimax<K>, products, K::matrices, false},
           {solve_eigh<K>, eigh_bytes<K>(n), EighMemory<K>::together, rows},
           {solve_spectral<K>, spectral_bytes<K>(n), K::matrices, false},
+          {solve_published<K>, products, K::matrices, false},
           {prepare<typename K::Real>, 0, 1, false},
           {symmetrise<typename K::Real>, 0, 1, false},
           {divide<typename K::Real>, 0, 1, false},

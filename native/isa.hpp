@@ -22,6 +22,21 @@ struct MinimaxTask {
   int max_steps;
 };
 
+// The roots by polynomials in Z = I − A/‖A‖_F; see methods/taylor.py and methods/pade.py.
+struct PublishedTask {
+  const void* a;
+  void *sqrt, *inv_sqrt;   // (batch, n, n), or null
+  void* norms;             // (batch,), √‖A‖_F; or null
+  std::int64_t* info;      // (batch, 3): status (1: not solved), degree, 2 (cannot tell) if solved
+  std::int64_t batch;
+  int n;
+  double eps, skew;        // ridge; largest skew part that is rounding
+  double shift;            // solved where A + shift · λ_max I has a Cholesky factor
+  const double *p, *q;     // coefficients of Z⁰ … Z^degree
+  int degree;
+  bool quotient;           // the roots are Q⁻¹P and P⁻¹Q; else P and Q
+};
+
 // The roots by eigendecomposition; see methods/eigh.py.
 struct EighTask {
   const void* a;
@@ -45,6 +60,8 @@ struct SpectralTask {
   std::int64_t batch;
   int n;
   double null;  // X is 0 between eigenvectors whose s are up to null · max s
+  const void* norms;  // (batch,), for X by `steps` of the sign iteration of S/norm; or null
+  int steps;
 };
 
 // X = (A + eps·I)/2ᵏ, symmetric, with entries below 1; the identity for a bad matrix.
@@ -96,6 +113,7 @@ struct Kernels {
   Kernel<MinimaxTask> minimax;
   Kernel<EighTask> eigh;
   Kernel<SpectralTask> spectral;
+  Kernel<PublishedTask> published;
   Kernel<PrepareTask> prepare;
   Kernel<SymmetriseTask> symmetrise;
   Kernel<DivideTask> divide;

@@ -279,15 +279,17 @@ void multiply(int rows, int depth, int w, typename K::Vector* c, const typename 
   });
 }
 
-// C = A B where that is known to be symmetric, from its upper triangle.
+// C = from + A B, or A B where from is null, if that is known to be symmetric, from its upper
+// triangle; C may be `from`.
 template <class K>
 void multiply_symmetric(int n, typename K::Vector* c, const typename K::Vector* a,
-                        const typename K::Vector* b) {
+                        const typename K::Vector* b, const typename K::Vector* from = nullptr) {
   const int w = K::width(n), step = K::lanes == 1 ? kRows : K::lanes;
   for (int i = 0; i < n; i += step)
     panels(i / K::lanes, w, [&](int v, auto count) {
-      panel<K, decltype(count)::value>(std::min(step, n - i), c + i * w + v, w, nullptr, w,
-                                       a + i * w, w, 0, b + v, w, n, 1);
+      panel<K, decltype(count)::value>(std::min(step, n - i), c + i * w + v, w,
+                                       from ? from + i * w + v : nullptr, w, a + i * w, w, 0,
+                                       b + v, w, n, 1);
     });
   K::mirror(c, n);
 }

@@ -91,7 +91,7 @@ struct Solver {
   N invert(V* a) const {
     V* strip = memory + size_t(kMatrices) * n * w;  // kBlock rows of A
     V* columns = strip + kBlock * w;                // kBlock columns of A, `depth` vectors a row
-    constexpr int depth = many == 1 ? 1 : kBlock;
+    constexpr int depth = (kBlock + K::lanes - 1) / K::lanes;
     N good = number(1);
     for (int p = 0; p < n; p += kBlock) {
       int m = std::min(kBlock, n - p);

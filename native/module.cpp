@@ -116,6 +116,17 @@ int minimax(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_
   return statuses(task.info, batch);
 }
 
+int published(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_t inv_sqrt,
+              std::uintptr_t norms, std::uintptr_t info, std::int64_t batch, int n, double eps,
+              double skew, double shift, std::uintptr_t coefficients, int degree, bool quotient,
+              int threads) {
+  const double* p = at<const double>(coefficients);
+  const PublishedTask task{at(a), at(sqrt), at(inv_sqrt), at(norms), at<std::int64_t>(info), batch,
+                           n, eps, skew, shift, p, p + degree + 1, degree, quotient};
+  run(task, instruction_set().select(is_double, n).published, threads);
+  return statuses(task.info, batch);
+}
+
 int eigh(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_t inv_sqrt,
          std::uintptr_t s, std::uintptr_t vectors, bool of_root, std::uintptr_t info,
          std::int64_t batch, int n, double eps, double skew, double below, double above,
@@ -128,8 +139,9 @@ int eigh(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_t i
 
 void spectral(bool is_double, std::uintptr_t s, std::uintptr_t vectors, std::uintptr_t z,
               std::uintptr_t g_sqrt, std::uintptr_t g_inv, std::uintptr_t x, std::int64_t batch,
-              int n, double null, int threads) {
-  const SpectralTask task{at(s), at(vectors), at(z), at(g_sqrt), at(g_inv), at(x), batch, n, null};
+              int n, double null, std::uintptr_t norms, int steps, int threads) {
+  const SpectralTask task{at(s), at(vectors), at(z), at(g_sqrt), at(g_inv), at(x), batch, n, null,
+                          at(norms), steps};
   run(task, instruction_set().select(is_double, n).spectral, threads);
 }
 
@@ -160,6 +172,7 @@ void product(bool is_double, std::uintptr_t a, std::uintptr_t b, std::uintptr_t 
 NB_MODULE(_native, m) {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
   m.def("minimax", &minimax, nb::call_guard<nb::gil_scoped_release>());
+  m.def("published", &published, nb::call_guard<nb::gil_scoped_release>());
   m.def("eigh", &eigh, nb::call_guard<nb::gil_scoped_release>());
   m.def("spectral", &spectral, nb::call_guard<nb::gil_scoped_release>());
   m.def("prepare", &prepare, nb::call_guard<nb::gil_scoped_release>());

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from types import ModuleType
@@ -218,11 +219,55 @@ def _by_minimax(problem: RootProblem, a: Tensor) -> FusedRoots | None:
     return FusedRoots(info, sqrt, inv_sqrt, constants, statuses)
 
 
+def _by_published(problem: RootProblem, a: Tensor) -> FusedRoots | None:
+    polynomials = None if a.shape[-1] > LARGEST else _polynomials(problem.method)
+    published = type(problem.rule).__name__ == "Lyapunov" and problem.rule.steps is not None
+    if polynomials is None or not (
+        published or problem.rule is None or _is_exact_lyapunov(problem.rule)
+    ):
+        return None
+    info, (sqrt, inv_sqrt) = _info(a), _roots_memory(problem, a)
+    constants = (a.new_empty(a.shape[:-2]),) if published else ()
+    # Beyond doubt on the side where the reference has a root; what is closer is left to it.
+    n = a.shape[-1]
+    units = -(2 * spd.NULL_UNITS + n / 8) if problem.regular else n / 2
+    statuses = _MODULE.published(
+        a.dtype == torch.float64,
+        a.data_ptr(),
+        _address(sqrt),
+        _address(inv_sqrt),
+        constants[0].data_ptr() if constants else 0,
+        info.data_ptr(),
+        math.prod(a.shape[:-2]),
+        n,
+        problem.eps,
+        checks.max_skew(problem.input_dtype),
+        units * spd.real_eps(a.dtype),
+        polynomials.data_ptr(),
+        polynomials.shape[1] - 1,
+        type(problem.method).__name__ == "Pade",
+        torch.get_num_threads(),
+    )
+    return FusedRoots(info, sqrt, inv_sqrt, constants, statuses)
+
+
+@functools.cache
+def _polynomials(method: Any) -> Tensor | None:
+    """The coefficients of P and Q, shape (2, degree + 1); None where it does not use them."""
+    found = method.polynomials
+    return None if found is None else torch.tensor(found, dtype=torch.float64, device="cpu")
+
+
 def _is_exact_lyapunov(rule: Any) -> bool:
     return type(rule).__name__ == "Lyapunov" and rule.steps is None
 
 
-_ROOTS = {"Eigh": _by_eigh, "Minimax": _by_minimax}
+_ROOTS = {
+    "Eigh": _by_eigh,
+    "Minimax": _by_minimax,
+    "Pade": _by_published,
+    "Taylor": _by_published,
+}
 
 
 def _gradient(problem: GradientProblem) -> Tensor | None:
@@ -239,8 +284,11 @@ def _by_spectrum(problem: GradientProblem) -> Tensor:
 
 
 def _by_lyapunov(problem: GradientProblem) -> Tensor | None:
-    """By the eigenpairs of S, found again: as exact as S, and faster than products."""
-    if not _is_exact_lyapunov(problem.rule) or problem.sqrt is None:
+    """By the eigenpairs of S, found again: as exact as S, and faster than products.
+
+    So are the steps of the sign iteration: they are taken on the eigenvalues.
+    """
+    if problem.sqrt is None or (problem.rule.steps is not None and not problem.constants):
         return None
     if problem.sqrt.shape[-1] > LARGEST:
         return None
@@ -253,7 +301,9 @@ def _by_lyapunov(problem: GradientProblem) -> Tensor | None:
 
 
 def _divided(s: Tensor, vectors: Tensor, z: Tensor | None, problem: GradientProblem) -> Tensor:
-    """Division by s_i + s_j in the basis of the eigenvectors; see SpectralTask."""
+    """Division by s_i + s_j in the basis of the eigenvectors, or steps; see SpectralTask."""
+    steps = getattr(problem.rule, "steps", None) or 0
+    norms = problem.constants[0].contiguous() if steps else None
     s, vectors = s.contiguous(), vectors.contiguous()
     g_sqrt, g_inv = (None if g is None else g.contiguous() for g in (problem.g_sqrt, problem.g_inv))
     n = vectors.shape[-1]
@@ -272,6 +322,8 @@ def _divided(s: Tensor, vectors: Tensor, z: Tensor | None, problem: GradientProb
         math.prod(x.shape[:-2]),
         n,
         null,
+        _address(norms),
+        steps,
         torch.get_num_threads(),
     )
     return x

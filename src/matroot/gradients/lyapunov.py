@@ -29,7 +29,8 @@ class Lyapunov(ImplicitRule):
         Products: 3 + 3 a doubling (12 in float32 at a condition number of A of 1e2, 15 at 1e4)
         and two Cholesky inverses; 6·steps by the sign function; 2 more for the inverse root. Where
         A may be singular, an eigendecomposition of S on a CPU, elsewhere some 26 products more.
-        Keeps the roots for the backward pass.
+        The compiled kernels find the eigenpairs of S and take either on its eigenvalues. Keeps the
+        roots for the backward pass.
     """
 
     steps: int | None = None

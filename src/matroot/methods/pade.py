@@ -65,15 +65,20 @@ class Pade(Method):
     def __post_init__(self) -> None:
         checks.count(self, "order", least=1, most=32)
 
+    @property
+    def polynomials(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """The coefficients of P and Q; None where powers lose too much."""
+        return coefficients(self.order) if self.order <= _LAST_ORDER_BY_POWERS else None
+
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
         norm = spd.norm_or_one(a)
         scale = spd.frobenius_norm(a).sqrt()
         x = a / norm
-        if self.order <= _LAST_ORDER_BY_POWERS:
-            sqrt, inv_sqrt = self._by_powers(x, root, ops)
-        else:
+        if self.polynomials is None:
             sqrt, inv_sqrt = self._by_fractions(x, root)
+        else:
+            sqrt, inv_sqrt = self._by_powers(x, root, ops)
         return Solution(
             None if sqrt is None else sqrt * scale,
             None if inv_sqrt is None else inv_sqrt / scale,

@@ -53,6 +53,11 @@ class Taylor(Method):
     def __post_init__(self) -> None:
         checks.count(self, "degree", least=1)
 
+    @property
+    def polynomials(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The coefficients of both polynomials, that of the root first."""
+        return coefficients(self.degree, "sqrt"), coefficients(self.degree, "inv_sqrt")
+
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
         norm = spd.norm_or_one(a)
