@@ -75,8 +75,8 @@ struct PrepareTask {
 };
 
 struct SymmetriseTask {
-  void* x;
-  std::int64_t batch;
+  void* x;             // (matrices, n, n)
+  std::int64_t batch;  // rows of 32×32 tiles, of all matrices
   int n;
 };
 

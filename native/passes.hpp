@@ -8,29 +8,33 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
+constexpr int kSide = 32;  // of a tile
+inline int tile_rows(int n) { return (n + kSide - 1) / kSide; }
+
 // f(lower, upper, diagonal) for every pair of entries across the diagonal of a, by tiles that are
 // copied out and, what f made of them, to x: columns of a large matrix share few sets of a cache.
+// One row of tiles below the diagonal, with their mirror images.
 template <class T, class F>
-inline void pairs(int n, const T* a, T* x, F f) {
-  constexpr int side = 32;
+inline void pairs(int n, const T* a, T* x, int tile_row, F f) {
+  constexpr int side = kSide;
+  const int top = tile_row * side;
   T lower[side][side], upper[side][side];
-  for (int top = 0; top < n; top += side)
-    for (int left = 0; left <= top; left += side) {
-      const int rows = std::min(side, n - top), columns = std::min(side, n - left);
-      const std::int64_t below = std::int64_t(top) * n + left, above = std::int64_t(left) * n + top;
-      for (int i = 0; i < rows; ++i) std::copy_n(a + below + std::int64_t(i) * n, columns, lower[i]);
-      for (int j = 0; j < columns; ++j) std::copy_n(a + above + std::int64_t(j) * n, rows, upper[j]);
-      for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < (top == left ? i + 1 : columns); ++j)
-          f(lower[i][j], upper[j][i], top + i == left + j);
-      for (int j = 0; j < columns; ++j) {
-        // The tile on the diagonal has its lower half in the other copy.
-        if (top == left) std::copy_n(lower[j], j, upper[j]);
-        std::copy_n(upper[j], rows, x + above + std::int64_t(j) * n);
-      }
-      for (int i = 0; i < rows && top != left; ++i)
-        std::copy_n(lower[i], columns, x + below + std::int64_t(i) * n);
+  for (int left = 0; left <= top; left += side) {
+    const int rows = std::min(side, n - top), columns = std::min(side, n - left);
+    const std::int64_t below = std::int64_t(top) * n + left, above = std::int64_t(left) * n + top;
+    for (int i = 0; i < rows; ++i) std::copy_n(a + below + std::int64_t(i) * n, columns, lower[i]);
+    for (int j = 0; j < columns; ++j) std::copy_n(a + above + std::int64_t(j) * n, rows, upper[j]);
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < (top == left ? i + 1 : columns); ++j)
+        f(lower[i][j], upper[j][i], top + i == left + j);
+    for (int j = 0; j < columns; ++j) {
+      // The tile on the diagonal has its lower half in the other copy.
+      if (top == left) std::copy_n(lower[j], j, upper[j]);
+      std::copy_n(upper[j], rows, x + above + std::int64_t(j) * n);
     }
+    for (int i = 0; i < rows && top != left; ++i)
+      std::copy_n(lower[i], columns, x + below + std::int64_t(i) * n);
+  }
 }
 
 // As normalise, in T, one matrix.
@@ -40,24 +44,31 @@ static void prepare(const PrepareTask& task, std::int64_t matrix, int, void*) {
   const std::int64_t size = std::int64_t(n) * n;
   const T* a = static_cast<const T*>(task.a) + matrix * size;
   T* x = static_cast<T*>(task.x) + matrix * size;
-  T most = 0, wrong = 0;
-  for (std::int64_t i = 0; i < size; ++i) {
-    const T y = std::abs(a[i]);
-    most = y > most ? y : most;
-    wrong += a[i] - a[i];
-  }
-  int status = wrong == 0 ? kOk : kNonfinite, k = 0;
-  const double largest = std::max<double>(most, task.eps);
+  using V = typename Simd<T>::vector;
+  constexpr int lanes = Simd<T>::lanes;
+  V top[4] = {}, wrong[4] = {};
+  by_fours(int(size / lanes), [&](int i, int way) {
+    V y;
+    std::memcpy(&y, a + std::int64_t(i) * lanes, sizeof(V));
+    top[way] = larger(magnitude(y), top[way]), wrong[way] += y - y;
+  });
+  double largest = Rows<T>::most(larger(larger(top[0], top[1]), larger(top[2], top[3])));
+  T nonfinite = Rows<T>::total(wrong[0] + wrong[1] + wrong[2] + wrong[3]);
+  for (std::int64_t i = size / lanes * lanes; i < size; ++i)
+    largest = std::max<double>(largest, std::abs(a[i])), nonfinite += a[i] - a[i];
+  int status = nonfinite == 0 ? kOk : kNonfinite, k = 0;
+  largest = std::max(largest, task.eps);
   if (status == kOk && largest > 0) std::frexp(largest, &k);
   k = std::clamp(k + (k & 1), -1020, 1020);
   const double half = std::ldexp(0.5, -k), ridge = task.eps * std::ldexp(1.0, -k);
   double symmetric = 0, skewed = 0;
-  pairs(n, a, x, [&](T& lower, T& upper, bool diagonal) {
-    const double mean = (double(lower) + upper) * half, off = (double(lower) - upper) * half;
-    const double weight = diagonal ? 1 : 2;
-    symmetric += weight * mean * mean, skewed += weight * off * off;
-    lower = upper = T(diagonal ? mean + ridge : mean);
-  });
+  for (int row = 0; row < tile_rows(n); ++row)
+    pairs(n, a, x, row, [&](T& lower, T& upper, bool diagonal) {
+      const double mean = (double(lower) + upper) * half, off = (double(lower) - upper) * half;
+      const double weight = diagonal ? 1 : 2;
+      symmetric += weight * mean * mean, skewed += weight * off * off;
+      lower = upper = T(diagonal ? mean + ridge : mean);
+    });
   if (status == kOk && skewed > task.skew * task.skew * (symmetric + skewed)) status = kAsymmetric;
   if (status != kOk) {
     k = 0;
@@ -66,12 +77,13 @@ static void prepare(const PrepareTask& task, std::int64_t matrix, int, void*) {
   task.info[2 * matrix] = status, task.info[2 * matrix + 1] = k;
 }
 
-// X ← (X + Xᵀ)/2.
+// X ← (X + Xᵀ)/2, one row of tiles.
 template <class T>
-static void symmetrise(const SymmetriseTask& task, std::int64_t matrix, int, void*) {
-  const int n = task.n;
-  T* x = static_cast<T*>(task.x) + matrix * std::int64_t(n) * n;
-  pairs(n, x, x, [](T& lower, T& upper, bool) { lower = upper = (lower + upper) * T(0.5); });
+static void symmetrise(const SymmetriseTask& task, std::int64_t index, int, void*) {
+  const int n = task.n, rows = tile_rows(n);
+  T* x = static_cast<T*>(task.x) + index / rows * n * n;
+  pairs(n, x, x, int(index % rows),
+        [](T& lower, T& upper, bool) { lower = upper = (lower + upper) * T(0.5); });
 }
 
 // R_ij ← (R_ij − Q_ij/(s_i s_j))/(s_i + s_j), 0 on null × null space; Q may be null.

@@ -304,12 +304,12 @@ def _divided(s: Tensor, vectors: Tensor, z: Tensor | None, problem: GradientProb
     """Division by s_i + s_j in the basis of the eigenvectors, or steps; see SpectralTask."""
     steps = getattr(problem.rule, "steps", None) or 0
     norms = problem.constants[0].contiguous() if steps else None
-    s, vectors = s.contiguous(), vectors.contiguous()
-    g_sqrt, g_inv = (None if g is None else g.contiguous() for g in (problem.g_sqrt, problem.g_inv))
     n = vectors.shape[-1]
     null = math.sqrt(spd.null_units(n, s.dtype) * spd.real_eps(s.dtype))
     if n > LARGEST:
-        return _divided_by_passes(s, vectors, g_sqrt, g_inv, null)
+        return _divided_by_passes(s.contiguous(), vectors, problem.g_sqrt, problem.g_inv, null)
+    s, vectors = s.contiguous(), vectors.contiguous()
+    g_sqrt, g_inv = (None if g is None else g.contiguous() for g in (problem.g_sqrt, problem.g_inv))
     x = torch.empty_like(vectors)
     _MODULE.spectral(
         s.dtype == torch.float64,
@@ -340,7 +340,7 @@ def _divided_by_passes(
         return r
 
     q = None if g_inv is None else rotated(g_inv)
-    r = torch.zeros_like(vectors) if g_sqrt is None else rotated(g_sqrt)
+    r = rotated(g_sqrt) if g_sqrt is not None else torch.zeros(vectors.shape, dtype=s.dtype)
     n = vectors.shape[-1]
     _MODULE.divide(
         s.dtype == torch.float64,
