@@ -400,6 +400,7 @@ struct EighMemory {
   Strips<D> a;
   typename D::Vector* work;
   V *x, *y, *reflections;
+  V* spare;  // one matrix more, in double precision
   V* vectors;  // Uᵀ of each group
   Wide *d, *e;
   Rotations<T> rotations[kMost];
@@ -411,6 +412,7 @@ struct EighMemory {
     x = arena.take<V>(std::size_t(n) * w);
     y = arena.take<V>(std::size_t(n) * w);
     reflections = arena.take<V>(std::size_t(n + 3) * w);
+    spare = arena.take<V>(std::is_same_v<T, double> ? std::size_t(n) * w : 0);
     vectors = arena.take<V>(std::size_t(groups) * n * w);
     d = arena.take<Wide>(n);
     e = arena.take<Wide>(n);
@@ -462,8 +464,8 @@ static void solve_eigh(const EighTask& task, std::int64_t first, int count, void
     } else {
       double *d = reinterpret_cast<double*>(m.x), *e = d + n;  // x is free until Q is formed
       tridiagonalise<K>(m.a, d, e, reflections, m.work);
-      for (int i = 0; i < n; ++i) put(m.d[i], group, d[i]);
-      for (int i = 0; i < n - 1; ++i) put(m.e[i], group, e[i]);
+      for (int i = 0; i < n; ++i) reinterpret_cast<double*>(m.d + i)[group] = d[i];
+      for (int i = 0; i < n - 1; ++i) reinterpret_cast<double*>(m.e + i)[group] = e[i];
     }
     form<K>(n, reflections, m.x);
     K::transpose(m.vectors + group * n * w, m.x, n);
@@ -505,79 +507,110 @@ static void solve_eigh(const EighTask& task, std::int64_t first, int count, void
   constexpr double unit = std::is_same_v<T, double> ? 0x1p-53 : 0x1p-34;
   auto failed = implicit_ql(n, m.d, m.e, unit, begin, rotate);
   if constexpr (groups > 1) turn_all();
-  Wide unsolved = select(failed, Wide{} + 1.0, Wide{});
+  const Wide unsolved = select(failed, Wide{} + 1.0, Wide{});
 
   for (int group = 0; group < present; ++group) {
+    V *vectors = m.vectors + group * n * w, *better = m.reflections, *spare = m.y;
     const int here = groups == 1 ? count : 1;
-    V *rotated = m.vectors + group * n * w, *vectors = m.reflections;
-    // Rounded rotations leave Uᵀ a little off orthogonal; a Newton step, Uᵀ − ½ (Uᵀ U − I) Uᵀ, is not.
-    K::transpose(m.x, rotated, n);
-    multiply_symmetric<K>(n, m.y, rotated, m.x);
-    for (int i = 0; i < n; ++i) K::set(m.y, w, i, i, K::at(m.y, w, i, i) - T(1));
-    multiply<K>(n, n, w, vectors, rotated, m.y, w, 0, rotated, T(-0.5));
-    K::transpose(m.x, vectors, n);
-    const std::int64_t offset = (first + group) * size;
+    N scale{};
+    for (int l = 0; l < K::matrices; ++l) put(scale, l, T(std::ldexp(1.0, -exponent[group + l])));
     if constexpr (std::is_same_v<T, double>) {
-      // QL has moved the eigenvalues by some units of the largest; Rayleigh quotients have not.
-      K::load(m.y, static_cast<const T*>(task.a) + offset, n, size, here);
-      N scale{};
-      for (int l = 0; l < K::matrices; ++l) put(scale, l, std::ldexp(1.0, -exponent[group + l]));
-      for (int i = 0; i < n * w; ++i) m.y[i] = m.y[i] * scale;
-      multiply<K>(n, n, w, rotated, nullptr, vectors, w, 0, m.y);
+      // T and its rotations are no more exact here than the results are to be. One step of
+      // perturbation theory, v_i + Σ_j v_j R_ij/(λ_i − λ_j) with R = Uᵀ A U, where λ are apart.
+      spare = m.spare;
+      K::load(better, static_cast<const T*>(task.a) + (first + group) * size, n, size, here);
+      K::transpose(spare, better, n);
+      for (int i = 0; i < n * w; ++i) m.y[i] = (better[i] * scale + spare[i] * scale) * 0.5;
+      K::transpose(m.x, vectors, n);
+      multiply<K>(n, n, w, better, nullptr, vectors, w, 0, m.y);
+      multiply_symmetric<K>(n, spare, better, m.x);
+      N* values = reinterpret_cast<N*>(m.work);
+      for (int i = 0; i < w * K::lanes; ++i) {
+        if constexpr (groups == 1) values[i] = m.d[i];
+        else values[i] = i < n ? lane<double>(m.d[i], group) : 0;
+      }
+      const V* columns = reinterpret_cast<const V*>(values);
+      for (int i = 0; i < n; ++i)
+        for (int v = 0; v < w; ++v) {
+          const V gap = values[i] - columns[v], r = spare[i * w + v];
+          const auto apart = magnitude(r) < 1e-4 * magnitude(gap);
+          spare[i * w + v] = select(apart, r / select(apart, gap, V{} + 1.0), V{});
+        }
+      multiply<K>(n, n, w, better, vectors, spare, w, 0, vectors);
+      std::memcpy(static_cast<void*>(vectors), better, sizeof(V) * n * w);
+    }
+    // Rounded rotations leave Uᵀ a little off orthogonal; a Newton step, Uᵀ − ½ (Uᵀ U − I) Uᵀ, is not.
+    K::transpose(m.x, vectors, n);
+    multiply_symmetric<K>(n, spare, vectors, m.x);
+    for (int i = 0; i < n; ++i) K::set(spare, w, i, i, K::at(spare, w, i, i) - T(1));
+    multiply<K>(n, n, w, better, vectors, spare, w, 0, vectors, T(-0.5));
+    std::memcpy(static_cast<void*>(vectors), better, sizeof(V) * n * w);
+    if constexpr (std::is_same_v<T, double>) {
+      // And the eigenvalues as Rayleigh quotients.
+      multiply<K>(n, n, w, better, nullptr, vectors, w, 0, m.y);
       for (int i = 0; i < n; ++i) {
         V sum{};
-        for (int v = 0; v < w; ++v) sum += rotated[i * w + v] * vectors[i * w + v];
+        for (int v = 0; v < w; ++v) sum += better[i * w + v] * vectors[i * w + v];
         const N value = K::total(sum) + T(task.eps) * scale;
         for (int l = 0; l < here; ++l) put(m.d[i], group + l, lane<double>(value, l));
       }
     }
-    Wide low = m.d[0], high = m.d[0], most = magnitude(m.d[0]);
-    for (int i = 1; i < n; ++i) {
-      low = smaller(low, m.d[i]), high = larger(high, m.d[i]);
-      most = larger(most, magnitude(m.d[i]));
+  }
+
+  Wide low = m.d[0], high = m.d[0], most = magnitude(m.d[0]), up{};
+  for (int i = 1; i < n; ++i) {
+    low = smaller(low, m.d[i]), high = larger(high, m.d[i]);
+    most = larger(most, magnitude(m.d[i]));
+  }
+  for (int l = 0; l < count; ++l) {
+    const double least = lane<double>(low, l), largest = std::max(lane<double>(high, l), 0.0);
+    if (status[l] == kOk) {
+      if (lane<double>(unsolved, l) > 0) status[l] = kUnsolved;
+      else if (least < -task.below * largest) status[l] = kIndefinite;
+      else if (task.above >= 0 && least <= task.above * largest) status[l] = kSingular;
     }
-    Wide up{}, kept = task.kept * most;
-    for (int l = group; l < group + here; ++l) {
-      double least = lane<double>(low, l), largest = std::max(lane<double>(high, l), 0.0);
-      if (status[l] == kOk) {
-        if (lane<double>(unsolved, l) > 0) status[l] = kUnsolved;
-        else if (least < -task.below * largest) status[l] = kIndefinite;
-        else if (task.above >= 0 && least <= task.above * largest) status[l] = kSingular;
-      }
-      put(up, l, status[l] == kOk ? std::ldexp(1.0, exponent[l] / 2)
-                                  : std::numeric_limits<double>::quiet_NaN());
-      std::int64_t* info = task.info + 3 * (first + l);
-      info[0] = status[l], info[1] = 1, info[2] = status[l] == kOk;
-    }
-    auto number = [&](const Wide& x) {
-      if constexpr (groups == 1) return Convert<T>::narrow(x);
-      else return T(lane<double>(x, group));
-    };
-    // The roots of the eigenvalues, and their inverses; NaN where there is no root.
-    auto sqrt_of = [&](int i) { return root(larger(m.d[i], Wide{})) * up; };
-    auto inverse_of = [&](int i) {
-      auto there = m.d[i] > kept;
-      return select(there, 1.0 / (root(select(there, m.d[i], Wide{} + 1.0)) * up), up - up);
-    };
-    if (task.s)
-      for (int i = 0; i < n; ++i) {
-        Wide s = task.of_root ? larger(m.d[i], Wide{}) * up * up : sqrt_of(i);
-        for (int l = group; l < group + here; ++l)
-          static_cast<T*>(task.s)[(first + l) * n + i] = T(lane<double>(s, l));
-      }
+    put(up, l, status[l] == kOk ? std::ldexp(1.0, exponent[l] / 2)
+                                : std::numeric_limits<double>::quiet_NaN());
+    std::int64_t* info = task.info + 3 * (first + l);
+    info[0] = status[l], info[1] = 1, info[2] = status[l] == kOk;
+  }
+  // The eigenvalues of S, and of its inverse where they are not zero to rounding; NaN where there
+  // is no root. They take the place of d and e.
+  Wide *s = m.d, *inverse = m.e;
+  const Wide kept = task.kept * most;
+  for (int i = 0; i < n; ++i) {
+    const auto there = m.d[i] > kept;
+    const Wide positive = larger(m.d[i], Wide{});
+    s[i] = task.of_root ? positive * up * up : root(positive) * up;
+    inverse[i] = select(there, 1.0 / select(there, s[i], Wide{} + 1.0), up - up);
+  }
+  auto number = [&](const Wide* x, int group) {
+    if constexpr (groups == 1) return Convert<T>::narrow(*x);
+    else return T(reinterpret_cast<const double*>(x)[group]);
+  };
+  if (task.s)
+    for (int l = 0; l < count; ++l)
+      for (int i = 0; i < n; ++i)
+        static_cast<T*>(task.s)[(first + l) * n + i] = T(reinterpret_cast<const double*>(s + i)[l]);
+
+  for (int group = 0; group < present; ++group) {
+    const int here = groups == 1 ? count : 1;
+    const std::int64_t offset = (first + group) * size;
+    const V* vectors = m.vectors + group * n * w;
+    K::transpose(m.x, vectors, n);
     if (task.vectors) K::store(static_cast<T*>(task.vectors) + offset, m.x, n, size, here);
-    auto assemble = [&](void* out, auto value) {
+    auto assemble = [&](void* out, const Wide* values) {
       if (!out) return;
-      V *scaled = rotated, *product = m.y;  // rotated is no longer needed
+      V *scaled = m.reflections, *product = m.y;
       for (int i = 0; i < n; ++i) {
-        N factor = number(value(i));
+        const N factor = number(values + i, group);
         for (int v = 0; v < w; ++v) scaled[i * w + v] = factor * vectors[i * w + v];
       }
       multiply_symmetric<K>(n, product, m.x, scaled);
       K::store(static_cast<T*>(out) + offset, product, n, size, here);
     };
-    assemble(task.sqrt, sqrt_of);
-    assemble(task.inv_sqrt, inverse_of);
+    assemble(task.sqrt, s);
+    assemble(task.inv_sqrt, inverse);
   }
 }
 
