@@ -42,7 +42,7 @@ def available() -> bool:
 
 def _declines(a: Tensor) -> str | None:
     if _MODULE is None:
-        return "its kernels were not built: there was no C++ compiler at installation"
+        return "its kernels were not built: installation found no C++ compiler that could"
     if a.device.type != "cpu":
         return f"its kernels run on a CPU, not on {a.device.type}"
     if checks.computing_dtype(a.dtype) not in (torch.float32, torch.float64):
