@@ -52,6 +52,7 @@ PAPER = {"method": Pade(), "gradient": Lyapunov(steps=8)}
 CHOICES: dict[str, dict[str, Any] | None] = {
     "eigh by hand": None,
     "default": {},
+    "the same with autograd": None,
     "torch.linalg.matrix_sqrth": None,
     "paper, PyTorch's operations": {**PAPER, "backend": "torch"},
     "paper, kernels": {**PAPER, "backend": "native"},
@@ -80,6 +81,30 @@ def by_matrix_sqrth(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     return root, *torch.autograd.grad(root, x, g)
 
 
+class ByEigh(torch.autograd.Function):
+    """``by_eigh`` as one has to write it to train with it."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        values, q = torch.linalg.eigh(a)
+        s = values.clamp(min=0).sqrt()
+        ctx.save_for_backward(s, q)
+        return (q * s[..., None, :]) @ q.mT
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        s, q = ctx.saved_tensors
+        sums = s[..., :, None] + s[..., None, :]
+        return q @ ((q.mT @ ((g + g.mT) / 2) @ q) / sums) @ q.mT
+
+
+def by_autograd(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Root and gradient by ByEigh."""
+    x = a.clone().requires_grad_()
+    root: Tensor = ByEigh.apply(x)
+    return root, *torch.autograd.grad(root, x, g)
+
+
 def case(n: int, batch: int, cond: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Matrices and a cotangent."""
     a = random_spd(n, batch, cond=cond, dtype=dtype)
@@ -102,6 +127,7 @@ def speed() -> Iterator[Row]:
             if options is not None
         }
         runs["eigh by hand"] = partial(by_eigh, a, g)
+        runs["the same with autograd"] = partial(by_autograd, a, g)
         if hasattr(torch.linalg, "matrix_sqrth"):
             runs["torch.linalg.matrix_sqrth"] = partial(by_matrix_sqrth, a, g)
         for name, row in timed(runs, 11):
