@@ -34,6 +34,12 @@ struct Arena {
     return piece;
   }
 };
+template <class Memory>
+std::size_t bytes_of(int n) {
+  Arena arena{nullptr};
+  Memory memory(arena, n);
+  return arena.used;
+}
 
 // f(i, i mod 4) for i < count, for sums that should not wait for one another.
 template <class F>
@@ -425,13 +431,6 @@ struct EighMemory {
 };
 
 template <class K>
-static std::size_t eigh_bytes(int n) {
-  Arena arena{nullptr};
-  EighMemory<K> memory(arena, n);
-  return arena.used;
-}
-
-template <class K>
 static void solve_eigh(const EighTask& task, std::int64_t first, int count, void* memory) {
   using T = typename K::Real;
   using V = typename K::Vector;
@@ -626,13 +625,6 @@ struct SpectralMemory {
     s = arena.take<typename K::Number>(K::width(n) * K::lanes);
   }
 };
-
-template <class K>
-static std::size_t spectral_bytes(int n) {
-  Arena arena{nullptr};
-  SpectralMemory<K> memory(arena, n);
-  return arena.used;
-}
 
 // What steps of the sign iteration make of R, both in the basis of the eigenvectors of S; s is lost.
 // See BySign in lyapunov.py: with B₀ = S/norm and C₀ = R/norm,

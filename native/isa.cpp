@@ -35,8 +35,8 @@ static Kernels kernels_of(int n) {
   const std::size_t products = sizeof(typename K::Vector) * Solver<K>::vectors(n) +
                                sizeof(double) * Solver<K>::doubles(n);
   return {{solve_minimax<K>, products, K::matrices, false},
-          {solve_eigh<K>, eigh_bytes<K>(n), EighMemory<K>::together, rows},
-          {solve_spectral<K>, spectral_bytes<K>(n), K::matrices, false},
+          {solve_eigh<K>, bytes_of<EighMemory<K>>(n), EighMemory<K>::together, rows},
+          {solve_spectral<K>, bytes_of<SpectralMemory<K>>(n), K::matrices, false},
           {solve_published<K>, products, K::matrices, false},
           {prepare<typename K::Real>, 0, 1, false},
           {symmetrise<typename K::Real>, 0, 1, false},

@@ -74,9 +74,12 @@ struct PrepareTask {
   double eps, skew;
 };
 
+constexpr int kSide = 32;  // of the tiles that passes over large matrices are made in
+inline int tile_rows(int n) { return (n + kSide - 1) / kSide; }
+
 struct SymmetriseTask {
   void* x;             // (matrices, n, n)
-  std::int64_t batch;  // rows of 32×32 tiles, of all matrices
+  std::int64_t batch;  // rows of tiles, of all matrices
   int n;
 };
 

@@ -55,15 +55,9 @@ struct Solver {
   N row_norm(const V* a) const {  // ‖A‖_∞
     N most = number(0);
     for (int i = 0; i < n; ++i) {
-      if constexpr (many == 1) {
-        V sum{};
-        for (int v = 0; v < w; ++v) sum += magnitude(a[i * w + v]);
-        most = larger(most, K::total(sum));
-      } else {
-        N sum = number(0);
-        for (int v = 0; v < w; ++v) sum += magnitude(a[i * w + v]);
-        most = larger(most, sum);
-      }
+      V sum{};
+      for (int v = 0; v < w; ++v) sum += magnitude(a[i * w + v]);
+      most = larger(most, K::total(sum));
     }
     return most;
   }
@@ -143,32 +137,15 @@ struct Solver {
     if constexpr (std::is_same_v<T, double>) {
       multiply(c, a, b);
     } else {
-      using D = typename Simd<double>::vector;
-      constexpr int half = Simd<double>::lanes;
-      const int size = n * w;
-      if constexpr (many == 1) {
-        D *x = reinterpret_cast<D*>(scratch), *y = x + 2 * size, *z = y + 2 * size;
-        for (int i = 0; i < size; ++i)
-          for (int h = 0; h < 2; ++h)
-            for (int l = 0; l < half; ++l) {
-              x[2 * i + h][l] = a[i][h * half + l];
-              y[2 * i + h][l] = b[i][h * half + l];
-            }
-        MATROOT_ISA::multiply<Rows<double>>(n, n, 2 * w, z, nullptr, x, 2 * w, 0, y);
-        for (int i = 0; i < size; ++i)
-          for (int h = 0; h < 2; ++h)
-            for (int l = 0; l < half; ++l) c[i][h * half + l] = T(z[2 * i + h][l]);
-      } else {
-        D *x = reinterpret_cast<D*>(scratch), *y = x + size, *z = y + size;
-        for (int h = 0; h < 2; ++h) {
-          for (int i = 0; i < size; ++i)
-            for (int l = 0; l < half; ++l)
-              x[i][l] = a[i][h * half + l], y[i][l] = b[i][h * half + l];
-          MATROOT_ISA::multiply<Lanes<double>>(n, n, w, z, nullptr, x, w, 0, y);
-          for (int i = 0; i < size; ++i)
-            for (int l = 0; l < half; ++l) c[i][h * half + l] = T(z[i][l]);
-        }
+      using D = typename K::Double;
+      const int dw = D::width(n);
+      auto *x = reinterpret_cast<typename D::Vector*>(scratch), *y = x + n * dw, *z = y + n * dw;
+      for (int i = 0; i < n; ++i) {
+        K::widen_row(x + i * dw, a + i * w, n);
+        K::widen_row(y + i * dw, b + i * w, n);
       }
+      MATROOT_ISA::multiply<D>(n, n, dw, z, nullptr, x, dw, 0, y);
+      for (int i = 0; i < n; ++i) K::narrow_row(c + i * w, z + i * dw, n);
     }
   }
   static size_t doubles(int n) {

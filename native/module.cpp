@@ -152,7 +152,8 @@ void prepare(bool is_double, std::uintptr_t a, std::uintptr_t x, std::uintptr_t 
 }
 
 void symmetrise(bool is_double, std::uintptr_t x, std::int64_t batch, int n, int threads) {
-  run(SymmetriseTask{at(x), batch * ((n + 31) / 32), n}, instruction_set().select(is_double, n).symmetrise, threads);
+  const SymmetriseTask task{at(x), batch * tile_rows(n), n};
+  run(task, instruction_set().select(is_double, n).symmetrise, threads);
 }
 
 void divide(bool is_double, std::uintptr_t r, std::uintptr_t q, std::uintptr_t s,

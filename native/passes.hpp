@@ -8,9 +8,6 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-constexpr int kSide = 32;  // of a tile
-inline int tile_rows(int n) { return (n + kSide - 1) / kSide; }
-
 // f(lower, upper, diagonal) for every pair of entries across the diagonal of a, by tiles that are
 // copied out and, what f made of them, to x: columns of a large matrix share few sets of a cache.
 // One row of tiles below the diagonal, with their mirror images.

@@ -192,7 +192,8 @@ class _Root(torch.autograd.Function):
         return outputs, (0,) * len(outputs)
 
 
-# PyTorch asks for it at every call, and finds it anew each time where it is not kept.
+# PyTorch asks for it at every call, and finds it anew each time where it is not kept. Functions may
+# have this attribute (PEP 362), which their type does not tell.
 _Root.forward.__signature__ = inspect.signature(_Root.forward)  # type: ignore[attr-defined]
 
 

@@ -36,9 +36,9 @@ def sqrtm(
             ``"auto"`` is ``Eigh()`` on a CPU and ``Minimax()`` elsewhere; see ``explain``.
         gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` is
             ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
-        backend: ``"native"``, compiled kernels for real matrices on a CPU, n up to 256 (what they
-            do not know is done by ``"torch"``); ``"torch"``, PyTorch's operations; ``"auto"`` is
-            ``"native"`` where that can be.
+        backend: ``"native"``, compiled kernels for real matrices on a CPU (what they do not know
+            is done by ``"torch"``); ``"torch"``, PyTorch's operations; ``"auto"`` is ``"native"``
+            where that can be.
         check_errors: whether to raise for a bad matrix. None does so in eager mode on a CPU, where
             looking costs nothing; elsewhere a bad matrix comes back as NaN, its neighbours intact.
 
