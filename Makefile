@@ -28,13 +28,19 @@ unit: $(VENV)/dev.stamp
 	$(PYTEST) -m "not slow and not gpu" --durations=5
 	$(BIN)/python -m pytest -q --doctest-modules src/matroot
 
-# The wheel as a user gets it: a clean environment, another directory, no source tree on the path.
+# The wheel as a user gets it: an environment of its own, another directory, no source tree on the
+# path. PyTorch, several gigabytes, is read from the development environment by a path; the .pth
+# files there, the editable install among them, are not run.
 wheel: $(VENV)/dev.stamp
 	rm -rf build/wheel && mkdir -p build/wheel/elsewhere
 	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/build.log
-	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/pip install --quiet build/wheel/*.whl
-	build/wheel/venv/bin/pip install --quiet pytest pytest-timeout
+	$(PYTHON) -m venv --without-pip build/wheel/venv
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$(echo build/wheel/venv/lib/python*/site-packages)/development.pth
+	$(BIN)/pip --python build/wheel/venv install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	$(BIN)/pip --python build/wheel/venv check
+	cd build/wheel && venv/bin/python -c "import matroot; \
+	  assert 'build/wheel/venv' in matroot.__file__, matroot.__file__"
 	cp -r tests/contract tests/instances.py tests/conftest.py pyproject.toml build/wheel/elsewhere
 	cd build/wheel/elsewhere && mkdir tests && mv contract instances.py conftest.py tests && \
 	  ../venv/bin/python -m pytest -q tests/contract/test_errors.py tests/contract/test_values.py \
