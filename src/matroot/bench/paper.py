@@ -1,0 +1,426 @@
+"""The numerical tests of the paper, as cases that measure its methods, its baselines and matroot.
+
+Song, Sebe, Wang: "Fast Differentiable Matrix Square Root and Inverse Square Root". Candidates under
+a published name are the published algorithms in plain PyTorch operations (``bench.baselines``);
+``matroot`` is the default of this library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import matroot
+from matroot.backends import NATIVE, TORCH
+from matroot.bench import baselines, published
+from matroot.bench.cases import Case, Settings
+from matroot.bench.measure import Lap, Problem, Run, in_turns, judged, milliseconds
+from matroot.bench.rows import Row
+from matroot.gradients import (
+    GradientRule,
+    Lyapunov,
+    PowerIteration,
+    Spectral,
+    SpectralClipped,
+    SpectralNaive,
+    SpectralPade,
+    SpectralTaylor,
+)
+from matroot.lyapunov import sign_step
+from matroot.methods import Method, NewtonSchulz, Pade, Taylor
+from matroot.testing import exact, random_spd, relative_error
+
+RootName = Literal["sqrt", "inv_sqrt"]
+Function = Callable[[Tensor], Tensor]
+ROOTS: tuple[RootName, ...] = ("sqrt", "inv_sqrt")
+PHASES = ("forward", "backward")
+SVD_RULES = {
+    "SVD": SpectralNaive(),
+    "SVD-Clip": SpectralClipped(),
+    "SVD-Taylor": SpectralTaylor(),
+    "SVD-Padé": SpectralPade(),
+    "SVD-PI": PowerIteration(),
+}
+# Single matrices for the curves: eigenvalues x of A/c in (0, 1].
+GRID = torch.logspace(-4, math.log10(0.999), 60, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A differentiable root; ``truncated`` ones do not claim to reach it."""
+
+    function: Function
+    truncated: bool = False
+
+
+def ours(root: RootName, **options: Any) -> Function:
+    """matroot's function for this root with these options."""
+    return partial(matroot.sqrtm if root == "sqrt" else matroot.inv_sqrtm, **options)
+
+
+def peers_of_the_paper(root: RootName) -> dict[str, Candidate]:
+    """Who appears in the paper's plots, and the two that it leaves out: eigh and matroot."""
+    return {
+        "SVD": Candidate(partial(baselines.svd, rule=SVD_RULES["SVD"], root=root)),
+        "eigh": Candidate(partial(baselines.eigh_by_hand, root=root)),
+        "NS, published": Candidate(
+            partial(baselines.newton_schulz, root=root, published=True), truncated=True
+        ),
+        "NS": Candidate(partial(baselines.newton_schulz, root=root), truncated=True),
+        "MPA-Lya": Candidate(partial(baselines.paper, forward="pade", root=root), truncated=True),
+        "MTP-Lya": Candidate(partial(baselines.paper, forward="taylor", root=root), truncated=True),
+        "matroot": Candidate(ours(root)),
+    }
+
+
+def everyone(root: RootName, a: Tensor, application: str) -> dict[str, Candidate]:
+    """All that the paper's tables hold for an application."""
+    found = peers_of_the_paper(root)
+    variants = {
+        name: Candidate(partial(baselines.svd, rule=rule, root=root))
+        for name, rule in SVD_RULES.items()
+    }
+    found = {**variants, **found}
+    if root == "sqrt" and "transformer" in application:
+        found["PI"] = Candidate(baselines.power_normalization, truncated=True)
+    if root == "sqrt" and "pooling" in application:
+        count = max(1, 3 * a.shape[-1] // 4)
+        found["SVD-TopN"] = Candidate(partial(baselines.truncated_svd, count=count), truncated=True)
+    if NATIVE.declines(a) is None:
+        for name, method in (("MPA-Lya", Pade()), ("MTP-Lya", Taylor())):
+            function = ours(root, method=method, gradient=Lyapunov(steps=8), backend="native")
+            found[f"{name}, matroot's kernels"] = Candidate(function, truncated=True)
+    return found
+
+
+def forward_backward(function: Function, a: Tensor, g: Tensor) -> Run:
+    """Root, then gradient, a phase each."""
+    leaf = a.clone().requires_grad_()
+
+    def run(lap: Lap) -> None:
+        root = function(leaf)
+        lap()
+        torch.autograd.grad(root, leaf, g)
+        lap()
+
+    return run
+
+
+def once(function: Function, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The root and its gradient."""
+    leaf = a.clone().requires_grad_()
+    root = function(leaf)
+    return root.detach(), torch.autograd.grad(root, leaf, g)[0]
+
+
+def side_by_side(
+    problem: Problem, candidates: dict[str, Candidate], settings: Settings
+) -> list[Row]:
+    """Gate, then time; who raises or fails is kept, and shown as that."""
+    found = {
+        name: judged(
+            problem,
+            partial(once, candidate.function, problem.a, problem.g),
+            truncated=candidate.truncated,
+        )
+        for name, candidate in candidates.items()
+    }
+    runs = {
+        name: forward_backward(candidates[name].function, problem.a, problem.g)
+        for name, row in found.items()
+        if not str(row["why"]).startswith("raises")
+    }
+    times = in_turns(runs, settings.device, seconds=settings.seconds)
+    return [
+        {
+            "candidate": name,
+            **row,
+            "ms": milliseconds(times[name], PHASES) if name in times else None,
+            "samples": len(times.get(name, ())),
+        }
+        for name, row in found.items()
+    ]
+
+
+def problem_of(
+    settings: Settings, root: RootName, batch: int, n: int, cond: float | None = 1e2
+) -> Problem:
+    """Log-spaced spectra of this condition number; ``None`` for X Xᵀ, X Gaussian."""
+    generator = torch.Generator().manual_seed(n)
+    if cond is None:
+        x = torch.randn(batch, n, n, dtype=torch.float64, generator=generator)
+        a = x @ x.mT
+    else:
+        a = random_spd(n, batch, cond=cond)
+    g = torch.randn(batch, n, n, dtype=torch.float64, generator=generator)
+    a, g = (x.to(dtype=settings.dtype, device=settings.device) for x in (a, g))
+    return Problem(a, g, root)
+
+
+def timed_case(
+    settings: Settings,
+    experiment: str,
+    choose: Callable[[RootName, Tensor], dict[str, Candidate]],
+    *,
+    root: RootName,
+    batch: int,
+    n: int,
+    cond: float,
+    **fields: object,
+) -> Case:
+    """One problem, the candidates side by side."""
+
+    def measure() -> list[Row]:
+        problem = problem_of(settings, root, batch, n, cond)
+        return side_by_side(problem, choose(root, problem.a), settings)
+
+    shape = {"batch": batch, "n": n, "root": root, "cond": cond}
+    weight = 10 * settings.seconds + 8e-8 * batch * n**3
+    return Case(experiment, {**fields, **shape}, measure, weight)
+
+
+def headline(settings: Settings) -> list[Case]:
+    """The applications' shapes."""
+    found = []
+    for case in published.HEADLINE:
+        batch = min(case.batch, 16) if settings.quick and case.n > 128 else case.batch
+        for root in case.roots:
+            choose = partial(_everyone_of, application=case.name)
+            found.append(
+                timed_case(
+                    settings,
+                    "headline",
+                    choose,
+                    application=case.name,
+                    root=root,
+                    batch=batch,
+                    n=case.n,
+                    cond=1e2,
+                )
+            )
+    return found
+
+
+def _everyone_of(root: RootName, a: Tensor, *, application: str) -> dict[str, Candidate]:
+    return everyone(root, a, application)
+
+
+def _peers(root: RootName, a: Tensor) -> dict[str, Candidate]:
+    return peers_of_the_paper(root)
+
+
+def batch_sizes(settings: Settings) -> list[Case]:
+    """Batches of 64×64."""
+    batches = (1, 4, 16, 64) if settings.quick else (1, 4, 16, 64, 256)
+    return [
+        timed_case(settings, "batch", _peers, root=root, batch=batch, n=64, cond=1e2)
+        for root in ROOTS
+        for batch in batches
+    ]
+
+
+def sizes(settings: Settings) -> list[Case]:
+    """One matrix of growing size."""
+    all_sizes = (16, 32, 64, 96, 128) if settings.quick else (16, 32, 64, 96, 128, 256, 512)
+    return [
+        timed_case(settings, "size", _peers, root=root, batch=1, n=n, cond=1e2)
+        for root in ROOTS
+        for n in all_sizes
+    ]
+
+
+def condition_numbers(settings: Settings) -> list[Case]:
+    """Sixteen matrices of 64×64 from well to badly conditioned."""
+    batch = 4 if settings.quick else 16
+    return [
+        timed_case(settings, "condition", _peers, root=root, batch=batch, n=64, cond=cond)
+        for root in ROOTS
+        for cond in (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
+    ]
+
+
+MATRICES = {16: 4000, 32: 2000, 64: 400, 96: 200, 128: 200}
+
+
+def mean_errors(settings: Settings) -> list[Case]:
+    """Mean |S − S_exact| of the root of X Xᵀ in float64, as the paper plots it.
+
+    As many matrices in a quick run as in a full one: 16×16 matrices scatter by 14 %.
+    """
+    methods: dict[str, Method | str] = {
+        "MPA": Pade(5),
+        "MTP": Taylor(10),
+        "NS": NewtonSchulz(5, "trace"),
+        "NS, Frobenius": NewtonSchulz(5, "frobenius"),
+        "matroot": "auto",
+    }
+
+    def measure(n: int) -> list[Row]:
+        generator = torch.Generator().manual_seed(n)
+        x = torch.randn(MATRICES[n], n, n, dtype=torch.float64, generator=generator)
+        a = (x @ x.mT).to(settings.device)
+        truth = exact(a)
+        return [
+            {"candidate": name, "mae": float((matroot.sqrtm(a, method=m) - truth).abs().mean())}
+            for name, m in methods.items()
+        ]
+
+    return [
+        Case(
+            "mae",
+            {"n": n, "batch": count, "root": "sqrt", "dtype": "float64"},
+            partial(measure, n),
+            2e-9 * count * n**3,
+        )
+        for n, count in MATRICES.items()
+    ]
+
+
+def degrees(settings: Settings) -> list[Case]:
+    """Taylor degree, Padé order and Newton–Schulz steps; root of X Xᵀ, inverse root at κ = 1e2.
+
+    The library's own methods in PyTorch's operations, which take any degree.
+    """
+    methods: dict[str, Method] = {
+        **{f"MTP {k}": Taylor(k) for k in range(6, 19, 2)},
+        **{f"MPA {m}": Pade(m) for m in range(3, 9)},
+        **{f"NS {s}": NewtonSchulz(s) for s in range(3, 9)},
+    }
+    batch = 4 if settings.quick else 16
+
+    def measure(root: RootName, cond: float | None) -> list[Row]:
+        problem = problem_of(settings, root, batch, 64, cond)
+        options = {"gradient": Lyapunov(steps=8), "backend": "torch", "check_errors": False}
+        candidates = {
+            name: Candidate(ours(root, method=method, **options), truncated=True)
+            for name, method in methods.items()
+        }
+        found = side_by_side(problem, candidates, settings)
+        return [{**row, "x": int(row["candidate"].split()[1])} for row in found]
+
+    return [
+        Case(
+            "degree",
+            {"root": root, "matrices": name, "batch": batch, "n": 64},
+            partial(measure, root, cond),
+            20 * settings.seconds,
+        )
+        for root, name, cond in (("sqrt", "gaussian", None), ("inv_sqrt", "κ = 1e2", 1e2))
+    ]
+
+
+def scalars(settings: Settings) -> list[Case]:
+    """What each method makes of one eigenvalue x of A/c: √x and 1/√x, approximated."""
+    methods: dict[str, Method | str] = {
+        "MTP-10": Taylor(10),
+        "MPA-5": Pade(5),
+        "NS-5": NewtonSchulz(5),
+        "matroot": "auto",
+    }
+
+    def measure(root: RootName) -> list[Row]:
+        found = []
+        for name, method in methods.items():
+            # diag(x, y) with norm 1 in the method's own normalisation.
+            y = 1 - GRID if name.startswith("NS") else (1 - GRID**2).sqrt()
+            a = torch.diag_embed(torch.stack([GRID, y], -1)).to(settings.device)
+            values = ours(root, method=method)(a)[:, 0, 0]
+            curve = {"x": GRID.tolist(), "y": values.tolist()}
+            found.append({"candidate": name, "curve": curve})
+        return found
+
+    return [
+        Case("scalar", {"root": root, "dtype": "float64"}, partial(measure, root), 0.2)
+        for root in ROOTS
+    ]
+
+
+def convergence(settings: Settings) -> list[Case]:
+    """‖B_k − I‖_F of the sign iteration from B₀ = S/√‖A‖_F, S by MPA, 64×64, float64."""
+
+    def measure() -> list[Row]:
+        found = []
+        for cond in (1e1, 1e2, 1e4):
+            a = random_spd(64, 1, cond=cond, device=settings.device)
+            norm = torch.linalg.matrix_norm(a, keepdim=True)
+            b, c = matroot.sqrtm(a, method=Pade(5)) / norm.sqrt(), torch.zeros_like(a)
+            identity = torch.eye(64, dtype=a.dtype, device=a.device)
+            steps, values = list(range(1, 11)), []
+            for _ in steps:
+                b, c = sign_step(b, c, TORCH)
+                values.append(float(torch.linalg.matrix_norm(b - identity)[0]))
+            curve = {"x": steps, "y": values}
+            found.append({"candidate": f"κ = {cond:.0e}", "cond": cond, "curve": curve})
+        return found
+
+    return [Case("convergence", {"n": 64, "dtype": "float64"}, measure, 0.2)]
+
+
+def lyapunov_steps(settings: Settings) -> list[Case]:
+    """The backward pass alone: 5 to 10 sign steps after the MPA root, and what matroot has instead.
+
+    ``error`` is that of the Lyapunov equation of the root at hand, ``gradient_error`` that of
+    the gradient of A^{1/2}, which the root's own error limits.
+    """
+    rules: dict[str, GradientRule] = {
+        **{f"{k} steps": Lyapunov(steps=k) for k in range(5, 11)},
+        "squared Smith": Lyapunov(),
+    }
+    batch = 4 if settings.quick else 16
+
+    def measure(cond: float) -> list[Row]:
+        problem = problem_of(settings, "sqrt", batch, 64, cond)
+        function = partial(matroot.sqrtm, method=Pade(), backend="torch", check_errors=False)
+        with torch.no_grad():
+            s = function(problem.a)
+        truth = _lyapunov(s, problem.g)
+        found, runs = [], {}
+        for name, rule in rules.items():
+            rooted = partial(function, gradient=rule)
+            _, gradient = once(rooted, problem.a, problem.g)
+            found.append(
+                {
+                    "candidate": name,
+                    "error": float(relative_error(gradient, truth).max()),
+                    "gradient_error": float(relative_error(gradient, problem.gradient).max()),
+                }
+            )
+            runs[name] = forward_backward(rooted, problem.a, problem.g)
+        times = in_turns(runs, settings.device, seconds=settings.seconds)
+        return [{**row, "ms": milliseconds(times[row["candidate"]], PHASES)} for row in found]
+
+    return [
+        Case(
+            "lyapunov",
+            {"cond": cond, "batch": batch, "n": 64},
+            partial(measure, cond),
+            8 * settings.seconds,
+        )
+        for cond in (1e1, 1e2, 1e4)
+    ]
+
+
+def _lyapunov(s: Tensor, g: Tensor) -> Tensor:
+    """S X + X S = sym(G) in double precision."""
+    values, q = torch.linalg.eigh(s.double())
+    g = (g + g.mT).double() / 2
+    return q @ ((q.mT @ g @ q) / (values[:, :, None] + values[:, None, :])) @ q.mT
+
+
+EXPERIMENTS: dict[str, Callable[[Settings], list[Case]]] = {
+    "headline": headline,
+    "batch": batch_sizes,
+    "size": sizes,
+    "condition": condition_numbers,
+    "degree": degrees,
+    "mae": mean_errors,
+    "scalar": scalars,
+    "convergence": convergence,
+    "lyapunov": lyapunov_steps,
+}

@@ -1,0 +1,198 @@
+"""Rows of measurements: JSON lines that survive an interrupted run and say where they come from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import matroot
+
+Row = dict[str, Any]
+"""One candidate on one case: numbers, names, and the provenance of the measurement."""
+
+_NAMES = ("case", "experiment", "candidate")
+# What makes two rows comparable; the rest of the provenance is only told.
+ENVIRONMENT = ("matroot", "commit", "torch", "device_name", "threads")
+
+
+def provenance(device: torch.device) -> Row:
+    """Versions, machine and commit, for every row.
+
+    The commit is that of matroot's own checkout, ``None`` where it runs from an installed package;
+    "+" stands behind it where the sources have changes that are not committed.
+    """
+    return {
+        "matroot": matroot.__version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device.type,
+        "device_name": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    source = Path(matroot.__file__).parent
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str] | None:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(source), *arguments], capture_output=True, text=True, timeout=30
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+
+    # A package installed inside some other project's checkout is not tracked there.
+    tracked = git("ls-files", "--error-unmatch", "__init__.py")
+    head = git("rev-parse", "--short", "HEAD")
+    if tracked is None or tracked.returncode or head is None or head.returncode:
+        return None
+    clean = git("diff", "--quiet", "HEAD", "--", str(source))
+    return head.stdout.strip() + ("" if clean is not None and clean.returncode == 0 else "+")
+
+
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows in one write that has reached the disk when this returns.
+
+    Numbers that are not finite become null. A last line that an earlier run was killed in is closed
+    first, so that it spoils nothing but itself.
+    """
+    text = "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                text = "\n" + text
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return value
+
+
+def load(path: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a file, the newest of each case and candidate, and what was wrong with it.
+
+    A line that is no row is skipped; the second result names the file, the line and the reason.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    found: dict[tuple[str, str], Row] = {}
+    complaints = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode(), parse_constant=_no_constant)
+            _check(row)
+        # Deeply nested brackets exhaust the parser's stack.
+        except (ValueError, RecursionError) as error:
+            complaints.append(f"{path}, line {number}: skipped, {error}")
+            continue
+        found.pop((row["case"], row["candidate"]), None)
+        found[row["case"], row["candidate"]] = row
+    return list(found.values()), complaints
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check(row: object) -> None:
+    """Raise ValueError unless this is a row that the report can rely on."""
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, got {type(row).__name__}")
+    for name in _NAMES:
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"field {name!r} must be a string, got {row.get(name)!r:.40}")
+    if not isinstance(row.get("of"), int):
+        raise ValueError(f"field 'of' must be a whole number, got {row.get('of')!r:.40}")
+    for name, kind in FIELDS.items():
+        if row.get(name) is not None and not isinstance(row[name], kind):
+            expected = "a number" if kind == (int, float) else f"a {kind.__name__}"  # type: ignore[union-attr]
+            raise ValueError(f"field {name!r} must be {expected} or null, got {row[name]!r:.40}")
+    times = row.get("ms")
+    if times is not None:
+        for phase, triple in times.items():
+            if not (
+                isinstance(triple, list)
+                and len(triple) == 3
+                and all(isinstance(x, int | float) and x > 0 for x in triple)
+            ):
+                raise ValueError(
+                    f"ms[{phase!r}] must be three positive numbers, got {triple!r:.60}"
+                )
+
+
+# What the report computes with; other fields are text to it.
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("batch", "n", "cond", "error", "gradient_error", "gate", "x", "value", "memory", "mae"),
+        (int, float),
+    ),
+    "ms": dict,
+    "passed": bool,
+    "quick": bool,
+    "why": str,
+    "root": str,
+    "answer": str,
+    "device_name": str,
+}
+
+
+def finished(rows: Iterable[Row]) -> set[str]:
+    """The cases of which every row is there."""
+    seen: dict[str, int] = {}
+    wanted: dict[str, int] = {}
+    for row in rows:
+        seen[row["case"]] = seen.get(row["case"], 0) + 1
+        wanted[row["case"]] = row["of"]
+    return {case for case, count in seen.items() if count >= wanted[case]}
+
+
+def differences(rows: Iterable[Row], origin: Row) -> list[str]:
+    """How the environment of these rows differs from the present one, a phrase each."""
+    phrases = []
+    for name in ENVIRONMENT:
+        others = sorted({str(row.get(name)) for row in rows} - {str(origin.get(name))})
+        if others:
+            phrases.append(f"{name} {', '.join(others)} there, {origin.get(name)} here")
+    return phrases
+
+
+def pick(rows: Iterable[Row], **wanted: object) -> list[Row]:
+    """The rows with these fields."""
+    return [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
