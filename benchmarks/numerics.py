@@ -23,13 +23,19 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from rich.progress import Progress
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
 import matroot
 from matroot.gradients import GradientRule, Lyapunov
 from matroot.methods import Method, Minimax, NewtonSchulz, Pade, Taylor
-from matroot.testing import by_eigh, exact, exact_gradient, random_spd, relative_error
+from matroot.testing import (
+    Products,
+    by_eigh,
+    exact,
+    exact_gradient,
+    random_spd,
+    relative_error,
+)
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks/results/numerics-cpu.jsonl"
@@ -48,16 +54,6 @@ CHOICES: dict[str, tuple[Method | str, GradientRule | str] | None] = {
     "taylor (as published)": (Taylor(), Lyapunov(steps=8)),
 }
 MAIN = ("eigh", "default", "minimax")
-
-
-class Products(TorchDispatchMode):
-    """Counts products of matrices."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm")
-        return func(*args, **(kwargs or {}))
 
 
 def function(quantity: str) -> Callable[..., Tensor]:

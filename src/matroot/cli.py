@@ -1,4 +1,4 @@
-"""The command line: ``matroot demo`` and ``matroot stylize``."""
+"""The command line: ``matroot demo``, ``matroot stylize`` and ``matroot bench``."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ except ModuleNotFoundError as missing:
         f"matroot: the command line needs {missing.name}; run: pip install 'matroot[cli]'"
     ) from None
 
+from matroot.bench import commands as bench
+
 app = typer.Typer(
     help="Square roots and inverse square roots of symmetric positive semi-definite matrices.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench.app, name="bench")
 console = Console()
 
 # typer reads its choices from an enum; the registry stays the one list of methods.

@@ -1,12 +1,13 @@
-"""Matrices with a known spectrum, and the one table of tolerances."""
+"""Matrices with a known spectrum, the one table of tolerances, and a counter of products."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Spectrum = Literal["log", "clustered", "outlier", "half_zero"]
 Quantity = Literal["sqrt", "inv_sqrt", "gradient", "inv_gradient"]
@@ -136,3 +137,19 @@ def assert_root(
     worst = float(error.max()) if error.numel() else 0.0
     # Written so that NaN fails too.
     assert worst <= bound, f"relative error {worst:.2e} of {quantity} exceeds {bound:.2e}"
+
+
+# PyTorch leaves the base class without types.
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the products of matrices that PyTorch makes inside a ``with`` block.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count and pass on."""
+        self.count += func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm")
+        return func(*args, **(kwargs or {}))

@@ -9,7 +9,14 @@ from matroot.backends import native
 from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import Eigh, Minimax
 from matroot.schedules import best_cubic, best_quintic, schedules
-from matroot.testing import by_eigh, exact, exact_gradient, random_spd, relative_error
+from matroot.testing import (
+    Products,
+    by_eigh,
+    exact,
+    exact_gradient,
+    random_spd,
+    relative_error,
+)
 
 
 @pytest.mark.parametrize("best", [best_cubic, best_quintic])
@@ -31,17 +38,6 @@ def test_every_schedule_ends_at_rounding(degree):
     table = schedules(degree, torch.float64, torch.device("cpu"))
     assert (table[:, -1, 3] < torch.finfo(torch.float64).eps).all()
     assert (table[:, 1:, 3] <= table[:, :-1, 3] + torch.finfo(torch.float64).eps).all()
-
-
-class Products(torch.utils._python_dispatch.TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        self.count += name in ("mm", "bmm", "addmm", "baddbmm")
-        return func(*args, **(kwargs or {}))
 
 
 # In float32 a ratio of 3e6 is beyond the rounding level, and the inverse needs a proof.

@@ -4,54 +4,38 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import matroot
 from matroot.backends import TORCH
+from matroot.bench import claims, paper
+from matroot.bench.cases import Settings
+from matroot.bench.rows import pick
 from matroot.gradients import Lyapunov
-from matroot.lyapunov import sign_step
 from matroot.methods import NewtonSchulz, Pade, Taylor
-from matroot.testing import exact, random_spd
-
-SIZES = (16, 32, 64, 96, 128)
-# As many matrices as keep the mean's own scatter (standard error) below 0.3 %.
-MATRICES = (4000, 2000, 400, 200, 200)
-# Mean |S − S_exact| over all entries for A = X Xᵀ, X = randn(n, n), by size.
-MEAN_ERRORS = {
-    Pade(5): (0.0417, 0.0528, 0.0656, 0.0740, 0.0808),
-    Taylor(10): (0.1071, 0.1297, 0.1543, 0.1694, 0.1807),
-    NewtonSchulz(5, "trace"): (0.0515, 0.0718, 0.0869, 0.0961, 0.1077),
-    NewtonSchulz(5, "frobenius"): (0.0256, 0.0320, 0.0389, 0.0432, 0.0463),
-}
+from matroot.testing import (
+    Products,
+    random_spd,
+)
 
 
-@pytest.mark.parametrize(("column", "n"), list(enumerate(SIZES)))
-def test_mean_errors_of_the_numerical_test(column, n):
-    generator = torch.Generator().manual_seed(n)
-    x = torch.randn(MATRICES[column], n, n, dtype=torch.float64, generator=generator)
-    a = x @ x.mT
-    reference = exact(a)
-    for method, figures in MEAN_ERRORS.items():
-        error = (matroot.sqrtm(a, method=method) - reference).abs().mean().item()
-        assert error == pytest.approx(figures[column], rel=0.03), method
-
-
-def test_convergence_of_the_sign_iteration():
-    # Neither an exact root of a matrix with κ = 10 nor division by ‖S‖_F gives the figures. They
-    # belong to A with κ = 10, S its root by MPA, and the start of the published code:
-    # B₀ = S/√‖A‖_F. So B₀ is the Padé approximant itself, whose eigenvalues are above 1/11.
-    a = random_spd(64, cond=10.0)
-    b = matroot.sqrtm(a, method=Pade(5)) / torch.linalg.matrix_norm(a).sqrt()
-    b = b[None]
-    c = torch.zeros_like(b)
-    identity = torch.eye(64, dtype=torch.float64)
-    distance = {}
-    for k in range(1, 10):
-        b, c = sign_step(b, c, TORCH)
-        distance[k] = torch.linalg.matrix_norm(b - identity).item()
-    for k, figure in {5: 0.291, 6: 0.0329, 7: 5.58e-4, 8: 2.16e-7}.items():
-        assert distance[k] == pytest.approx(figure, rel=0.03), k
-    assert distance[9] < 1e-12
+def test_figures_of_the_numerical_tests():
+    # Mean errors over 200 to 4,000 matrices, whose own scatter is below 0.3 %, and the convergence
+    # of the sign iteration. The latter belongs to A with κ = 10, S its root by MPA, and the start
+    # of the published code, B₀ = S/√‖A‖_F: neither an exact root nor division by ‖S‖_F gives it.
+    settings = Settings(torch.device("cpu"))
+    rows = [
+        {"experiment": case.experiment, **case.fields, **row}
+        for make in (paper.mean_errors, paper.convergence)
+        for case in make(settings)
+        for row in case.measure()
+    ]
+    figures = claims.agreement(rows)
+    assert len(figures) == 4 * 5 + 4
+    for what, here, reference, within in figures:
+        assert within, (what, here, reference)
+        assert here == pytest.approx(reference, rel=0.03)
+    (last,) = pick(rows, experiment="convergence", cond=10.0)
+    assert last["curve"]["y"][8] < 1e-12  # B_9
 
 
 @pytest.mark.parametrize("cond", [1e1, 1e4])
@@ -108,20 +92,6 @@ def test_errors_on_one_eigenvalue(method, x, percent, half_digit):
     error = on_eigenvalue(x, method, "sqrt") / math.sqrt(x) - 1
     # The figures are rounded; both methods make small eigenvalues too large, never too small.
     assert 100 * error == pytest.approx(percent, abs=half_digit)
-
-
-class Products(TorchDispatchMode):
-    """Counts the products of matrices that reach the dispatcher."""
-
-    COUNTED = frozenset({"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"})
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func._schema.name in self.COUNTED
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

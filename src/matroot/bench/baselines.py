@@ -37,7 +37,8 @@ class _EighByHand(torch.autograd.Function):
         s = values.clamp(min=0).sqrt()
         ctx.save_for_backward(s, q)
         ctx.root = root
-        return (q * (s if root == "sqrt" else 1 / s)[..., None, :]) @ q.mH
+        result: Tensor = (q * (s if root == "sqrt" else 1 / s)[..., None, :]) @ q.mH
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -164,9 +165,10 @@ def paper(a: Tensor, *, forward: Literal["pade", "taylor"], root: Quantity = "sq
     polynomial of degree 10 by powers of Z; backward eight Newton–Schulz steps of the sign of
     [[B, C], [0, −B]] with six products each, from B = S/√‖A‖_F, C = G/√‖A‖_F, for the inverse
     root from B = Z/‖Z‖_F, C = −Z² G Z²/‖Z‖_F. The numbers are those of ``Pade()`` and ``Taylor()``
-    with ``Lyapunov(steps=8)``; the gradient of the inverse root, where matroot solves with S, is
-    another one as far as the forward pass is inexact. Two defects are not repeated: norms are taken per matrix, and Q is factorised by
-    Cholesky (PyTorch's batched LU on a CPU is wrong from n = 150 or so).
+    with ``Lyapunov(steps=8)``; but the gradient of the inverse root, where matroot solves with S,
+    is another one as far as the forward pass is inexact. Two defects are not repeated: norms are
+    taken per matrix, and Q is factorised by Cholesky (PyTorch's batched LU on a CPU is wrong from
+    n = 150 or so).
 
     Args:
         a: shape (b, n, n).
@@ -202,10 +204,10 @@ class _Paper(torch.autograd.Function):
                 c *= (k - 1 - exponent) / k
                 x.add_(power, alpha=c)
                 power = power @ z if k < 10 else power
-        x = x * norm.sqrt() if root == "sqrt" else x / norm.sqrt()
-        ctx.save_for_backward(x, norm)
+        result: Tensor = x * norm.sqrt() if root == "sqrt" else x / norm.sqrt()
+        ctx.save_for_backward(result, norm)
         ctx.root = root
-        return x
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -306,7 +308,8 @@ class _Svd(torch.autograd.Function):
         slopes = torch.where(kept, 0.5 / s if root == "sqrt" else -0.5 / (s * sigma), 0.0)
         ctx.save_for_backward(u, sigma, values, slopes)
         ctx.rule = rule
-        return (u * values[:, None, :]) @ u.mT
+        result: Tensor = (u * values[:, None, :]) @ u.mT
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -102,7 +102,7 @@ def run(cases: Sequence[Case], path: Path, settings: Settings) -> Iterator[Step]
 
 
 def set_aside(path: Path) -> Path | None:
-    """Rename an existing file of rows to the first free ``NAME.1.jsonl``, ``NAME.2.jsonl``, …"""
+    """Rename an existing file of rows to the first of NAME.1.jsonl, NAME.2.jsonl, … not taken."""
     if not path.exists():
         return None
     count = 1

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -36,13 +37,14 @@ class Stopwatch:
         for _ in range(repeats):
             marks.append([time.perf_counter()])
             run(lambda: marks[-1].append(time.perf_counter()))
-        return _means([[(b - a) * 1e3 for a, b in zip(m[:-1], m[1:], strict=True)] for m in marks])
+        return _means([[(b - a) * 1e3 for a, b in pairwise(m)] for m in marks])
 
     def _by_events(self, run: Run, repeats: int) -> list[float]:
         stream = torch.cuda.current_stream(self._device)
 
         def event() -> Any:
-            made = torch.cuda.Event(enable_timing=True)
+            # PyTorch publishes no type of it.
+            made = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             made.record(stream)
             return made
 
@@ -52,9 +54,7 @@ class Stopwatch:
             marks.append([event()])
             run(lambda: marks[-1].append(event()))
         torch.cuda.synchronize(self._device)
-        return _means(
-            [[a.elapsed_time(b) for a, b in zip(m[:-1], m[1:], strict=True)] for m in marks]
-        )
+        return _means([[a.elapsed_time(b) for a, b in pairwise(m)] for m in marks])
 
 
 def _means(laps: list[list[float]]) -> list[float]:
@@ -68,6 +68,7 @@ def in_turns(
     seconds: float,
     least: int = 3,
     most: int = 25,
+    on_turn: Callable[[int], None] | None = None,
 ) -> dict[str, list[list[float]]]:
     """Milliseconds of every phase of every candidate, one sample of each in turn.
 
@@ -78,6 +79,7 @@ def in_turns(
             but not before ``least`` samples, unless one alone took longer.
         least: samples wanted.
         most: samples at most.
+        on_turn: called after each turn with how many there were.
 
     Returns:
         For each candidate its samples, each a list of milliseconds a phase. A sample is the mean of
@@ -101,6 +103,8 @@ def in_turns(
             found = watch(run, repeats[name])
             samples[name].append(found)
             spent[name] += sum(found) * repeats[name] / 1e3
+        if on_turn is not None:
+            on_turn(turn + 1)
     return samples
 
 
@@ -185,6 +189,9 @@ def judged(
     # A peer may raise anything, and a benchmark goes on; Ctrl-C is no Exception.
     except Exception as error:
         return {**row, "why": f"raises {describe(error)}"}
+    for found, expected in ((value, problem.value), (gradient, problem.gradient)):
+        if found is not None and found.shape != expected.shape:
+            return {**row, "why": f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"}
     row["error"] = float(relative_error(value, problem.value).max())
     if gradient is not None:
         row["gradient_error"] = float(relative_error(gradient, problem.gradient).max())

@@ -26,7 +26,6 @@ from matroot.gradients import (
     GradientRule,
     Lyapunov,
     PowerIteration,
-    Spectral,
     SpectralClipped,
     SpectralNaive,
     SpectralPade,
@@ -60,7 +59,7 @@ class Candidate:
 
 
 def ours(root: RootName, **options: Any) -> Function:
-    """matroot's function for this root with these options."""
+    """The library's function for this root with these options."""
     return partial(matroot.sqrtm if root == "sqrt" else matroot.inv_sqrtm, **options)
 
 
@@ -159,6 +158,8 @@ def problem_of(
     else:
         a = random_spd(n, batch, cond=cond)
     g = torch.randn(batch, n, n, dtype=torch.float64, generator=generator)
+    # Symmetric: published gradients do not project on symmetric matrices, nor need they.
+    g = g + g.mT
     a, g = (x.to(dtype=settings.dtype, device=settings.device) for x in (a, g))
     return Problem(a, g, root)
 
@@ -282,6 +283,12 @@ def mean_errors(settings: Settings) -> list[Case]:
     ]
 
 
+_DEGREE_INPUTS: tuple[tuple[RootName, str, float | None], ...] = (
+    ("sqrt", "gaussian", None),
+    ("inv_sqrt", "κ = 1e2", 1e2),
+)
+
+
 def degrees(settings: Settings) -> list[Case]:
     """Taylor degree, Padé order and Newton–Schulz steps; root of X Xᵀ, inverse root at κ = 1e2.
 
@@ -311,7 +318,7 @@ def degrees(settings: Settings) -> list[Case]:
             partial(measure, root, cond),
             20 * settings.seconds,
         )
-        for root, name, cond in (("sqrt", "gaussian", None), ("inv_sqrt", "κ = 1e2", 1e2))
+        for root, name, cond in _DEGREE_INPUTS
     ]
 
 
@@ -380,7 +387,8 @@ def lyapunov_steps(settings: Settings) -> list[Case]:
         with torch.no_grad():
             s = function(problem.a)
         truth = _lyapunov(s, problem.g)
-        found, runs = [], {}
+        found: list[Row] = []
+        runs = {}
         for name, rule in rules.items():
             rooted = partial(function, gradient=rule)
             _, gradient = once(rooted, problem.a, problem.g)
@@ -410,7 +418,8 @@ def _lyapunov(s: Tensor, g: Tensor) -> Tensor:
     """S X + X S = sym(G) in double precision."""
     values, q = torch.linalg.eigh(s.double())
     g = (g + g.mT).double() / 2
-    return q @ ((q.mT @ g @ q) / (values[:, :, None] + values[:, None, :])) @ q.mT
+    solution: Tensor = q @ ((q.mT @ g @ q) / (values[:, :, None] + values[:, None, :])) @ q.mT
+    return solution
 
 
 EXPERIMENTS: dict[str, Callable[[Settings], list[Case]]] = {

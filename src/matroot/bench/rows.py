@@ -19,7 +19,6 @@ import matroot
 Row = dict[str, Any]
 """One candidate on one case: numbers, names, and the provenance of the measurement."""
 
-_NAMES = ("case", "experiment", "candidate")
 # What makes two rows comparable; the rest of the provenance is only told.
 ENVIRONMENT = ("matroot", "commit", "torch", "device_name", "threads")
 
@@ -105,7 +104,8 @@ def _finite(value: Any) -> Any:
 def load(path: Path) -> tuple[list[Row], list[str]]:
     """The rows of a file, the newest of each case and candidate, and what was wrong with it.
 
-    A line that is no row is skipped; the second result names the file, the line and the reason.
+    Fields that a row does not have are None. A line that is no row is skipped; the second result
+    names the file, the line and the reason.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -123,7 +123,7 @@ def load(path: Path) -> tuple[list[Row], list[str]]:
             complaints.append(f"{path}, line {number}: skipped, {error}")
             continue
         found.pop((row["case"], row["candidate"]), None)
-        found[row["case"], row["candidate"]] = row
+        found[row["case"], row["candidate"]] = {**dict.fromkeys(FIELDS), **row}
     return list(found.values()), complaints
 
 
@@ -135,41 +135,64 @@ def _check(row: object) -> None:
     """Raise ValueError unless this is a row that the report can rely on."""
     if not isinstance(row, dict):
         raise ValueError(f"expected an object, got {type(row).__name__}")
-    for name in _NAMES:
+    for name in ("case", "experiment", "candidate"):
         if not isinstance(row.get(name), str):
             raise ValueError(f"field {name!r} must be a string, got {row.get(name)!r:.40}")
     if not isinstance(row.get("of"), int):
         raise ValueError(f"field 'of' must be a whole number, got {row.get('of')!r:.40}")
-    for name, kind in FIELDS.items():
-        if row.get(name) is not None and not isinstance(row[name], kind):
-            expected = "a number" if kind == (int, float) else f"a {kind.__name__}"  # type: ignore[union-attr]
-            raise ValueError(f"field {name!r} must be {expected} or null, got {row[name]!r:.40}")
-    times = row.get("ms")
-    if times is not None:
-        for phase, triple in times.items():
-            if not (
-                isinstance(triple, list)
-                and len(triple) == 3
-                and all(isinstance(x, int | float) and x > 0 for x in triple)
-            ):
-                raise ValueError(
-                    f"ms[{phase!r}] must be three positive numbers, got {triple!r:.60}"
-                )
+    for name in REQUIRED.get(row["experiment"], ()):
+        if row.get(name) is None:
+            raise ValueError(f"field {name!r} is missing from a row of {row['experiment']!r}")
+    for name, (kinds, expected) in FIELDS.items():
+        value = row.get(name)
+        # In Python a truth value is a number, too.
+        if value is not None and (
+            not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)
+        ):
+            raise ValueError(f"field {name!r} must be {expected} or null, got {value!r:.40}")
+    for phase, triple in (row.get("ms") or {}).items():
+        if not _numbers(triple) or len(triple) != 3 or min(triple) <= 0:
+            raise ValueError(f"ms[{phase!r}] must be three positive numbers, got {triple!r:.60}")
+    curve = row.get("curve")
+    if curve is not None:
+        x, y = curve.get("x"), curve.get("y")
+        if not (_numbers(x) and _numbers(y) and len(x) == len(y)):
+            raise ValueError("curve must hold two lists of numbers, x and y, of one length")
 
 
+def _numbers(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) for x in value
+    )
+
+
+# Without these a row of that experiment has no place in the report.
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "headline": ("application", "batch", "n", "root"),
+    "batch": ("batch", "n", "root"),
+    "size": ("n", "root"),
+    "condition": ("cond", "n", "root"),
+    "degree": ("x", "root"),
+    "mae": ("n",),
+    "scalar": ("curve", "root"),
+    "convergence": ("curve", "cond"),
+    "lyapunov": ("cond",),
+    "capability": ("probe", "question", "answer"),
+    "accuracy": ("cond", "root", "dtype"),
+    "speed": ("batch", "n", "root"),
+}
+
+_NUMBER = ((int, float), "a number")
+_TEXT = (str, "a string")
 # What the report computes with; other fields are text to it.
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(
-        ("batch", "n", "cond", "error", "gradient_error", "gate", "x", "value", "memory", "mae"),
-        (int, float),
-    ),
-    "ms": dict,
-    "passed": bool,
-    "quick": bool,
-    "why": str,
-    "root": str,
-    "answer": str,
-    "device_name": str,
+FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("batch", "n", "cond", "x", "threads", "memory", "input"), _NUMBER),
+    **dict.fromkeys(("error", "gradient_error", "gate", "mae"), _NUMBER),
+    **dict.fromkeys(("ms", "curve"), (dict, "an object")),
+    **dict.fromkeys(("passed", "quick"), (bool, "true or false")),
+    **dict.fromkeys(("why", "root", "dtype", "application", "matroot", "commit"), _TEXT),
+    **dict.fromkeys(("torch", "device_name", "measured"), _TEXT),
+    **dict.fromkeys(("answer", "probe", "question", "version"), _TEXT),
 }
 
 

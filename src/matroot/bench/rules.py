@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 import matroot
+from matroot.bench.measure import Problem, in_turns, milliseconds
+from matroot.bench.paper import PHASES, RootName, forward_backward, once
+from matroot.bench.rows import append, provenance
 from matroot.gradients import GRADIENTS, GradientRule, Lyapunov
 from matroot.methods import METHODS, Method
 from matroot.registry import name_of
-from matroot.testing import exact, exact_gradient, relative_error
+from matroot.testing import relative_error
 
-ROOTS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
+ROOTS: dict[RootName, Callable[..., Tensor]] = {
+    "sqrt": matroot.sqrtm,
+    "inv_sqrt": matroot.inv_sqrtm,
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Row:
         p80: 80th percentile.
     """
 
-    root: Literal["sqrt", "inv_sqrt"]
+    root: RootName
     method: str
     gradient: str
     error: float
@@ -80,56 +83,42 @@ def measure(
         progress: called with (steps done, steps in all).
     """
     g = torch.randn(a.shape, dtype=a.dtype, generator=torch.Generator().manual_seed(0))
-    candidates = combinations()
+    labels = {(label(m), label(r)): (m, r) for m, r in combinations()}
     rows: list[Row] = []
     for done, root in enumerate(ROOTS):
-        timers, errors = [], []
-        for method, rule in candidates:
-            forward_backward = _forward_backward(a, g, root, method, rule)
-            x, gradient = forward_backward()
-            kind: Literal["sqrt", "inv_sqrt"] = "sqrt" if root == "sqrt" else "inv_sqrt"
-            error = relative_error(x, exact(a, kind)).max()
-            gradient_error = relative_error(gradient, exact_gradient(a, g, kind)).max()
-            errors.append((float(error), float(gradient_error)))
-            timers.append(
-                Timer("f()", globals={"f": forward_backward}, num_threads=torch.get_num_threads())
-            )
-        times = torch.zeros(repeats, len(candidates), dtype=torch.float64)
-        for i in range(repeats):
-            for j, timer in enumerate(timers):
-                times[i, j] = timer.timeit(1).median * 1e3
-            if progress is not None:
-                progress(done * repeats + i + 1, len(ROOTS) * repeats)
-        levels = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
-        for (method, rule), (wrong, gradient_wrong), column in zip(
-            candidates, errors, times.quantile(levels, dim=0).T.tolist(), strict=True
-        ):
-            rows.append(Row(kind, label(method), label(rule), wrong, gradient_wrong, *column))
+        problem = Problem(a, g, root)
+        functions = {
+            names: partial(ROOTS[root], method=method, gradient=rule)
+            for names, (method, rule) in labels.items()
+        }
+        errors = {}
+        for names, function in functions.items():
+            x, gradient = once(function, a, g)
+            wrong = (relative_error(x, problem.value), relative_error(gradient, problem.gradient))
+            errors[names] = tuple(float(error.max()) for error in wrong)
+        samples = in_turns(
+            {" ".join(names): forward_backward(f, a, g) for names, f in functions.items()},
+            a.device,
+            seconds=math.inf,
+            most=repeats,
+            on_turn=partial(_told, progress, done * repeats, len(ROOTS) * repeats),
+        )
+        for names in functions:
+            times = milliseconds(samples[" ".join(names)], PHASES)["total"]
+            rows.append(Row(root, *names, *errors[names], *times))
     return rows
 
 
-def _forward_backward(
-    a: Tensor, g: Tensor, root: str, method: Method, rule: GradientRule
-) -> Callable[[], tuple[Tensor, Tensor]]:
-    def run() -> tuple[Tensor, Tensor]:
-        x = a.clone().requires_grad_()
-        y = ROOTS[root](x, method=method, gradient=rule)
-        return y.detach(), torch.autograd.grad(y, x, g)[0]
-
-    return run
+def _told(progress: Callable[[int, int], None] | None, before: int, total: int, turn: int) -> None:
+    if progress is not None:
+        progress(before + turn, total)
 
 
 def save_rows(rows: Sequence[Row], path: Path, **where: object) -> None:
-    """JSON lines, each row with the versions and the machine's thread count."""
-    provenance = {
-        "matroot": matroot.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "device": "cpu",
-        **where,
-    }
-    path.write_text("".join(json.dumps({**asdict(row), **provenance}) + "\n" for row in rows))
+    """JSON lines, each row with its provenance; a file that is there is replaced."""
+    origin = {**provenance(torch.device("cpu")), **where}
+    path.unlink(missing_ok=True)
+    append(path, [{**asdict(row), **origin} for row in rows])
 
 
 def save_markdown(rows: Sequence[Row], path: Path, caption: str) -> None:

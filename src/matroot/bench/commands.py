@@ -1,0 +1,273 @@
+"""``matroot bench``: paper, peers, report and compare."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from matroot.bench import cases, rows
+from matroot.bench.cases import Case, Settings
+
+app = typer.Typer(
+    help="Measure the paper's methods and other packages beside matroot, and report.",
+    no_args_is_help=True,
+)
+console = Console()
+_T = TypeVar("_T")
+
+
+class DeviceName(enum.StrEnum):
+    """Where it runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class DtypeName(enum.StrEnum):
+    """Of the matrices, where an experiment does not prescribe one."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Fewer, smaller cases: under 2 minutes on two cores.")
+]
+Device = Annotated[DeviceName, typer.Option(help="Times on cuda are taken by device events.")]
+Dtype = Annotated[DtypeName, typer.Option(help="Of the matrices.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="File of rows; default bench/WHAT-DEVICE[-quick].jsonl."),
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start a new file; an old one is kept under another name.")
+]
+Only = Annotated[
+    str | None, typer.Option(help="These experiments only, separated by commas (see below).")
+]
+
+
+@app.command(
+    epilog="Experiments: headline, batch, size, condition, degree, mae, scalar, convergence, "
+    "lyapunov. Stopped by Ctrl-C, the same command goes on where it was."
+)
+def paper(
+    quick: Quick = False,
+    device: Device = DeviceName.CPU,
+    dtype: Dtype = DtypeName.FLOAT32,
+    output: Output = None,
+    only: Only = None,
+    fresh: Fresh = False,
+) -> None:
+    """All numerical tests of the paper: its methods and baselines, eigh and matroot in turns.
+
+    Root and inverse root; forward and backward apart; time and error against size, batch, degree
+    and condition number; scalar curves; the Lyapunov iteration; the applications' shapes with the
+    published figures beside them. Every finished case is on disk at once.
+    """
+    from matroot.bench import claims
+    from matroot.bench.paper import EXPERIMENTS
+
+    settings = _settings(device, dtype, quick)
+    chosen = _chosen(only, EXPERIMENTS)
+    path = output or _default("paper", settings)
+    _measure([c for make in chosen for c in make(settings)], path, settings, fresh=fresh)
+    found = claims.claims(rows.load(path)[0])
+    if found:
+        head = ("claim", "here", "figures")
+        _show("The paper's claims", head, [(c.statement, c.verdict, c.evidence) for c in found])
+    _point_to(path)
+
+
+@app.command(
+    epilog="Experiments: capability, accuracy, speed, memory. Stopped by Ctrl-C, the same command "
+    "goes on where it was."
+)
+def peers(
+    quick: Quick = False,
+    device: Device = DeviceName.CPU,
+    dtype: Dtype = DtypeName.FLOAT32,
+    output: Output = None,
+    only: Only = None,
+    fresh: Fresh = False,
+) -> None:
+    """Other packages' square roots beside matroot: what they can do, how exactly, how fast.
+
+    Packages that are not installed are named and left out; pip install 'matroot[bench]' brings
+    them. The table of capabilities comes from running each, never from what it says of itself.
+    """
+    from matroot.bench.peers import EXPERIMENTS, available
+
+    settings = _settings(device, dtype, quick)
+    chosen = _chosen(only, EXPERIMENTS)
+    path = output or _default("peers", settings)
+    found, missing = available(settings.device)
+    for line in missing:
+        console.print(f"left out: {line}", style="yellow", markup=False)
+    _measure([c for make in chosen for c in make(settings, found)], path, settings, fresh=fresh)
+    known = rows.pick(rows.load(path)[0], experiment="capability")
+    if known:
+        names = list(dict.fromkeys(row["candidate"] for row in known))
+        answers = {(row["question"], row["candidate"]): row["answer"] for row in known}
+        questions = dict.fromkeys(row["question"] for row in known)
+        body = [(q, *(answers.get((q, name), "–") for name in names)) for q in questions]
+        _show("Who can do what", ("", *names), body)
+    _point_to(path)
+
+
+@app.command()
+def report(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files of rows; default: every bench/*.jsonl."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path(
+        "bench/report"
+    ),
+) -> None:
+    """Tables and plots of recorded rows: index.html (needs no network), report.md, plots/.
+
+    Rows of different machines or versions are kept apart. A line of a file that is no row is
+    reported with its number and skipped.
+    """
+    from matroot.bench.report import write
+
+    paths = files or sorted(Path("bench").glob("*.jsonl"))
+    if not paths:
+        raise ValueError("no files of rows: name some, or run matroot bench paper first")
+    found, complaints = [], []
+    for path in paths:
+        good, bad = rows.load(path)
+        found += good
+        complaints += bad
+    _complain(complaints)
+    written = write(found, complaints, output)
+    plots = sum(path.suffix == ".svg" for path in written)
+    console.print(
+        f"{output / 'index.html'} written from {len(found)} rows: {plots} plots, also as PNG and "
+        "SVG; report.md says the same",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Rows to compare with.")],
+    b: Annotated[Path, typer.Argument(help="Rows that may be faster.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what lies within the noise.")
+    ] = False,
+) -> None:
+    """Ratios of two files of rows, B over A, with a band of noise.
+
+    The band runs from B's 20th over A's 80th percentile to B's 80th over A's 20th; only a ratio
+    whose band leaves out 1 counts as faster or slower.
+    """
+    from matroot.bench.compare import changed_gates, changes, mean_ratio
+
+    loaded = []
+    for path in (a, b):
+        found, complaints = rows.load(path)
+        _complain(complaints)
+        loaded.append(found)
+    for line in rows.differences(loaded[0], loaded[1][0] if loaded[1] else {}):
+        console.print(f"not the same environment: {line.replace('here', 'in B')}", markup=False)
+    found_changes = changes(*loaded)
+    if not found_changes:
+        raise ValueError(f"{a} and {b} have no timed case and candidate in common")
+    shown = [c for c in found_changes if everything or c.verdict != "within noise"]
+    if shown:
+        body = [
+            (c.case, c.candidate, c.phase, f"{c.ratio:.2f}", f"{c.low:.2f}–{c.high:.2f}", c.verdict)
+            for c in shown
+        ]
+        _show("B over A", ("case", "candidate", "phase", "ratio", "band", ""), body)
+    for line in changed_gates(*loaded):
+        console.print(line, style="red", markup=False, soft_wrap=True)
+    counts = dict.fromkeys(("faster", "slower", "within noise"), 0)
+    for change in found_changes:
+        counts[change.verdict] += 1
+    told = ", ".join(f"{count} {word}" for word, count in counts.items())
+    console.print(
+        f"{len(found_changes)} times compared: {told}; geometric mean of B over A "
+        f"{mean_ratio(found_changes):.3f}"
+    )
+
+
+def _settings(device: DeviceName, dtype: DtypeName, quick: bool) -> Settings:
+    if device is DeviceName.CUDA and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no CUDA device here")
+    return Settings(torch.device(device.value), getattr(torch, dtype.value), quick)
+
+
+def _default(what: str, settings: Settings) -> Path:
+    quick = "-quick" if settings.quick else ""
+    return Path("bench") / f"{what}-{settings.device.type}{quick}.jsonl"
+
+
+def _chosen(only: str | None, known: dict[str, _T]) -> list[_T]:
+    names = list(known) if only is None else [name.strip() for name in only.split(",")]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"--only: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def _measure(found: Sequence[Case], path: Path, settings: Settings, *, fresh: bool) -> None:
+    """Run the cases with a bar; Ctrl-C keeps what is done."""
+    if fresh and (old := cases.set_aside(path)) is not None:
+        console.print(f"the old file is now {old}", markup=False)
+    if path.exists():
+        _complain(rows.load(path)[1])
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    try:
+        with Progress(
+            *columns,
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        ) as progress:
+            task = progress.add_task("", total=1.0)
+            for step in cases.run(found, path, settings):
+                short = " ".join(step.title.split()[:6])[:60]
+                progress.update(
+                    task, description=short, completed=step.done, total=max(step.total, 1e-9)
+                )
+    except KeyboardInterrupt:
+        console.print(
+            f"stopped; what is finished stands in {path}, and the same command goes on from there",
+            markup=False,
+        )
+        raise typer.Exit(130) from None
+
+
+def _complain(complaints: Sequence[str]) -> None:
+    for line in complaints:
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
+def _show(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    table = RichTable(title=title)
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for line in body:
+        # Text, so that brackets in a row are not read as markup.
+        table.add_row(*(Text(cell) for cell in line))
+    console.print(table)
+
+
+def _point_to(path: Path) -> None:
+    console.print(
+        f"rows in {path}; matroot bench report {path} draws them", markup=False, soft_wrap=True
+    )

@@ -1,0 +1,416 @@
+"""The paper's numerical tests as sections of the report."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from matroot.bench import claims, plots, published
+from matroot.bench.layout import (
+    ROOT_NAMES,
+    Cell,
+    Group,
+    Section,
+    Table,
+    drawn_ones,
+    status,
+    three_digits,
+    times,
+    two_digits,
+)
+from matroot.bench.plots import Plot, number
+from matroot.bench.rows import Row, pick
+
+
+def claimed(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
+    """Which claims of the paper hold in these rows."""
+    found = claims.claims(group.rows)
+    kinds = {"confirmed": "good", "refuted": "bad"}
+    tables = []
+    if found:
+        body: list[list[str | Cell]] = [
+            [c.statement, Cell(c.verdict, kinds.get(c.verdict, "")), c.evidence] for c in found
+        ]
+        tables.append(Table(["claim", "here", "figures"], body))
+    figures = claims.agreement(group.rows)
+    if figures:
+        compared: list[list[str | Cell]] = [
+            [what, f"{here:.4g}", f"{there:.4g}", Cell("yes", "good") if ok else Cell("NO", "bad")]
+            for what, here, there, ok in figures
+        ]
+        caption = "Figures that do not depend on the machine."
+        tables.append(Table(["", "here", "reference", "within 3 %"], compared, caption))
+    if tables:
+        yield Section(
+            "The paper's claims on this machine",
+            f"{published.SOURCE}. Its times are of a Tesla K40 and a 6-core Xeon; what carries "
+            "over is ratios. SVD here means torch.linalg.svd with the gradients in closed form, "
+            "NS the coupled iteration by the trace with five steps.",
+            tables,
+        )
+
+
+def headline(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
+    """The applications' shapes: times, errors, the K40's figures beside them."""
+    tables, drawn = [], []
+    for case in claims.by_case(group.rows):
+        first = next(iter(case.values()))
+        name, title = first["application"], claims.shape(first)
+        there = _published(first)
+        base = there.get("NS, published")
+        base_here = number(case.get("NS, published", {}), "ms", "total")
+        body: list[list[str | Cell]] = []
+        for candidate, row in case.items():
+            total = number(row, "ms", "total")
+            old = there.get(candidate)
+            body.append(
+                [
+                    candidate,
+                    *(three_digits(number(row, "ms", p)) for p in ("forward", "backward")),
+                    f"{three_digits(total)} ({_spread(row)})" if total else "–",
+                    two_digits(row["error"]),
+                    two_digits(row["gradient_error"]),
+                    status(row),
+                    three_digits(old),
+                    times(base_here / total if base_here and total else None),
+                    times(base / old if base and old else None),
+                ]
+            )
+        head = ["", "forward, ms", "backward", "total (20–80 %)", "error", "of the gradient"]
+        head += ["gate", "K40, ms", "over NS, published: here", "on the K40"]
+        tables.append(
+            Table(head, body, f"{name}, {title}, κ = {first['cond']:.0e}. {_mark(first)}")
+        )
+        slug = f"headline-{first['batch']}x{first['n']}-{first['root']}"
+        for what, y in (("error", "error"), ("gradient", "gradient_error")):
+            drawn.append(
+                plots.pareto(
+                    list(case.values()),
+                    name=f"{slug}-{what}",
+                    title=f"{name}: {title}",
+                    footer=group.footer,
+                    y=y,
+                    y_label="relative error of the " + ("root" if y == "error" else "gradient"),
+                    phase="total",
+                    palette=palette,
+                )
+            )
+    if tables:
+        yield Section(
+            "The applications' shapes",
+            "Root and gradient, error against time; down and to the left is better.",
+            tables,
+            drawn_ones(drawn),
+        )
+
+
+def _published(row: Row) -> dict[str, float]:
+    """The K40's milliseconds for this very shape; none for a smaller batch of a quick run."""
+    for case in published.HEADLINE:
+        if (case.name, case.batch, case.n) == (row["application"], row["batch"], row["n"]):
+            # Ten transforms are five of each root; a table holds one root, so half of a tenth.
+            return {k: v / (case.calls * len(case.roots)) for k, v in case.milliseconds.items()}
+    return {}
+
+
+def _mark(row: Row) -> str:
+    for case in published.HEADLINE:
+        if (case.name, case.batch, case.n) == (row["application"], row["batch"], row["n"]):
+            shared = (
+                f" The published figure is for {case.calls * len(case.roots)} calls; shown is its "
+                "share of one."
+                if case.calls > 1
+                else ""
+            )
+            if case.known == "recalled":
+                return (
+                    "The K40's figures are quoted from memory and were NOT checked against the "
+                    "paper." + shared
+                )
+            return "The K40's figures were read off the poster, to about 3 %." + shared
+    return "A smaller batch than published: no figures to compare with."
+
+
+def _spread(row: Row) -> str:
+    _, low, high = row["ms"]["total"]
+    return f"{three_digits(low)}–{three_digits(high)}"
+
+
+def growing(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
+    """Time and error against n and against the batch."""
+    for experiment, x, label, fixed, there in (
+        ("size", "n", "n (one matrix)", "one n×n matrix", published.SIZE),
+        ("batch", "batch", "matrices of 64×64", "batches of 64×64", published.BATCH),
+    ):
+        found = pick(group.rows, experiment=experiment)
+        if not found:
+            continue
+        drawn = []
+        for root, phase in itertools.product(ROOT_NAMES, ("forward", "backward", "total")):
+            drawn.append(
+                plots.curves(
+                    pick(found, root=root),
+                    name=f"{experiment}-{root}-{phase}",
+                    title=f"{ROOT_NAMES[root]}: {phase}",
+                    footer=group.footer,
+                    x=x,
+                    y=f"ms:{phase}",
+                    x_label=label,
+                    y_label="ms",
+                    palette=palette,
+                    ticks=True,
+                )
+            )
+        for root, (y, what) in itertools.product(
+            ROOT_NAMES, (("error", "root"), ("gradient_error", "gradient"))
+        ):
+            drawn.append(
+                plots.curves(
+                    pick(found, root=root),
+                    name=f"{experiment}-{root}-{y}",
+                    title=f"{ROOT_NAMES[root]}: error of the {what}",
+                    footer=group.footer,
+                    x=x,
+                    y=y,
+                    x_label=label,
+                    y_label="relative error",
+                    palette=palette,
+                    ticks=True,
+                )
+            )
+        yield Section(
+            f"Time against {'the size' if experiment == 'size' else 'the batch'}",
+            f"{fixed[0].upper()}{fixed[1:]}, κ = 1e2.",
+            [_against_k40(pick(found, root="sqrt"), x, there)],
+            drawn_ones(drawn),
+        )
+
+
+def _against_k40(found: list[Row], x: str, there: dict[str, dict[int, float]]) -> Table:
+    body: list[list[str | Cell]] = []
+    points = sorted({row[x] for row in found})
+    for candidate in dict.fromkeys(row["candidate"] for row in found):
+        line: list[str | Cell] = [candidate]
+        for point in points:
+            case = {r["candidate"]: number(r, "ms", "total") for r in pick(found, **{x: point})}
+            here, svd = case.get(candidate), case.get("SVD")
+            old, old_svd = there.get(candidate, {}).get(point), there["SVD"].get(point)
+            text = three_digits(here)
+            if here and svd:
+                text += f", {times(svd / here)}"
+            if old and old_svd:
+                text += f" (K40: {old:g}, {times(old_svd / old)})"
+            line.append(text)
+        body.append(line)
+    caption = (
+        "Root, forward + backward: milliseconds here, times faster than SVD here; in brackets the "
+        "same on the K40, read off the poster to about 3 %."
+    )
+    return Table(["", *(f"{x} = {p}" for p in points)], body, caption)
+
+
+def accuracy(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
+    """Errors against n and the condition number."""
+    drawn: list[Plot | None] = []
+    found = pick(group.rows, experiment="mae")
+    if found:
+        # matroot's, at 1e-15, would press the others together.
+        shown = [row for row in found if row["candidate"] != "matroot"]
+        read_off = [
+            {"candidate": f"{name}, read off the poster", "n": n, "mae": mae}
+            for name, figures in published.MAE.items()
+            for n, mae in figures.items()
+        ]
+        drawn.append(
+            plots.curves(
+                [*shown, *read_off],
+                name="mae",
+                title="mean |S − S_exact|, A = XXᵀ, float64",
+                footer=group.footer,
+                x="n",
+                y="mae",
+                x_label="n",
+                y_label="mean absolute error",
+                palette=plots.colours(row["candidate"] for row in [*shown, *read_off]),
+                ticks=True,
+                log_y=False,
+                gated=False,
+            )
+        )
+    conditions = pick(group.rows, experiment="condition")
+    for root, (y, what) in itertools.product(
+        ROOT_NAMES,
+        (
+            ("error", "error of the root"),
+            ("gradient_error", "error of the gradient"),
+            ("ms:total", "time"),
+        ),
+    ):
+        drawn.append(
+            plots.curves(
+                pick(conditions, root=root),
+                name=f"condition-{root}-{y.replace(':', '-')}",
+                title=f"{ROOT_NAMES[root]}: {what}",
+                footer=group.footer,
+                x="cond",
+                y=y,
+                x_label="condition number κ (n = 64, log-spaced eigenvalues)",
+                y_label="ms" if y.startswith("ms") else "relative error",
+                palette=palette,
+            )
+        )
+    tables = [_condition_table(pick(conditions, root=root), root) for root in ROOT_NAMES]
+    if drawn_ones(drawn):
+        yield Section(
+            "Accuracy",
+            "The published methods converge on well conditioned matrices only; the gate of a "
+            "truncated method is an error of 10 %, of the others what rounding allows.",
+            [table for table in tables if table.body],
+            drawn_ones(drawn),
+        )
+
+
+def _condition_table(found: list[Row], root: str) -> Table:
+    points = sorted({row["cond"] for row in found})
+    body: list[list[str | Cell]] = []
+    for candidate in dict.fromkeys(row["candidate"] for row in found):
+        line: list[str | Cell] = [candidate]
+        for cond in points:
+            for row in pick(found, candidate=candidate, cond=cond):
+                text = f"{two_digits(row['error'])} / {two_digits(row['gradient_error'])}"
+                line.append(Cell(text, "" if row.get("passed") else "bad", row.get("why") or ""))
+        body.append(line)
+    caption = f"{ROOT_NAMES[root].capitalize()}: error / error of the gradient; red: failed."
+    return Table(["", *(f"κ = {c:.0e}" for c in points)], body, caption)
+
+
+def degrees(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
+    """Error and time against degree, order and steps."""
+    found = [
+        {**row, "candidate": row["candidate"].split()[0]}
+        for row in pick(group.rows, experiment="degree")
+    ]
+    local = plots.colours(row["candidate"] for row in found)
+    drawn = []
+    for root, (y, what, label) in itertools.product(
+        ROOT_NAMES,
+        (
+            ("error", "error of the root", "relative error"),
+            ("gradient_error", "error of the gradient", "relative error"),
+            ("ms:forward", "time forward", "ms"),
+            ("ms:backward", "time backward", "ms"),
+        ),
+    ):
+        drawn.append(
+            plots.curves(
+                pick(found, root=root),
+                name=f"degree-{root}-{y.replace(':', '-')}",
+                title=f"{ROOT_NAMES[root]}: {what}",
+                footer=group.footer,
+                x="x",
+                y=y,
+                x_label="Taylor degree, Padé order, Newton–Schulz steps",
+                y_label=label,
+                palette=local,
+                log_x=False,
+            )
+        )
+    if drawn_ones(drawn):
+        yield Section(
+            "Degree, order, steps",
+            "Root of XXᵀ, X Gaussian 64×64; inverse root at κ = 1e2. Gradient by eight Lyapunov "
+            "steps.",
+            (),
+            drawn_ones(drawn),
+        )
+
+
+def scalars(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
+    """What the methods make of one eigenvalue."""
+    drawn = []
+    for root in ROOT_NAMES:
+        found = pick(group.rows, experiment="scalar", root=root)
+        if not found:
+            continue
+        values, errors = [], []
+        for row in found:
+            for x, y in zip(row["curve"]["x"], row["curve"]["y"], strict=True):
+                truth = math.sqrt(x) if root == "sqrt" else 1 / math.sqrt(x)
+                values.append({"candidate": row["candidate"], "x": x, "y": y})
+                errors.append({"candidate": row["candidate"], "x": x, "y": abs(y / truth - 1)})
+        local = plots.colours(row["candidate"] for row in found)
+        power = "½" if root == "sqrt" else "−½"
+        for points, what, label in ((values, "", "value"), (errors, ", error", "relative error")):
+            # Points instead of lines would hide the curve; dots are small enough.
+            drawn.append(
+                plots.curves(
+                    points,
+                    name=f"scalar-{root}-{label.split()[-1]}",
+                    title=f"x^({power}) with x = 1 − z{what}",
+                    footer=group.footer,
+                    x="x",
+                    y="y",
+                    x_label="eigenvalue x of A/c",
+                    y_label=label,
+                    palette=local,
+                    gated=False,
+                )
+            )
+    if drawn:
+        yield Section(
+            "On one eigenvalue",
+            "What each method makes of an eigenvalue x of A divided by its normaliser c.",
+            (),
+            drawn_ones(drawn),
+        )
+
+
+def lyapunov(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
+    """The steps of the backward pass."""
+    tables, drawn = [], []
+    points = [
+        {"candidate": row["candidate"], "x": x, "y": y}
+        for row in pick(group.rows, experiment="convergence")
+        for x, y in zip(row["curve"]["x"], row["curve"]["y"], strict=True)
+    ]
+    if points:
+        drawn.append(
+            plots.curves(
+                points,
+                name="convergence",
+                title="‖B_k − I‖_F of the sign iteration, n = 64, float64",
+                footer=group.footer,
+                x="x",
+                y="y",
+                x_label="step k",
+                y_label="‖B_k − I‖_F",
+                palette=plots.colours(p["candidate"] for p in points),
+                log_x=False,
+                gated=False,
+            )
+        )
+    found = pick(group.rows, experiment="lyapunov")
+    if found:
+        body: list[list[str | Cell]] = [
+            [
+                row["candidate"],
+                f"{row['cond']:.0e}",
+                two_digits(row["error"]),
+                two_digits(row["gradient_error"]),
+                three_digits(number(row, "ms", "backward")),
+            ]
+            for row in found
+        ]
+        head = ["", "κ", "error of X", "error of the gradient", "backward, ms"]
+        tables.append(
+            Table(head, body, "X solves S X + X S = G for the MPA root S at hand, float32, n = 64.")
+        )
+    if tables or drawn_ones(drawn):
+        yield Section(
+            "The Lyapunov iteration",
+            "How many steps the backward pass takes, started at S/√‖A‖_F with S by MPA.",
+            tables,
+            drawn_ones(drawn),
+        )
