@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
-import subprocess
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,9 +22,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from rich.progress import Progress
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 import matroot
+from matroot.bench.measure import in_turns, milliseconds
+from matroot.bench.rows import Row, append, pick, provenance
 from matroot.gradients import GradientRule, Lyapunov
 from matroot.methods import Method, Minimax, NewtonSchulz, Pade, Taylor
 from matroot.testing import (
@@ -42,7 +42,6 @@ ROWS = ROOT / "benchmarks/results/numerics-cpu.jsonl"
 PAGE = ROOT / "docs/numerics.md"
 IMAGES = ROOT / "docs/images"
 
-Row = dict[str, Any]
 QUANTITIES = ("sqrt", "inv_sqrt", "gradient", "inv_gradient")
 CHOICES: dict[str, tuple[Method | str, GradientRule | str] | None] = {
     "eigh": None,  # by hand: torch.linalg.eigh and division by s_i + s_j
@@ -166,19 +165,18 @@ def products() -> Iterator[Row]:
 
 def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, list]:
     """Milliseconds of every candidate, in turns: 20th, 50th and 80th percentile."""
-    threads = torch.get_num_threads()
-    timers = {
-        name: Timer("f()", globals={"f": f}, num_threads=threads) for name, f in candidates.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(repeats + 1):
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(1).median * 1e3)
-    levels = torch.tensor([0.2, 0.5, 0.8], dtype=torch.double)
-    return {
-        name: torch.tensor(x[1:], dtype=torch.double).quantile(levels).tolist()
-        for name, x in times.items()
-    }
+    runs = {name: partial(_as_run, f) for name, f in candidates.items()}
+    samples = in_turns(runs, torch.device("cpu"), seconds=math.inf, most=repeats)
+    found = {}
+    for name, laps in samples.items():
+        median, p20, p80 = milliseconds(laps, ("all",))["all"]
+        found[name] = [p20, median, p80]
+    return found
+
+
+def _as_run(function: Callable[[], object], lap: Callable[[], None]) -> None:
+    function()
+    lap()
 
 
 def lyapunov() -> Iterator[Row]:
@@ -217,34 +215,15 @@ def lyapunov() -> Iterator[Row]:
             }
 
 
-def provenance() -> Row:
-    """Versions and machine."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return {
-        "matroot": matroot.__version__,
-        "commit": commit.stdout.strip(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": names[0] if names else platform.processor(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def record(path: Path, parts: dict[str, Callable[[], Iterator[Row]]]) -> None:
     """All rows, into one file; a part that is done is not measured again."""
-    known, origin = load(path), provenance()
+    known, origin = load(path), provenance(torch.device("cpu"))
     with Progress() as progress:
         bar = progress.add_task("measuring", total=len(parts))
         for name, part in parts.items():
             progress.update(bar, description=name)
             if not any(row["kind"] == name for row in known):
-                rows = [{**row, **origin} for row in part()]
-                with path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in rows)
+                append(path, [{**row, **origin} for row in part()])
             progress.advance(bar)
 
 
@@ -263,11 +242,6 @@ def fill(page: str, name: str, text: str) -> str:
     start, end = f"<!-- table: {name} -->", f"<!-- end of {name} -->"
     before, rest = page.split(start)
     return f"{before}{start}\n\n{text}\n\n{end}{rest.split(end)[1]}"
-
-
-def pick(rows: list[Row], **wanted: object) -> list[Row]:
-    """The rows with these fields."""
-    return [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
 
 
 def table(head: list[str], body: list[list[str]]) -> str:

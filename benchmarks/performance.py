@@ -16,13 +16,11 @@ import torch
 from numerics import (
     IMAGES,
     ROOT,
-    Row,
     figure,
     fill,
     function,
     interleaved,
     load,
-    pick,
     record,
     table,
 )
@@ -30,6 +28,8 @@ from torch import Tensor
 
 import matroot
 from matroot.backends import native
+from matroot.bench import baselines
+from matroot.bench.rows import Row, pick
 from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import Eigh, Minimax, Pade
 from matroot.testing import by_eigh, exact, exact_gradient, random_spd, relative_error
@@ -48,14 +48,15 @@ SIZES = [
     (1, 64),
     (1, 512),
 ]
-PAPER = {"method": Pade(), "gradient": Lyapunov(steps=8)}
+PAPER = "paper, PyTorch's operations"
+AS_PUBLISHED = partial(baselines.paper, forward="pade")
 CHOICES: dict[str, dict[str, Any] | None] = {
     "eigh by hand": None,
     "default": {},
     "the same with autograd": None,
     "torch.linalg.matrix_sqrth": None,
-    "paper, PyTorch's operations": {**PAPER, "backend": "torch"},
-    "paper, kernels": {**PAPER, "backend": "native"},
+    PAPER: None,
+    "paper, kernels": {"method": Pade(), "gradient": Lyapunov(steps=8), "backend": "native"},
 }
 BACKENDS: dict[str, dict[str, Any]] = {
     f"{name}, {backend}": {"method": method, "gradient": rule, "backend": backend}
@@ -74,41 +75,18 @@ def both(a: Tensor, g: Tensor, wanted: str, options: dict[str, Any]) -> tuple[Te
     return root, *torch.autograd.grad(root, x, g)
 
 
-def by_matrix_sqrth(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """PyTorch's own function of symmetric matrices."""
+def with_gradient(function: Callable[[Tensor], Tensor], a: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+    """A root and its gradient by autograd."""
     x = a.clone().requires_grad_()
-    root = torch.linalg.matrix_sqrth(x)
-    return root, *torch.autograd.grad(root, x, g)
-
-
-class ByEigh(torch.autograd.Function):
-    """``by_eigh`` as one has to write it to train with it."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
-        values, q = torch.linalg.eigh(a)
-        s = values.clamp(min=0).sqrt()
-        ctx.save_for_backward(s, q)
-        return (q * s[..., None, :]) @ q.mT
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        s, q = ctx.saved_tensors
-        sums = s[..., :, None] + s[..., None, :]
-        return q @ ((q.mT @ ((g + g.mT) / 2) @ q) / sums) @ q.mT
-
-
-def by_autograd(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Root and gradient by ByEigh."""
-    x = a.clone().requires_grad_()
-    root: Tensor = ByEigh.apply(x)
+    root = function(x)
     return root, *torch.autograd.grad(root, x, g)
 
 
 def case(n: int, batch: int, cond: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Matrices and a cotangent."""
     a = random_spd(n, batch, cond=cond, dtype=dtype)
-    return a, torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    g = torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    return a, g + g.mT
 
 
 def timed(runs: dict[str, Callable[[], Any]], repeats: int) -> Iterator[tuple[str, Row]]:
@@ -127,9 +105,10 @@ def speed() -> Iterator[Row]:
             if options is not None
         }
         runs["eigh by hand"] = partial(by_eigh, a, g)
-        runs["the same with autograd"] = partial(by_autograd, a, g)
+        functions = {"the same with autograd": baselines.eigh_by_hand, PAPER: AS_PUBLISHED}
         if hasattr(torch.linalg, "matrix_sqrth"):
-            runs["torch.linalg.matrix_sqrth"] = partial(by_matrix_sqrth, a, g)
+            functions["torch.linalg.matrix_sqrth"] = torch.linalg.matrix_sqrth
+        runs |= {name: partial(with_gradient, f, a, g) for name, f in functions.items()}
         for name, row in timed(runs, 11):
             root, gradient = runs[name]()
             yield {
@@ -218,7 +197,7 @@ def speed_table(rows: list[Row], cond: float) -> str:
         for name in list(CHOICES)[2:]:
             cells.append(f"{found[name]['ms'] / ours['ms']:.1f}×" if name in found else "–")
         for field in ("error", "gradient_error"):
-            paper = found["paper, PyTorch's operations"]
+            paper = found[PAPER]
             cells.append(f"{ours[field]:.0e} / {hand[field]:.0e} / {paper[field]:.0e}")
         body.append([f"{batch}×{n}", *cells])
     head = [
