@@ -565,3 +565,35 @@ def test_fresh_keeps_the_old_file(tmp_path):
     assert run([*options, "--fresh"]).exit_code == 0
     assert rows.load(tmp_path / "rows.1.jsonl")[0][0]["torch"] == "1.0"
     assert len(rows.load(path)[0]) == 3
+
+
+class FakeEvent:
+    """A CUDA event on the clock of the host, in a world where a millisecond passes a record."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self, stream):
+        FakeEvent.now += 1.0
+        self.time = FakeEvent.now
+
+    def elapsed_time(self, end):
+        return end.time - self.time
+
+
+def test_a_gpu_is_timed_by_its_events(monkeypatch):
+    synchronized = []
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
+
+    def work(lap):
+        lap()
+        FakeEvent.now += 5.0
+        lap()
+
+    device = torch.device("cuda")
+    assert Stopwatch(device)(work, 3) == [1.0, 6.0]
+    assert synchronized == [device, device]  # before the first event and after the last

@@ -53,6 +53,11 @@ class Case:
     measure: Callable[[], list[Row]]
     weight: float
 
+    @property
+    def title(self) -> str:
+        """A few words, for a progress bar."""
+        return " ".join([self.experiment, *map(str, self.fields.values())])[:32]
+
     def key(self, settings: Settings) -> str:
         """One line that names the case in the file."""
         fields = {"dtype": settings.dtype_name, **self.fields, "device": settings.device.type}
@@ -92,7 +97,7 @@ def run(cases: Sequence[Case], path: Path, settings: Settings) -> Iterator[Step]
         key = case.key(settings)
         if key in done:
             continue
-        yield Step(key, passed, total)
+        yield Step(case.title, passed, total)
         found = case.measure()
         shared = {"case": key, "of": len(found), "experiment": case.experiment}
         settled = {"dtype": settings.dtype_name, "quick": settings.quick}

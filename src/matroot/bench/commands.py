@@ -10,7 +10,14 @@ from typing import Annotated, TypeVar
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -229,21 +236,13 @@ def _measure(found: Sequence[Case], path: Path, settings: Settings, *, fresh: bo
         console.print(f"the old file is now {old}", markup=False)
     if path.exists():
         _complain(rows.load(path)[1])
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), TaskProgressColumn())
+    clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     try:
-        with Progress(
-            *columns,
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        ) as progress:
-            task = progress.add_task("", total=1.0)
+        with Progress(*columns, *clocks, console=console) as progress:
+            task = progress.add_task("", total=None)
             for step in cases.run(found, path, settings):
-                short = " ".join(step.title.split()[:6])[:60]
-                progress.update(
-                    task, description=short, completed=step.done, total=max(step.total, 1e-9)
-                )
+                progress.update(task, description=step.title, completed=step.done, total=step.total)
     except KeyboardInterrupt:
         console.print(
             f"stopped; what is finished stands in {path}, and the same command goes on from there",
