@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matroot.bench import published
+from matroot.bench.layout import times
 from matroot.bench.plots import number
 from matroot.bench.rows import Row, pick
 
@@ -55,7 +56,7 @@ def ratios(rows: Sequence[Row], other: str, candidate: str) -> dict[str, float]:
 
 
 def _told(found: dict[str, float]) -> str:
-    return ", ".join(f"{name}: {ratio:.2g}×" for name, ratio in found.items())
+    return ", ".join(f"{name}: {times(ratio)}" for name, ratio in found.items())
 
 
 def _faster(rows: Sequence[Row], statement: str, candidate: str, other: str) -> Claim:
@@ -76,7 +77,7 @@ def _headline_ratio(rows: Sequence[Row]) -> Claim:
         found = ratios(rows, other, candidate).get("64×48×48")
         if found is not None:
             holds.append(found >= 0.8 * expected)
-            told.append(f"{candidate} over {other}: {found:.2g}× here, {expected}× there")
+            told.append(f"{candidate} over {other}: {times(found)} here, {expected}× there")
     return Claim(
         "At 64×48×48 MPA is 3.2 and MTP 4.3 times faster than NS, 25.6 and 34.8 times than SVD "
         "(confirmed from 80 % of that)",
@@ -142,7 +143,7 @@ def _matroot(rows: Sequence[Row], statement: str, *, failed: bool) -> Claim:
         ]
         if others:
             found[shape(ours)] = min(others)
-    told = ", ".join(f"{case}: {ratio:.2g}× ({name})" for case, (ratio, name) in found.items())
+    told = ", ".join(f"{case}: {times(ratio)} ({name})" for case, (ratio, name) in found.items())
     return Claim(statement, verdict([ratio > 1 for ratio, _ in found.values()]), told)
 
 
