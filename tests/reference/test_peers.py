@@ -11,17 +11,18 @@ from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import ot
 import pytest
 import torch
-from geoopt import linalg as geoopt
 from packaging.version import Version
 from pyriemann.geometry import base as pyriemann
 from pyriemann.geometry.distance import distance_wasserstein
 from spd_learn import functional as spd_learn
 
 import matroot
+from matroot.bench import peers
+from matroot.bench.adapters import ADAPTERS, on_jax, to_jax, to_torch
+from matroot.bench.capabilities import least_gradient, tied
 from matroot.testing import (
     assert_root,
     exact,
@@ -56,29 +57,9 @@ def not_mended(package):
 
 OURS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm, "both": matroot.sqrtm_pair}
 METHODS = ["auto", "minimax"]
-OTT = {"threshold": 1e-13}  # Its default, 1e-6, is not meant for double precision.
-# (package, function): S, Z or both in this order, of a tensor or (OTT-JAX) a JAX array.
-PEERS = {
-    ("pyriemann", "sqrt"): pyriemann.sqrtm,
-    ("pyriemann", "inv_sqrt"): pyriemann.invsqrtm,
-    ("POT", "sqrt"): ot.backend.TorchBackend().sqrtm,
-    ("spd_learn", "sqrt"): spd_learn.matrix_sqrt.apply,
-    ("spd_learn", "inv_sqrt"): spd_learn.matrix_inv_sqrt.apply,
-    ("spd_learn", "both"): spd_learn.matrix_sqrt_inv.apply,
-    ("ott-jax", "sqrt"): lambda a: ott.sqrtm_only(a, **OTT),
-    ("ott-jax", "inv_sqrt"): lambda a: ott.inv_sqrtm_only(a, **OTT),
-    ("ott-jax", "both"): lambda a: ott.sqrtm(a, **OTT)[:2],
-    ("geoopt", "sqrt"): geoopt.sym_sqrtm,
-    ("geoopt", "inv_sqrt"): geoopt.sym_inv_sqrtm1,
-    ("geoopt", "both"): lambda a: geoopt.sym_inv_sqrtm2(a)[::-1],
-}
-
-
-def tied(*eigenvalues):
-    """A matrix of these eigenvalues in directions that are no axes, float64."""
-    q = torch.linalg.qr(random_spd(len(eigenvalues), seed=4)).Q
-    a = (q * torch.tensor(eigenvalues, dtype=torch.float64)) @ q.mT
-    return (a + a.mT) / 2
+PEERS = {peer.package: peer for peer in peers.PEERS if peer.package in SEEN}
+FUNCTIONS = [(package, function) for package, peer in PEERS.items() for function in peer.functions]
+TORCH = ADAPTERS["torch"]
 
 
 def random(cond, *batch, **options):
@@ -128,46 +109,10 @@ WRONG = {
 }
 
 
-def evaluate_torch(function, a, cotangents):
-    """The roots and the gradient."""
-    leaf = a.clone().requires_grad_()
-    roots = function(leaf)
-    roots = roots if isinstance(roots, tuple) else (roots,)
-    return roots, torch.autograd.grad(roots, leaf, cotangents)[0]
-
-
-def on_jax(double=True):
-    """JAX on the CPU (the gradients of OTT-JAX need it) and in this precision, for a while."""
-    return jax.default_device(jax.devices("cpu")[0]), jax.enable_x64(double)
-
-
-def to_jax(x):
-    return jnp.asarray(x.numpy())
-
-
-def to_torch(x):
-    return torch.from_numpy(np.array(x))
-
-
-def evaluate_jax(function, a, cotangents):
-    """The roots and the gradient, tensors in and out."""
-    cpu, precision = on_jax(a.dtype != torch.float32)
-    with cpu, precision:
-        roots, vjp = jax.vjp(function, to_jax(a))
-        single = not isinstance(roots, tuple)
-        g = tuple(map(to_jax, cotangents))
-        (gradient,) = vjp(g[0] if single else g)
-        return tuple(map(to_torch, (roots,) if single else roots)), to_torch(gradient)
-
-
-def evaluator(package):
-    return evaluate_jax if package == "ott-jax" else evaluate_torch
-
-
-def or_nan(evaluate, function, a, g):
-    """The same; NaN where the peer raises."""
+def or_nan(adapter, function, a, g):
+    """The roots and the gradient; NaN where the peer raises."""
     try:
-        return evaluate(function, a, g)
+        return adapter.gradient(function, a, g)
     except (RuntimeError, TypeError):
         nothing = torch.full_like(a, torch.nan)
         return (nothing,) * len(g), nothing
@@ -181,10 +126,10 @@ def check(error, bound, right, package):
         assert not error <= 10 * bound
 
 
-def errors(evaluate, function, a, names, gradient):
+def errors(adapter, function, a, names, gradient):
     """The relative error of the roots and of the gradient."""
     g = tuple(random_spd(4, *a.shape[:-2], dtype=a.dtype, seed=7 + i) for i in range(len(names)))
-    roots, found = or_nan(evaluate, function, a, g)
+    roots, found = or_nan(adapter, function, a, g)
     truth = sum(exact_gradient(a, h, name) for h, name in zip(g, names, strict=True))
     pairs = {name: (x, exact(a, name)) for name, x in zip(names, roots, strict=True)}
     pairs[gradient] = found, truth
@@ -192,16 +137,17 @@ def errors(evaluate, function, a, names, gradient):
 
 
 @pytest.mark.parametrize("matrices", MATRICES)
-@pytest.mark.parametrize(("package", "function"), PEERS)
+@pytest.mark.parametrize(("package", "function"), FUNCTIONS)
 def test_roots_and_gradients(package, function, matrices):
     a, cond = MATRICES[matrices]
     names = ("sqrt", "inv_sqrt") if function == "both" else (function,)
     gradient = "gradient" if function == "sqrt" else "inv_gradient"
     for method in METHODS:
         ours = functools.partial(OURS[function], method=method)
-        for name, error in errors(evaluate_torch, ours, a, names, gradient).items():
+        for name, error in errors(TORCH, ours, a, names, gradient).items():
             assert error <= tolerance(a.dtype, cond, name), (method, name)
-    theirs = errors(evaluator(package), PEERS[package, function], a, names, gradient)
+    peer = PEERS[package]
+    theirs = errors(peer.adapter, peer.functions[function], a, names, gradient)
     wrong = WRONG.get((package, matrices), ())
     for name, error in theirs.items():
         check(error, tolerance(a.dtype, cond, name), name not in wrong, package)
@@ -210,8 +156,7 @@ def test_roots_and_gradients(package, function, matrices):
 def test_ott_reports_success_while_the_inverse_is_wrong():
     # Its error is that of S S alone, which does not see small eigenvalues.
     a = MATRICES["κ = 1e8"][0]
-    cpu, precision = on_jax()
-    with cpu, precision:
+    with on_jax(a.dtype):
         _, z, reported = ott.sqrtm(to_jax(a))
         reported = to_torch(reported)
     if not_mended("ott-jax"):
@@ -229,14 +174,6 @@ SINGULAR = {  # S of S²
     "projector": random(1.0, 2, 3, spectrum="half_zero"),
     "complex": torch.tensor([[1, -1j], [1j, 1]], dtype=torch.complex128) / 2,
 }
-
-
-def least_gradient(s, g):
-    """The solution of least norm of S X + X S = G: 0 on null × null space."""
-    values, q = torch.linalg.eigh(s)
-    sums = values.clamp(min=0)[..., :, None] + values.clamp(min=0)[..., None, :]
-    h = q.mH @ g @ q
-    return q @ torch.where(sums > 1e-3, h / sums.clamp(min=1e-3), 0) @ q.mH
 
 
 SINGULAR_WRONG = {
@@ -264,12 +201,13 @@ def test_singular(package, matrices):
     truth = least_gradient(s, g)
     # Rounding makes 1.5e-8 of a root that should be 0; spd_learn clamps it at 1.5e-7.
     bound = 1e-6
-    (root,), gradient = evaluate_torch(matroot.sqrtm, a, g)
+    (root,), gradient = TORCH.gradient(matroot.sqrtm, a, (g,))
     assert relative_error(root, s).max() <= bound
     assert relative_error(gradient, truth).max() <= bound
     with pytest.raises(torch.linalg.LinAlgError, match="singular"):
         matroot.inv_sqrtm(a)
-    (root,), gradient = or_nan(evaluator(package), PEERS[package, "sqrt"], a, (g,))
+    peer = PEERS[package]
+    (root,), gradient = or_nan(peer.adapter, peer.functions["sqrt"], a, (g,))
     wrong = SINGULAR_WRONG.get((package, matrices), ())
     check(relative_error(root, s).max(), bound, "sqrt" not in wrong, package)
     check(relative_error(gradient, truth).max(), bound, "gradient" not in wrong, package)
@@ -279,7 +217,8 @@ def test_singular(package, matrices):
 def test_peers_invert_what_has_no_inverse(package):
     # A finite matrix, 2e6 and 3e1 large, where there is none; ours refuses (test_singular).
     a = SINGULAR["diagonal"]
-    (z,), _ = or_nan(evaluator(package), PEERS[package, "inv_sqrt"], a, (a,))
+    peer = PEERS[package]
+    (z,), _ = or_nan(peer.adapter, peer.functions["inv_sqrt"], a, (a,))
     if not_mended(package):
         assert z.isfinite().all()
 
@@ -301,32 +240,20 @@ SECOND_WRONG = {
 }
 
 
-def second_torch(function, a, e):
-    leaf = a.clone().requires_grad_()
-    (first,) = torch.autograd.grad(function(leaf).square().sum(), leaf, create_graph=True)
-    return torch.autograd.grad((first * e).sum(), leaf)[0]
-
-
-def second_jax(function, a, e):
-    cpu, precision = on_jax()
-    with cpu, precision:
-        first = jax.grad(lambda x: jnp.sum(function(x) ** 2))
-        return to_torch(jax.grad(lambda x: jnp.sum(first(x) * to_jax(e)))(to_jax(a)))
-
-
 @pytest.mark.parametrize("matrices", SECOND)
-@pytest.mark.parametrize(("package", "function"), [p for p in PEERS if p[1] != "both"])
+@pytest.mark.parametrize(("package", "function"), [p for p in FUNCTIONS if p[1] != "both"])
 def test_second_derivative(package, function, matrices):
     a, e = SECOND[matrices], random(10.0, seed=7)
+    twos = torch.full_like(a, 2.0)  # In ½ Σ 2 f(A)².
     z = torch.linalg.inv(a)
     truth = torch.zeros_like(a) if function == "sqrt" else z @ (e @ z + z @ e) @ z
     bound = tolerance(torch.float64, 100.0, "gradient")
     for method in METHODS:
-        ours = second_torch(functools.partial(OURS[function], method=method), a, e)
+        ours = TORCH.second(functools.partial(OURS[function], method=method), a, twos, e)
         assert relative_error(ours, truth) <= bound
+    peer = PEERS[package]
     try:
-        second = second_jax if package == "ott-jax" else second_torch
-        theirs = second(PEERS[package, function], a, e)
+        theirs = peer.adapter.second(peer.functions[function], a, twos, e)
     except (RuntimeError, NotImplementedError):
         theirs = torch.full_like(a, torch.nan)
     right = (package, matrices) not in SECOND_WRONG
@@ -365,7 +292,8 @@ def test_bures_distance(package, cond):
     # I − T with T the optimal map from N(0, A) to N(0, B).
     gradient = torch.eye(4, dtype=a.dtype) - z @ middle @ z
     g = (torch.ones_like(value),)
-    (found,), found_gradient = evaluator(package)(lambda x: BURES[package](x, b), a, g)
+    adapter = PEERS[package].adapter if package in PEERS else TORCH
+    (found,), found_gradient = adapter.gradient(lambda x: BURES[package](x, b), a, g)
     bound = tolerance(torch.float64, cond**2, "gradient")  # The product has κ².
     if package == "ott-jax" and cond == 1e4:
         # Passes the dimension to sqrtm where it takes the threshold: stops after ten steps, whose
@@ -390,12 +318,10 @@ def test_product_of_two_definite_matrices():
         return ((s @ matroot.sqrtm(s @ (n + x * d) @ s) @ z) * unit).sum()
 
     x = torch.zeros((), dtype=m.dtype)
-    cpu, precision = on_jax()
-    with cpu, precision:
+    theirs = PEERS["ott-jax"].functions["sqrt"]
+    with on_jax(m.dtype):
         mj, nj, dj, uj = map(to_jax, (m, n, d, unit))
-        value, slope = jax.value_and_grad(
-            lambda x: jnp.sum(ott.sqrtm_only(mj @ (nj + x * dj), **OTT) * uj)
-        )(0.0)
+        value, slope = jax.value_and_grad(lambda x: jnp.sum(theirs(mj @ (nj + x * dj)) * uj))(0.0)
     torch.testing.assert_close(ours(x), to_torch(value), rtol=1e-12, atol=0)
     torch.testing.assert_close(torch.func.grad(ours)(x), to_torch(slope), rtol=1e-12, atol=0)
     with pytest.raises(torch.linalg.LinAlgError):
@@ -420,5 +346,5 @@ def test_finite_differences_off_the_symmetric_matrices():
     """POT expects gradcheck to pass without symmetrising: the Hermitian part counts."""
     x = torch.randn(5, 5, dtype=torch.float64)
     a = (x @ x.mT + torch.eye(5, dtype=torch.float64)).requires_grad_()
-    for sqrtm in (PEERS["POT", "sqrt"], matroot.sqrtm):
+    for sqrtm in (PEERS["POT"].functions["sqrt"], matroot.sqrtm):
         assert torch.autograd.gradcheck(sqrtm, a)

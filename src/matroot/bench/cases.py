@@ -29,7 +29,7 @@ class Settings:
     @property
     def seconds(self) -> float:
         """What one candidate may take to be timed in one case."""
-        return 0.1 if self.quick else 1.5
+        return 0.1 if self.quick else 1.0
 
     @property
     def dtype_name(self) -> str:

@@ -1,0 +1,440 @@
+"""Other packages' square roots beside matroot's: what they can do, how exactly, how fast."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import matroot
+from matroot.bench import baselines
+from matroot.bench.adapters import ADAPTERS, Absent, Adapter, Function, Thunk, quiet
+from matroot.bench.capabilities import PROBES, Probe, Subject
+from matroot.bench.cases import Case, Settings
+from matroot.bench.measure import Lap, Problem, Run, describe, in_turns, judged, milliseconds
+from matroot.bench.paper import ROOTS, RootName, problem_of
+from matroot.bench.rows import Row
+from matroot.testing import random_spd
+
+Functions = Mapping[str, Function]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Somebody's square root.
+
+    Attributes:
+        name: what the rows call it.
+        package: the distribution that it comes from.
+        load: imports the package, and returns the functions that it has: some of ``"sqrt"``,
+            ``"inv_sqrt"``, ``"both"`` (S, Z); ``"unchecked"`` where the root raises for a bad
+            matrix and there is one that does not.
+        kind: whose arrays the functions take: ``"torch"``, ``"jax"`` or ``"numpy"``.
+        truncated: the functions do not claim to reach the root.
+    """
+
+    name: str
+    package: str
+    load: Callable[[], Functions]
+    kind: Literal["torch", "jax", "numpy"] = "torch"
+    truncated: bool = False
+
+    @cached_property
+    def functions(self) -> Functions:
+        """What ``load`` returns, loaded once."""
+        with quiet():
+            return self.load()
+
+    @property
+    def adapter(self) -> Adapter:
+        """How the functions are called."""
+        return ADAPTERS[self.kind]
+
+    @property
+    def version(self) -> str:
+        """Of the package."""
+        return version(self.package)
+
+
+def _matroot() -> Functions:
+    return {
+        "sqrt": matroot.sqrtm,
+        "inv_sqrt": matroot.inv_sqrtm,
+        "both": matroot.sqrtm_pair,
+        "unchecked": partial(matroot.sqrtm, check_errors=False),
+    }
+
+
+def _matrix_sqrth() -> Functions:
+    name = "torch.linalg.matrix_sqrth"
+    if not hasattr(torch.linalg, "matrix_sqrth"):
+        raise ModuleNotFoundError(f"no {name} in PyTorch {torch.__version__}", name=name)
+    return {"sqrt": torch.linalg.matrix_sqrth}
+
+
+def _eigh() -> Functions:
+    def roots(a: Tensor, *powers: float) -> tuple[Tensor, ...]:
+        values, q = torch.linalg.eigh(a)
+        return tuple((q * values[..., None, :] ** power) @ q.mH for power in powers)
+
+    return {
+        "sqrt": lambda a: roots(a, 0.5)[0],
+        "inv_sqrt": lambda a: roots(a, -0.5)[0],
+        "both": lambda a: roots(a, 0.5, -0.5),
+    }
+
+
+def _eigh_by_hand() -> Functions:
+    return {root: partial(baselines.eigh_by_hand, root=root) for root in ROOTS}
+
+
+def _paper() -> Functions:
+    return {root: partial(baselines.paper, forward="pade", root=root) for root in ROOTS}
+
+
+def _scipy() -> Functions:
+    from scipy.linalg import sqrtm
+
+    return {"sqrt": sqrtm}
+
+
+def _jax() -> Functions:
+    import jax.numpy as jnp
+    from jax.scipy.linalg import sqrtm
+
+    # By itself it takes one matrix.
+    return {"sqrt": jnp.vectorize(sqrtm, signature="(n,n)->(n,n)")}
+
+
+def _pot() -> Functions:
+    from ot.backend import TorchBackend
+
+    return {"sqrt": TorchBackend().sqrtm}
+
+
+def _geoopt() -> Functions:
+    from geoopt import linalg
+
+    return {
+        "sqrt": linalg.sym_sqrtm,
+        "inv_sqrt": linalg.sym_inv_sqrtm1,
+        "both": lambda a: linalg.sym_inv_sqrtm2(a)[::-1],
+    }
+
+
+def _pyriemann() -> Functions:
+    from pyriemann.geometry import base
+
+    return {"sqrt": base.sqrtm, "inv_sqrt": base.invsqrtm}
+
+
+def _spd_learn() -> Functions:
+    from spd_learn import functional
+
+    return {
+        "sqrt": functional.matrix_sqrt.apply,
+        "inv_sqrt": functional.matrix_inv_sqrt.apply,
+        "both": functional.matrix_sqrt_inv.apply,
+    }
+
+
+def _ott() -> Functions:
+    from ott.math import matrix_square_root as ott
+
+    def threshold(a: Any) -> dict[str, float]:
+        # The default is not meant for double precision.
+        return {"threshold": 1e-13} if a.dtype == "float64" else {}
+
+    return {
+        "sqrt": lambda a: ott.sqrtm_only(a, **threshold(a)),
+        "inv_sqrt": lambda a: ott.inv_sqrtm_only(a, **threshold(a)),
+        "both": lambda a: ott.sqrtm(a, **threshold(a))[:2],
+    }
+
+
+def _contour_integral_quadrature() -> Functions:
+    from linear_operator.operators import DenseLinearOperator
+
+    def inverse(a: Tensor) -> Tensor:
+        identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        root: Tensor = DenseLinearOperator(a).sqrt_inv_matmul(identity)
+        return root
+
+    def root(a: Tensor) -> Tensor:
+        # The same numbers as from contour_integral_quad, whose gradient takes the inverse root for
+        # a constant. That of a product is not symmetric without the first line.
+        a = (a + a.mH) / 2
+        return a @ inverse(a)
+
+    return {"sqrt": root, "inv_sqrt": inverse}
+
+
+PEERS: tuple[Peer, ...] = (
+    Peer("matroot", "matroot", _matroot),
+    Peer("torch.linalg.matrix_sqrth", "torch", _matrix_sqrth),
+    Peer("eigh, differentiated by PyTorch", "torch", _eigh),
+    Peer("eigh by hand", "torch", _eigh_by_hand),
+    Peer("MPA-Lya (paper)", "torch", _paper, truncated=True),
+    Peer("scipy.linalg.sqrtm", "scipy", _scipy, kind="numpy"),
+    Peer("jax.scipy.linalg.sqrtm, vectorised", "jax", _jax, kind="jax"),
+    Peer("POT", "POT", _pot),
+    Peer("geoopt", "geoopt", _geoopt),
+    Peer("pyriemann", "pyriemann", _pyriemann),
+    Peer("spd_learn", "spd_learn", _spd_learn),
+    Peer("OTT-JAX", "ott-jax", _ott, kind="jax"),
+    Peer("linear_operator CIQ", "linear_operator", _contour_integral_quadrature, truncated=True),
+)
+
+
+def available(device: torch.device) -> tuple[list[Peer], list[str]]:
+    """Who can be measured there, and a line for each of the others that says why not.
+
+    Only a missing module makes a peer missing; any other error of an import is an error here too.
+    """
+    found, missing = [], []
+    for peer in PEERS:
+        if device.type != "cpu" and peer.kind != "torch":
+            missing.append(f"{peer.name}: measured on a CPU only")
+            continue
+        try:
+            with quiet():
+                peer.load()
+        except ModuleNotFoundError as error:
+            missing.append(f"{peer.name}: {error}; pip install --upgrade {peer.package}")
+        else:
+            found.append(peer)
+    return found, missing
+
+
+@dataclass(frozen=True)
+class SquareProblem(Problem):
+    """A problem A = S² in double precision, S known to the last digit.
+
+    There the eigenvalues of A are what most candidates compute themselves, and their errors would
+    be none. Those of S, from which all but the root comes here, lose √κ instead of κ.
+    """
+
+    s: Tensor
+
+    def __post_init__(self) -> None:
+        values, q = torch.linalg.eigh(self.s)
+        x, y = values[..., :, None], values[..., None, :]
+        g = q.mT @ ((self.g + self.g.mT) / 2) @ q
+        if self.root == "sqrt":
+            value, gradient = self.s, g / (x + y)
+        else:
+            value, gradient = (q / y) @ q.mT, -g / ((x + y) * x * y)
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "gradient", q @ gradient @ q.mT)
+        object.__setattr__(self, "cond", float((values[..., -1] / values[..., 0]).max()) ** 2)
+
+
+def problem_for(settings: Settings, root: RootName, batch: int, n: int, cond: float) -> Problem:
+    """As in the paper's tests; in double precision with a root known beforehand."""
+    problem = problem_of(settings, root, batch, n, cond)
+    if settings.dtype != torch.float64:
+        return problem
+    # Multiples of 2⁻²⁶ between −1 and 1: the products are multiples of 2⁻⁵², and no sum of them in
+    # S² exceeds 1, so that nothing is rounded.
+    s = random_spd(n, batch, cond=math.sqrt(cond), device=settings.device)
+    s = (s * 2**26).round() / 2**26
+    return SquareProblem(s @ s, problem.g, root, s)
+
+
+def capability(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
+    """Who can do what: a case a question."""
+
+    def measure(probe: Probe) -> list[Row]:
+        found = []
+        for peer in peers:
+            subject = Subject(peer.functions, peer.adapter, peer.truncated, settings.device)
+            with quiet():
+                answer = probe.answer(subject)
+            found.append({**_named(peer), "question": probe.question, **answer})
+        return found
+
+    return [
+        Case(
+            "capability",
+            {"probe": probe.name, "dtype": probe.dtype},
+            partial(measure, probe),
+            10.0 if probe.name == "compile" else 1.0,
+        )
+        for probe in PROBES
+    ]
+
+
+def accuracy(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
+    """Errors of root and gradient against the condition number, n = 64."""
+    batch = 1 if settings.quick else 4
+    dtypes = [settings.dtype] if settings.quick else [settings.dtype, torch.float64]
+    conds = (1e2, 1e4, 1e6) if settings.quick else (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
+
+    def measure(chosen: Settings, root: RootName, cond: float) -> list[Row]:
+        problem = problem_for(chosen, root, batch, 64, cond)
+        with quiet():
+            return [_judged(problem, peer)[0] for peer in _with(root, peers)]
+
+    return [
+        Case(
+            "accuracy",
+            {"dtype": chosen.dtype_name, "root": root, "cond": cond, "batch": batch, "n": 64},
+            partial(measure, chosen, root, cond),
+            2.0,
+        )
+        # Each once, in this order.
+        for chosen in (replace(settings, dtype=dtype) for dtype in dict.fromkeys(dtypes))
+        for root in ROOTS
+        for cond in conds
+    ]
+
+
+BATCHES = ((1024, 8), (1024, 16), (256, 32), (64, 48), (256, 64), (64, 128), (16, 256))
+SHAPES = (*BATCHES, (1, 64), (1, 512))
+# OTT-JAX, which takes seconds to compile, has done so for 1×64 in ``accuracy``.
+QUICK = ((256, 16), (64, 32), (1, 64))
+
+
+def speed(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
+    """Root, and root with gradient, at κ = 1e4, in turns."""
+
+    def measure(root: RootName, batch: int, n: int) -> list[Row]:
+        problem = problem_for(settings, root, batch, n, 1e4)
+        with quiet():
+            return _timed(problem, _with(root, peers), settings)
+
+    chosen = [(root, shape) for root in ROOTS for shape in SHAPES]
+    if settings.quick:
+        chosen = [*(("sqrt", shape) for shape in QUICK), ("inv_sqrt", QUICK[-1])]
+    return [
+        Case(
+            "speed",
+            {"root": root, "batch": batch, "n": n, "cond": 1e4},
+            partial(measure, root, batch, n),
+            2 * len(peers) * settings.seconds + 5e-7 * batch * n**3 + 0.07 * n,
+        )
+        for root, (batch, n) in chosen
+    ]
+
+
+def memory(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
+    """Peak memory of root and gradient, each in a process of its own: a case a peer."""
+    batch, n = (2048, 16) if settings.quick else (512, 64)
+
+    def measure(peer: Peer, root: str) -> list[Row]:
+        arguments = (peer.name, root, batch, n, settings.dtype_name, settings.device)
+        return [{**_named(peer), **_in_process(*map(str, arguments))}]
+
+    return [
+        Case(
+            "memory",
+            {"candidate": peer.name, "root": root, "batch": batch, "n": n},
+            partial(measure, peer, root),
+            4.0,
+        )
+        for peer in peers
+        for root in (next(root for root in ROOTS if root in peer.functions),)
+    ]
+
+
+EXPERIMENTS: dict[str, Callable[[Settings, Sequence[Peer]], list[Case]]] = {
+    "capability": capability,
+    "accuracy": accuracy,
+    "speed": speed,
+    "memory": memory,
+}
+
+
+def _named(peer: Peer) -> Row:
+    return {"candidate": peer.name, "version": peer.version}
+
+
+def _with(root: RootName, peers: Sequence[Peer]) -> list[Peer]:
+    return [peer for peer in peers if root in peer.functions]
+
+
+def _judged(problem: Problem, peer: Peer) -> tuple[Row, dict[str, Thunk]]:
+    """The row of errors, and what ran: ``"forward"`` and ``"both"``, as far as they do."""
+    function, adapter = peer.functions[problem.root], peer.adapter
+    thunks: dict[str, Thunk] = {}
+    lost = None
+
+    def run() -> tuple[Tensor, Tensor | None]:
+        nonlocal lost
+        forward = adapter.forward(function, problem.a)
+        (value,) = adapter.tensors(forward())
+        thunks["forward"] = forward
+        try:
+            both = adapter.both(function, problem.a, (problem.g,))
+            gradient = adapter.tensors(both())[-1]
+        except Absent:
+            return value, None
+        # Whatever it raises, there still is the root.
+        except Exception as error:
+            lost = f"gradient raises {describe(error)}"
+            return value, None
+        thunks["both"] = both
+        return value, gradient
+
+    row = judged(problem, run, truncated=peer.truncated)
+    return {**_named(peer), **row, "why": row["why"] or lost}, thunks
+
+
+def _timed(problem: Problem, peers: Sequence[Peer], settings: Settings) -> list[Row]:
+    """Gate, then time; who raises or fails is kept, and shown as that."""
+    found = []
+    runs: dict[str, dict[str, Run]] = {"forward": {}, "both": {}}
+    for peer in peers:
+        row, thunks = _judged(problem, peer)
+        found.append(row)
+        for phase, thunk in thunks.items():
+            runs[phase][peer.name] = _as_run(thunk)
+    for row in found:
+        row["ms"] = {}
+    for phase, candidates in runs.items():
+        samples = in_turns(candidates, settings.device, seconds=settings.seconds)
+        for row in found:
+            if row["candidate"] in samples:
+                row["ms"] |= milliseconds(samples[row["candidate"]], (phase,))
+    return found
+
+
+def _as_run(thunk: Thunk) -> Run:
+    def run(lap: Lap) -> None:
+        thunk()
+        lap()
+
+    return run
+
+
+# What the C library starts with, but held: otherwise it learns from what is freed to keep it, and
+# memory used again would not show.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
+
+def _in_process(*arguments: str, timeout: float = 120.0) -> Row:
+    """The row of ``python -m matroot.bench.memory``."""
+    command = [sys.executable, "-m", "matroot.bench.memory", *arguments]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = {**os.environ, **_MALLOC, **threads}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return {"memory": None, "why": f"not finished after {timeout:g} s"}
+    if done.returncode:
+        last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        return {"memory": None, "why": f"fails: {last[:120]}"}
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row

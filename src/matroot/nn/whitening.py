@@ -1,0 +1,378 @@
+"""Decorrelated batch normalisation: whitening where batch normalisation only scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from matroot import inv_sqrtm
+from matroot.gradients import GradientRule
+from matroot.methods import Method
+from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
+
+Running = Literal["covariance", "whitening"]
+
+
+class _DecorrelatedBatchNorm(nn.Module):
+    """See DecorrelatedBatchNorm2d."""
+
+    _dimensions: tuple[int, ...] = ()
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    running_covariance: Tensor | None
+    running_whitening: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        groups: int | None = None,
+        group_size: int | None = None,
+        method: str | Method = "auto",
+        gradient: str | GradientRule = "auto",
+        shrinkage: Shrinkage | float | None = None,
+        running: Running = "covariance",
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.groups = _groups(type(self).__name__, num_features, groups, group_size)
+        if not eps >= 0:
+            raise ValueError(f"{type(self).__name__}: eps must be at least 0, got {eps!r}")
+        if running not in ("covariance", "whitening"):
+            raise ValueError(
+                f"{type(self).__name__}: running must be 'covariance' or 'whitening', "
+                f"got {running!r}"
+            )
+        check_shrinkage(shrinkage)
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        self.method = method
+        self.gradient = gradient
+        self.shrinkage = shrinkage
+        self.running = running
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        for name in ("weight", "bias"):
+            parameter = nn.Parameter(torch.empty(num_features, **where)) if affine else None
+            self.register_parameter(name, parameter)
+        matrices = torch.empty(self.groups, self.group_size, self.group_size, **where)
+        buffers = {
+            "running_mean": torch.empty(num_features, **where),
+            "running_covariance": matrices if running == "covariance" else None,
+            "running_whitening": matrices if running == "whitening" else None,
+            "num_batches_tracked": torch.tensor(0, dtype=torch.long, device=device),
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer if track_running_stats else None)
+        self.reset_parameters()
+
+    @property
+    def group_size(self) -> int:
+        """Channels that are whitened together."""
+        return self.num_features // self.groups
+
+    def reset_running_stats(self) -> None:
+        """Mean 0, covariance I, no batch seen."""
+        if self.running_mean is not None and self.num_batches_tracked is not None:
+            self.running_mean.zero_()
+            self.num_batches_tracked.zero_()
+        for matrices in (self.running_covariance, self.running_whitening):
+            if matrices is not None:
+                matrices.zero_().diagonal(dim1=-2, dim2=-1).fill_(1)
+
+    def reset_parameters(self) -> None:
+        """Weight 1, bias 0, and the running statistics."""
+        self.reset_running_stats()
+        if self.weight is not None and self.bias is not None:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    def statistics(self, x: Tensor) -> Moments:
+        """Mean and covariance of one batch, x of shape (groups, group_size, samples).
+
+        The one place where a batch's samples meet: a subclass that knows of other processes'
+        samples overrides this.
+        """
+        return moments(x, shrinkage=self.shrinkage)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whiten, then scale and shift.
+
+        Args:
+            x: shape (N, C) or (N, C, …) as the class says, C = num_features.
+
+        Returns:
+            The shape, dtype and memory format of ``x``.
+
+        Raises:
+            ValueError: another number of dimensions or channels; one sample in training.
+            torch.linalg.LinAlgError: where errors are checked (see ``inv_sqrtm``), NaN or infinity.
+        """
+        self._check(x)
+        # Half precision has too few digits for a covariance, and so has autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            samples = wide.transpose(0, 1).reshape(self.groups, self.group_size, -1)
+            if self.training or self.running_mean is None:
+                found = self.statistics(samples)
+                whitening = self._whitening(found.covariance)
+                if self.training:
+                    self._update(found, whitening)
+                centered = found.centered
+            else:
+                mean = self.running_mean.to(samples.dtype)
+                centered = samples - mean.view(self.groups, self.group_size, 1)
+                whitening = self._running_whitening(samples.dtype)
+            y = self._colored(whitening, centered)
+            y = y.reshape(self.num_features, x.shape[0], *x.shape[2:]).transpose(0, 1)
+            return _as_before(y.to(x.dtype), x)
+
+    def _whitening(self, covariance: Tensor) -> Tensor:
+        """(C + eps·I)^{-1/2} of each group.
+
+        Where eps is below the rounding of a covariance, some units of its trace, the zeros of one
+        with fewer samples than channels would be noise; there the ridge is that rounding.
+        """
+        trace = covariance.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        lack = (8 * torch.finfo(covariance.dtype).eps * trace - self.eps).clamp(min=0)
+        identity = torch.eye(self.group_size, dtype=covariance.dtype, device=covariance.device)
+        return inv_sqrtm(
+            covariance + lack * identity,
+            eps=self.eps,
+            method=self.method,
+            gradient=self.gradient,
+        )
+
+    def _running_whitening(self, dtype: torch.dtype) -> Tensor:
+        if self.running_whitening is not None:
+            return self.running_whitening.to(dtype)
+        assert self.running_covariance is not None
+        return self._whitening(self.running_covariance.to(dtype))
+
+    def _colored(self, whitening: Tensor, centered: Tensor) -> Tensor:
+        """W x, scaled and shifted; the scale goes into the matrix."""
+        if self.weight is None or self.bias is None:
+            return whitening @ centered
+        weight, bias = (
+            p.to(centered.dtype).view(self.groups, self.group_size, 1)
+            for p in (self.weight, self.bias)
+        )
+        return torch.baddbmm(bias, weight * whitening, centered)
+
+    @torch.no_grad()
+    def _update(self, found: Moments, whitening: Tensor) -> None:
+        """Move the running statistics towards this batch's, the covariance's unbiased."""
+        if self.running_mean is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share: float | Tensor = (
+            1.0 / self.num_batches_tracked.to(found.mean.dtype)
+            if self.momentum is None
+            else self.momentum
+        )
+        pairs = [(self.running_mean, found.mean.reshape(-1))]
+        if self.running_covariance is not None:
+            unbiased = found.covariance * (found.samples / (found.samples - 1))
+            pairs.append((self.running_covariance, unbiased))
+        if self.running_whitening is not None:
+            pairs.append((self.running_whitening, whitening))
+        for running, new in pairs:
+            running.add_(share * (new - running).to(running.dtype))
+
+    def _check(self, x: Tensor) -> None:
+        name = type(self).__name__
+        if x.dim() not in self._dimensions:
+            wanted = " or ".join(f"{d}-D" for d in self._dimensions)
+            raise ValueError(f"{name}: expected {wanted} input, got shape {tuple(x.shape)}")
+        if x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{name}: expected {self.num_features} channels, got shape {tuple(x.shape)}"
+            )
+        count = x.numel() // self.num_features
+        if count == 0 or (count == 1 and self.training):
+            least = "more than one sample" if self.training else "samples"
+            raise ValueError(f"{name}: expected {least} a channel, got shape {tuple(x.shape)}")
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}, groups={self.groups}, "
+            f"method={self.method!r}"
+        )
+
+
+class DecorrelatedBatchNorm1d(_DecorrelatedBatchNorm):
+    """ZCA-whitens the channels of (N, C) or (N, C, L); see DecorrelatedBatchNorm2d."""
+
+    _dimensions = (2, 3)
+
+
+class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
+    """ZCA-whitens the channels of (N, C, H, W): batch normalisation that decorrelates as well.
+
+    Of each group of channels, over all samples and pixels, with mean μ and covariance Σ,
+
+        y = γ ⊙ (Σ + eps·I)^{-1/2} (x − μ) + β.
+
+    With groups of one channel it is batch normalisation. In training μ and Σ (divided by the number
+    of samples) are the batch's; running averages of μ and of the unbiased Σ are kept and used in
+    evaluation, as in ``torch.nn.BatchNorm2d``, the arguments and buffers of which these are.
+
+    Args:
+        num_features: C.
+        eps: ridge on the covariance, in its units; where there are fewer samples than channels of a
+            group it is what keeps the result finite.
+        momentum: share of the new batch in the running statistics; None: the mean of all batches.
+        affine: learn γ and β.
+        track_running_stats: keep running statistics; without them evaluation uses the batch's.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        groups: number of groups that are whitened separately, 1 by default; or
+        group_size: channels in each.
+        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` is IterNorm.
+        gradient: of the inverse root.
+        shrinkage: of the covariance, see ``matroot.statistics.moments``.
+        running: what evaluation uses: the running ``"covariance"``, or the running average of the
+            ``"whitening"`` matrices, as published.
+
+    Note:
+        Covariances and roots are computed in float32 at least, also under autocast. Cost: two
+        products of the group's matrix with all samples, and the root.
+
+    References:
+        L. Huang, D. Yang, B. Lang, J. Deng, Decorrelated Batch Normalization, CVPR 2018; L. Huang
+        et al., Iterative Normalization, CVPR 2019.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import DecorrelatedBatchNorm2d
+        >>> y = DecorrelatedBatchNorm2d(4)(torch.randn(8, 4, 16, 16)).transpose(0, 1).flatten(1)
+        >>> torch.allclose(y @ y.T / y.shape[1], torch.eye(4), atol=1e-3)
+        True
+    """
+
+    _dimensions = (4,)
+
+
+class DecorrelatedBatchNorm3d(_DecorrelatedBatchNorm):
+    """ZCA-whitens the channels of (N, C, D, H, W); see DecorrelatedBatchNorm2d."""
+
+    _dimensions = (5,)
+
+
+_COUNTERPARTS: dict[type[nn.Module], type[_DecorrelatedBatchNorm]] = {
+    nn.BatchNorm1d: DecorrelatedBatchNorm1d,
+    nn.BatchNorm2d: DecorrelatedBatchNorm2d,
+    nn.BatchNorm3d: DecorrelatedBatchNorm3d,
+}
+
+
+def convert_batchnorm(
+    module: nn.Module,
+    which: Literal["first", "all"] | Callable[[str, nn.Module], bool] = "first",
+    **options: Any,
+) -> nn.Module:
+    """Put decorrelated batch normalisation where a model has batch normalisation.
+
+    In evaluation the outputs stay what they were, to rounding: the covariance starts as the
+    diagonal matrix of the running variances. Parameters, statistics, dtype, device and mode are
+    taken over.
+
+    Args:
+        module: the model; changed in place, unless it is itself such a layer.
+        which: the ``"first"`` layer in the order of ``named_modules``, as the paper does, ``"all"``, or
+            a function of name and layer.
+        options: ``groups``, ``method`` and so on, see DecorrelatedBatchNorm2d. A ``group_size`` must
+            divide the channels of every layer that is converted.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: nothing was converted.
+
+    Example:
+        >>> from torch import nn
+        >>> from matroot.nn import convert_batchnorm
+        >>> convert_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), groups=2)[1]
+        DecorrelatedBatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, groups=2, method='auto')
+    """  # noqa: E501 (a doctest's output)
+    found = [(name, m) for name, m in module.named_modules() if type(m) in _COUNTERPARTS]
+    if which == "first":
+        found = found[:1]
+    elif callable(which):
+        found = [(name, m) for name, m in found if which(name, m)]
+    elif which != "all":
+        raise ValueError(f"which must be 'first', 'all' or a function, got {which!r}")
+    if not found:
+        raise ValueError("convert_batchnorm: found no layer of batch normalisation to convert")
+    for name, old in found:
+        new = _converted(old, options)
+        if not name:
+            return new
+        parent, _, own = name.rpartition(".")
+        setattr(module.get_submodule(parent), own, new)
+    return module
+
+
+def _converted(old: Any, options: dict[str, Any]) -> _DecorrelatedBatchNorm:
+    example = old.weight if old.affine else old.running_mean
+    where = {} if example is None else {"device": example.device, "dtype": example.dtype}
+    new = _COUNTERPARTS[type(old)](
+        old.num_features,
+        old.eps,
+        old.momentum,
+        old.affine,
+        old.track_running_stats,
+        **where,
+        **options,
+    )
+    if old.affine:
+        new.weight, new.bias = old.weight, old.bias
+    with torch.no_grad():
+        if old.running_mean is not None:
+            assert new.running_mean is not None
+            assert new.num_batches_tracked is not None
+            new.running_mean.copy_(old.running_mean)
+            new.num_batches_tracked.copy_(old.num_batches_tracked)
+            variance = old.running_var.view(new.groups, new.group_size)
+            if new.running_covariance is not None:
+                new.running_covariance.copy_(torch.diag_embed(variance))
+            if new.running_whitening is not None:
+                new.running_whitening.copy_(torch.diag_embed((variance + new.eps).rsqrt()))
+    return new.train(old.training)
+
+
+def _groups(name: str, features: int, groups: int | None, group_size: int | None) -> int:
+    """The number of groups, from either way of saying it."""
+    if features < 1:
+        raise ValueError(f"{name}: expected at least one channel, got num_features={features}")
+    if groups is not None and group_size is not None:
+        raise ValueError(f"{name}: give groups or group_size, not both")
+    what, divisor = ("groups", groups) if group_size is None else ("group_size", group_size)
+    divisor = 1 if divisor is None else divisor
+    if divisor < 1 or features % divisor:
+        raise ValueError(f"{name}: {what}={divisor} does not divide the {features} channels")
+    return divisor if what == "groups" else features // divisor
+
+
+def _as_before(y: Tensor, x: Tensor) -> Tensor:
+    """The tensor in the memory format of x."""
+    for dimensions, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.dim() == dimensions and x.is_contiguous(memory_format=layout):
+            return y.contiguous(memory_format=layout)
+    return y.contiguous()

@@ -1,0 +1,166 @@
+"""Covariances of samples, their shrinkage, and the triangle of a symmetric matrix as a vector."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Shrinkage = Literal["ledoit_wolf", "oas"]
+SHRINKAGES: tuple[Shrinkage, ...] = ("ledoit_wolf", "oas")
+
+
+class Moments(NamedTuple):
+    """What a batch of samples says.
+
+    Attributes:
+        mean: shape (..., d, 1).
+        covariance: (1/m) Σ (x − mean)(x − mean)ᵀ, shrunk if asked for, shape (..., d, d).
+        centered: x − mean, shape (..., d, m).
+        samples: m, their number.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    centered: Tensor
+    samples: int
+
+
+def moments(x: Tensor, *, shrinkage: Shrinkage | float | None = None) -> Moments:
+    """Mean and covariance of samples in columns.
+
+    C = (1/m) Σ_k (x_k − x̄)(x_k − x̄)ᵀ, then (1 − ρ) C + ρ (tr C / d) I.
+
+    Args:
+        x: shape (..., d, m), d features of m samples; half precision is summed in float32.
+        shrinkage: ρ between 0 and 1, or who finds it: ``"ledoit_wolf"`` or ``"oas"``. None: no
+            shrinkage.
+
+    Returns:
+        Moments in the dtype of ``x``, float32 at least.
+
+    Raises:
+        ValueError: no samples, no features, or an unknown shrinkage.
+
+    References:
+        O. Ledoit and M. Wolf, A well-conditioned estimator for large-dimensional covariance
+        matrices, J. Multivariate Anal. 88 (2004); Y. Chen et al., Shrinkage algorithms for MMSE
+        covariance estimation, IEEE Trans. Signal Process. 58 (2010).
+
+    Example:
+        >>> import torch
+        >>> from matroot.statistics import moments
+        >>> moments(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).covariance
+        tensor([[1., 0.],
+                [0., 0.]])
+    """
+    d, count = x.shape[-2:]
+    if d == 0 or count == 0:
+        raise ValueError(f"moments: expected features and samples, got shape {tuple(x.shape)}")
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    mean = x.mean(-1, keepdim=True)
+    centered = x - mean
+    covariance = centered @ centered.mT / count
+    if shrinkage is not None:
+        share = _share(shrinkage, covariance, centered)
+        middle = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        identity = torch.eye(d, dtype=x.dtype, device=x.device)
+        covariance = (1 - share) * covariance + share * middle * identity
+    return Moments(mean, covariance, centered, count)
+
+
+def check_shrinkage(shrinkage: Shrinkage | float | None) -> None:
+    """Raise ValueError unless ``moments`` knows it."""
+    if shrinkage is None or shrinkage in SHRINKAGES:
+        return
+    if isinstance(shrinkage, str) or not 0 <= shrinkage <= 1:
+        known = ", ".join(map(repr, SHRINKAGES))
+        raise ValueError(
+            f"shrinkage must be None, a number in [0, 1] or one of {known}, got {shrinkage!r}"
+        )
+
+
+def _share(shrinkage: Shrinkage | float, c: Tensor, centered: Tensor) -> Tensor | float:
+    """ρ, shape (..., 1, 1)."""
+    check_shrinkage(shrinkage)
+    if not isinstance(shrinkage, str):
+        return shrinkage
+    d, m = centered.shape[-2:]
+    square = c.square().sum((-2, -1), keepdim=True)  # tr C²
+    trace = c.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    distance = square - trace.square() / d  # ‖C − μI‖_F², μ = tr C / d
+    if shrinkage == "ledoit_wolf":
+        # Mean of ‖x_k x_kᵀ − C‖_F² over the samples, over their number.
+        fourth = centered.square().sum(-2).square().mean(-1)[..., None, None]
+        above, below = (fourth - square) / m, distance
+    else:
+        above = (1 - 2 / d) * square + trace.square()
+        below = (m + 1 - 2 / d) * distance
+    # A multiple of the identity is its own target: any share does.
+    positive = below > 0
+    share = torch.where(positive, above / torch.where(positive, below, 1.0), 1.0)
+    return share.clamp(0.0, 1.0)
+
+
+def pack_triangle(a: Tensor, *, scaled: bool = False) -> Tensor:
+    """The upper triangle of symmetric matrices, row by row, as vectors.
+
+    Args:
+        a: shape (..., n, n).
+        scaled: multiply what is off the diagonal by √2, which makes it an isometry:
+            ⟨pack(A), pack(B)⟩ = tr(A B).
+
+    Returns:
+        Shape (..., n (n + 1)/2).
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import pack_triangle
+        >>> pack_triangle(torch.tensor([[1.0, 2.0], [2.0, 3.0]]))
+        tensor([1., 2., 3.])
+    """
+    n = a.shape[-1]
+    if a.dim() < 2 or a.shape[-2] != n:
+        raise ValueError(f"pack_triangle: expected shape (..., n, n), got {tuple(a.shape)}")
+    row, column = torch.triu_indices(n, n, device=a.device)
+    packed = a[..., row, column]
+    if scaled:
+        packed = packed * _off_diagonal(row, column, packed, math.sqrt(2))
+    return packed
+
+
+def unpack_triangle(v: Tensor, *, scaled: bool = False) -> Tensor:
+    """The symmetric matrices of which ``pack_triangle`` made these vectors.
+
+    Args:
+        v: shape (..., n (n + 1)/2).
+        scaled: whether they were packed so.
+
+    Returns:
+        Shape (..., n, n).
+
+    Raises:
+        ValueError: the length is no n (n + 1)/2.
+    """
+    length = v.shape[-1]
+    n = (math.isqrt(8 * length + 1) - 1) // 2
+    if n * (n + 1) // 2 != length:
+        raise ValueError(
+            f"unpack_triangle: expected a length of n (n + 1)/2, got shape {tuple(v.shape)}"
+        )
+    row, column = torch.triu_indices(n, n, device=v.device)
+    if scaled:
+        v = v * _off_diagonal(row, column, v, math.sqrt(0.5))
+    # Where in the vector each entry of the matrix stands.
+    place = torch.zeros(n, n, dtype=torch.long, device=v.device)
+    place[row, column] = torch.arange(length, device=v.device)
+    place[column, row] = torch.arange(length, device=v.device)
+    return v[..., place]
+
+
+def _off_diagonal(row: Tensor, column: Tensor, like: Tensor, factor: float) -> Tensor:
+    """1 on the diagonal and the factor off it, as packed."""
+    return torch.where(row == column, 1.0, factor).to(like.dtype)

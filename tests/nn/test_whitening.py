@@ -1,0 +1,301 @@
+"""Decorrelated batch normalisation against its definition and against batch normalisation."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import matroot
+from matroot.methods import NewtonSchulz
+from matroot.nn import (
+    DecorrelatedBatchNorm1d,
+    DecorrelatedBatchNorm2d,
+    DecorrelatedBatchNorm3d,
+    convert_batchnorm,
+)
+from matroot.testing import exact
+
+SHAPES = {
+    DecorrelatedBatchNorm1d: [(20, 6), (4, 6, 9)],
+    DecorrelatedBatchNorm2d: [(4, 6, 5, 3)],
+    DecorrelatedBatchNorm3d: [(3, 6, 2, 3, 4)],
+}
+CASES = [(layer, shape) for layer, shapes in SHAPES.items() for shape in shapes]
+PLAIN = {
+    DecorrelatedBatchNorm1d: nn.BatchNorm1d,
+    DecorrelatedBatchNorm2d: nn.BatchNorm2d,
+    DecorrelatedBatchNorm3d: nn.BatchNorm3d,
+}
+
+
+def correlated(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(shape[1], shape[1], dtype=torch.float64, generator=generator)
+    x = torch.randn(*shape, dtype=torch.float64, generator=generator)
+    return (torch.einsum("ij,nj...->ni...", mix, x) + 2).to(dtype)
+
+
+def columns(x):
+    """Channels × samples."""
+    return x.transpose(0, 1).flatten(1)
+
+
+def randomize(layer, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(torch.rand(p.shape, dtype=torch.float64, generator=generator) + 0.5)
+    return layer
+
+
+@pytest.mark.parametrize(("layer", "shape"), CASES)
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_each_group_is_white(layer, shape, groups):
+    x = correlated(*shape)
+    y = columns(layer(6, groups=groups, eps=0.0, dtype=torch.float64)(x))
+    c = y @ y.T / y.shape[1]
+    size = 6 // groups
+    for i in range(groups):
+        block = c[i * size : (i + 1) * size, i * size : (i + 1) * size]
+        torch.testing.assert_close(block, torch.eye(size, dtype=torch.float64))
+    torch.testing.assert_close(y.mean(1), torch.zeros(6, dtype=torch.float64))
+
+
+def test_the_ridge_is_in_units_of_the_covariance():
+    x = correlated(50, 4)
+    y = DecorrelatedBatchNorm1d(4, eps=0.5, affine=False, dtype=torch.float64)(x)
+    c = torch.cov(x.T, correction=0)
+    z = exact(c + 0.5 * torch.eye(4, dtype=torch.float64), "inv_sqrt")
+    torch.testing.assert_close(y.T, z @ (x.T - x.mean(0)[:, None]))
+
+
+def test_zca_is_the_symmetric_choice():
+    # Of all whitening maps W the symmetric one changes the samples least.
+    x = correlated(200, 5)
+    y = DecorrelatedBatchNorm1d(5, eps=0.0, affine=False, dtype=torch.float64)(x)
+    w = torch.linalg.lstsq(x - x.mean(0), y).solution.T
+    torch.testing.assert_close(w, w.T)
+    q = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
+    assert (y - (x - x.mean(0))).norm() < (y @ q.T - (x - x.mean(0))).norm()
+
+
+@pytest.mark.parametrize(("layer", "shape"), CASES)
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("affine", [True, False])
+def test_groups_of_one_are_batch_normalisation(layer, shape, momentum, affine):
+    options = {"momentum": momentum, "affine": affine, "dtype": torch.float64}
+    ours, plain = layer(6, group_size=1, **options), PLAIN[layer](6, **options)
+    randomize(ours), randomize(plain)
+    for seed in range(3):
+        x = correlated(*shape, seed=seed).requires_grad_()
+        g = correlated(*shape, seed=9)
+        outputs = [module(x) for module in (ours, plain)]
+        torch.testing.assert_close(*outputs)
+        found, expected = (
+            torch.autograd.grad(y, [x, *m.parameters()], g)
+            for y, m in zip(outputs, (ours, plain), strict=True)
+        )
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(ours.running_mean, plain.running_mean)
+        torch.testing.assert_close(ours.running_covariance.flatten(), plain.running_var)
+        assert ours.num_batches_tracked == plain.num_batches_tracked
+    torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize("running", ["covariance", "whitening"])
+def test_evaluation_by_hand(running):
+    layer = randomize(DecorrelatedBatchNorm2d(6, groups=2, dtype=torch.float64, running=running))
+    a, b = correlated(4, 6, 5, 3), correlated(4, 6, 5, 3, seed=1)
+    layer(a), layer(b)
+    eye = torch.eye(3, dtype=torch.float64)
+    mean, state = torch.zeros(6, dtype=torch.float64), [eye, eye]
+    for x in (columns(a), columns(b)):
+        mean = 0.9 * mean + 0.1 * x.mean(1)
+        for i, block in enumerate((x[:3], x[3:])):
+            new = (
+                torch.cov(block)
+                if running == "covariance"
+                else exact(torch.cov(block, correction=0) + 1e-5 * eye, "inv_sqrt")
+            )
+            state[i] = 0.9 * state[i] + 0.1 * new
+    if running == "covariance":
+        state = [exact(c + 1e-5 * eye, "inv_sqrt") for c in state]
+    x = correlated(2, 6, 5, 3, seed=2)
+    expected = torch.block_diag(*state) @ (columns(x) - mean[:, None])
+    expected = layer.weight[:, None] * expected + layer.bias[:, None]
+    torch.testing.assert_close(columns(layer.eval()(x)), expected)
+
+
+def test_without_running_statistics_evaluation_uses_the_batch():
+    layer = DecorrelatedBatchNorm1d(4, track_running_stats=False, dtype=torch.float64)
+    x = correlated(30, 4)
+    assert list(layer.buffers()) == []
+    torch.testing.assert_close(layer.eval()(x), layer.train()(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"shrinkage": "oas"}, {"shrinkage": 0.2}])
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients(options, training):
+    layer = DecorrelatedBatchNorm2d(4, eps=1e-2, dtype=torch.float64, momentum=0.0, **options)
+    randomize(layer).train(training)
+    x = correlated(3, 4, 2, 2).requires_grad_()
+
+    def function(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
+
+    parameters = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    # The statistics are kept, not written: a share of 0 leaves them as they are.
+    assert torch.autograd.gradcheck(function, (x, *parameters))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_in_and_out(dtype):
+    x = correlated(16, 6, 8, 8, dtype=torch.float32)
+    layer = DecorrelatedBatchNorm2d(6)
+    expected = copy.deepcopy(layer)(x.to(dtype).float())
+    y = layer(x.to(dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), expected, atol=2e-2, rtol=2e-2)
+    assert layer.half()(x.half()).dtype == torch.float16
+    assert layer.running_covariance.dtype == torch.float16
+
+
+def test_autocast_leaves_the_covariance_in_single_precision():
+    x = correlated(16, 6, 8, 8, dtype=torch.float32)
+    layer = DecorrelatedBatchNorm2d(6)
+    expected = copy.deepcopy(layer)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_memory_format_stays():
+    x = correlated(4, 6, 5, 3, dtype=torch.float32)
+    layer = DecorrelatedBatchNorm2d(6)
+    y = layer(x)
+    last = layer(x.contiguous(memory_format=torch.channels_last))
+    assert y.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, y)
+
+
+def test_fewer_samples_than_channels_stay_finite():
+    x = correlated(3, 16, dtype=torch.float32).requires_grad_()
+    y = DecorrelatedBatchNorm1d(16)(x)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    assert y.isfinite().all()
+    assert gradient.isfinite().all()
+    # Three samples have rank two; what is whitened is white.
+    values = torch.linalg.eigvalsh(torch.cov(y.T, correction=0))
+    torch.testing.assert_close(values[-2:], torch.ones(2), atol=1e-3, rtol=0)
+    assert values[:-2].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("method", ["taylor", "pade", "newton_schulz", "minimax", "eigh", "svd"])
+def test_every_method(method):
+    x = torch.randn(64, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = columns(DecorrelatedBatchNorm2d(6, method=method, affine=False)(x))
+    # Of nearly white samples: there the published approximations are good, too.
+    torch.testing.assert_close(y @ y.T / y.shape[1], torch.eye(6), atol=0.12, rtol=0)
+
+
+def test_newton_schulz_is_iterative_normalisation():
+    x = correlated(64, 6)
+    y = DecorrelatedBatchNorm1d(6, method=NewtonSchulz(5), affine=False, dtype=torch.float64)(x)
+    c = torch.cov(x.T, correction=0) + 1e-5 * torch.eye(6, dtype=torch.float64)
+    p = torch.eye(6, dtype=torch.float64)
+    for _ in range(5):
+        p = 1.5 * p - 0.5 * p @ p @ p @ (c / c.trace())
+    torch.testing.assert_close(y.T, p / c.trace().sqrt() @ (x.T - x.mean(0)[:, None]))
+
+
+def test_state_copies_and_pickles():
+    layer = DecorrelatedBatchNorm2d(6, groups=2)
+    x = correlated(4, 6, 5, 3, dtype=torch.float32)
+    layer(x)
+    other = DecorrelatedBatchNorm2d(6, groups=2)
+    other.load_state_dict(layer.state_dict())
+    for twin in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin.eval()(x), layer.eval()(x))
+    assert set(layer.state_dict()) == {
+        "weight",
+        "bias",
+        "running_mean",
+        "running_covariance",
+        "num_batches_tracked",
+    }
+
+
+def trained_model():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)
+    )
+    for seed in range(3):
+        model(correlated(4, 3, 9, 9, seed=seed, dtype=torch.float32))
+    return randomize(model)
+
+
+@pytest.mark.parametrize(
+    ("which", "converted"),
+    [("first", [1]), ("all", [1, 4]), (lambda name, layer: layer.num_features == 4, [4])],
+)
+@pytest.mark.parametrize("running", ["covariance", "whitening"])
+def test_a_converted_model_computes_the_same(which, converted, running):
+    model = trained_model().eval()
+    x = correlated(4, 3, 9, 9, seed=7, dtype=torch.float32)
+    expected = model(x)
+    weight = model[1].weight
+    assert convert_batchnorm(model, which, group_size=4, running=running) is model
+    found = [i for i, m in enumerate(model) if isinstance(m, DecorrelatedBatchNorm2d)]
+    assert found == converted
+    torch.testing.assert_close(model(x), expected)
+    assert model[1].weight is weight
+    assert not model[1].training
+    model.train()(x).sum().backward()
+
+
+def test_a_layer_alone_is_converted_too():
+    plain = nn.BatchNorm1d(4, affine=False, momentum=None, dtype=torch.float64).eval()
+    ours = convert_batchnorm(plain)
+    assert isinstance(ours, DecorrelatedBatchNorm1d)
+    x = correlated(5, 4)
+    torch.testing.assert_close(ours(x), plain(x))
+    assert ours.momentum is None
+    with pytest.raises(ValueError, match="no layer of batch normalisation"):
+        convert_batchnorm(ours)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: DecorrelatedBatchNorm2d(0), "num_features=0"),
+        (lambda: DecorrelatedBatchNorm2d(6, groups=4), "groups=4 does not divide the 6 channels"),
+        (lambda: DecorrelatedBatchNorm2d(6, group_size=4), "group_size=4 does not divide the 6"),
+        (lambda: DecorrelatedBatchNorm2d(6, groups=2, group_size=3), "not both"),
+        (lambda: DecorrelatedBatchNorm2d(6, eps=-1.0), "eps must be at least 0, got -1.0"),
+        (lambda: DecorrelatedBatchNorm2d(6, running="root"), "got 'root'"),
+        (lambda: DecorrelatedBatchNorm2d(6, shrinkage="best"), "'ledoit_wolf', 'oas', got 'best'"),
+        (lambda: DecorrelatedBatchNorm2d(6)(torch.ones(2, 6)), r"expected 4-D .* \(2, 6\)"),
+        (lambda: DecorrelatedBatchNorm1d(6)(torch.ones(2)), r"expected 2-D or 3-D .* \(2,\)"),
+        (lambda: DecorrelatedBatchNorm1d(6)(torch.ones(2, 5)), r"expected 6 channels.* \(2, 5\)"),
+        (lambda: DecorrelatedBatchNorm1d(6)(torch.ones(1, 6)), r"more than one sample.* \(1, 6\)"),
+        (lambda: DecorrelatedBatchNorm1d(6)(torch.ones(0, 6)), r"more than one sample.* \(0, 6\)"),
+        (lambda: convert_batchnorm(nn.Linear(2, 2)), "no layer of batch normalisation"),
+        (lambda: convert_batchnorm(nn.BatchNorm1d(2), "last"), "got 'last'"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_unknown_methods_are_named():
+    with pytest.raises(ValueError, match="newton_schulz"):
+        DecorrelatedBatchNorm1d(3, method="lu")(torch.randn(9, 3))
+
+
+def test_bad_input_is_an_error_not_a_number():
+    with pytest.raises(torch.linalg.LinAlgError, match="NaN"):
+        DecorrelatedBatchNorm1d(3)(torch.full((9, 3), torch.nan))
+    assert matroot.nn.DecorrelatedBatchNorm1d is DecorrelatedBatchNorm1d
