@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -91,3 +92,6 @@ def main(peer: str, root: str, batch: str, n: str, dtype: str, device: str) -> N
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.stdout.flush()
+    # Taking everything apart first would be a fifth of the time.
+    os._exit(0)
