@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from matroot.bench import cases, memory, peers, rows
+from matroot.bench import cases, memory, paper, peers, rows
 from matroot.bench.adapters import ADAPTERS, Absent
 from matroot.bench.capabilities import PROBES, ROOTS, exact_second
 from matroot.bench.cases import Settings
@@ -230,7 +230,7 @@ def test_accuracy_asks_for_the_root_that_there_is(tmp_path):
 @pytest.mark.parametrize("root", ROOTS)
 def test_truth_in_double_precision_is_nobodys_own(root):
     settings = Settings(CPU, torch.float64)
-    problem = peers.problem_for(settings, root, 1, 6, 1e4)
+    problem = paper.problem_of(settings, root, 1, 6, 1e4)
     with mpmath.workdps(40):
         s = mpmath.matrix(problem.s[0].tolist())
         assert s * s == mpmath.matrix(problem.a[0].tolist())

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from matroot.bench import cases, rows
 from matroot.bench.cases import Case, Settings
+from matroot.bench.rows import Row
 
 app = typer.Typer(
     help="Measure the paper's methods and other packages beside matroot, and report.",
@@ -123,11 +124,7 @@ def peers(
     _measure([c for make in chosen for c in make(settings, found)], path, settings, fresh=fresh)
     known = rows.pick(rows.load(path)[0], experiment="capability")
     if known:
-        names = list(dict.fromkeys(row["candidate"] for row in known))
-        answers = {(row["question"], row["candidate"]): row["answer"] for row in known}
-        questions = dict.fromkeys(row["question"] for row in known)
-        body = [(q, *(answers.get((q, name), "–") for name in names)) for q in questions]
-        _show("Who can do what", ("", *names), body)
+        _show("Who can do what", ("", "version", "can", "cannot, or has not"), _abilities(known))
     _point_to(path)
 
 
@@ -209,6 +206,17 @@ def compare(
         f"{len(found_changes)} times compared: {told}; geometric mean of B over A "
         f"{mean_ratio(found_changes):.3f}"
     )
+
+
+def _abilities(known: Sequence[Row]) -> list[tuple[str, ...]]:
+    """A line a package: a table of every question is for the report, which is wider."""
+    lines: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(row["candidate"] for row in known):
+        own = rows.pick(known, candidate=name)
+        failed = [row["probe"] for row in own if row["answer"] != "y"]
+        can = f"{len(own) - len(failed)} of {len(own)}"
+        lines.append((name, own[0]["version"] or "", can, ", ".join(failed)))
+    return lines
 
 
 def _settings(device: DeviceName, dtype: DtypeName, quick: bool) -> Settings:

@@ -162,6 +162,29 @@ class Problem:
             object.__setattr__(self, name, answer)
 
 
+@dataclass(frozen=True)
+class SquareProblem(Problem):
+    """A problem A = S² in double precision, S known to the last digit.
+
+    There the eigenvalues of A are what most candidates compute themselves, and their errors would
+    be none. Those of S, from which all but the root comes here, lose √κ instead of κ.
+    """
+
+    s: Tensor
+
+    def __post_init__(self) -> None:
+        values, q = torch.linalg.eigh(self.s)
+        x, y = values[..., :, None], values[..., None, :]
+        g = q.mT @ ((self.g + self.g.mT) / 2) @ q
+        if self.root == "sqrt":
+            value, gradient = self.s, g / (x + y)
+        else:
+            value, gradient = (q / y) @ q.mT, -g / ((x + y) * x * y)
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "gradient", q @ gradient @ q.mT)
+        object.__setattr__(self, "cond", float((values[..., -1] / values[..., 0]).max()) ** 2)
+
+
 def gate(problem: Problem, *, truncated: bool) -> float:
     """The relative error that the root may have.
 

@@ -20,7 +20,15 @@ import matroot
 from matroot.backends import NATIVE, TORCH
 from matroot.bench import baselines, published
 from matroot.bench.cases import Case, Settings
-from matroot.bench.measure import Lap, Problem, Run, in_turns, judged, milliseconds
+from matroot.bench.measure import (
+    Lap,
+    Problem,
+    Run,
+    SquareProblem,
+    in_turns,
+    judged,
+    milliseconds,
+)
 from matroot.bench.rows import Row
 from matroot.gradients import (
     GradientRule,
@@ -150,18 +158,27 @@ def side_by_side(
 def problem_of(
     settings: Settings, root: RootName, batch: int, n: int, cond: float | None = 1e2
 ) -> Problem:
-    """Log-spaced spectra of this condition number; ``None`` for X Xᵀ, X Gaussian."""
+    """Log-spaced spectra of this condition number; ``None`` for X Xᵀ, X Gaussian.
+
+    In double precision, of a condition number, with a root that is known beforehand.
+    """
     generator = torch.Generator().manual_seed(n)
+    s = None
     if cond is None:
         x = torch.randn(batch, n, n, dtype=torch.float64, generator=generator)
         a = x @ x.mT
+    elif settings.dtype == torch.float64:
+        # Multiples of 2⁻²⁶ between −1 and 1: the products are multiples of 2⁻⁵², and no sum of them
+        # in S² exceeds 1, so that nothing is rounded.
+        s = (random_spd(n, batch, cond=math.sqrt(cond)) * 2**26).round() / 2**26
+        a = s @ s
     else:
         a = random_spd(n, batch, cond=cond)
     g = torch.randn(batch, n, n, dtype=torch.float64, generator=generator)
     # Symmetric: published gradients do not project on symmetric matrices, nor need they.
     g = g + g.mT
     a, g = (x.to(dtype=settings.dtype, device=settings.device) for x in (a, g))
-    return Problem(a, g, root)
+    return Problem(a, g, root) if s is None else SquareProblem(a, g, root, s.to(settings.device))
 
 
 def timed_case(

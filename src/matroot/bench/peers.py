@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from matroot.bench.cases import Case, Settings
 from matroot.bench.measure import Lap, Problem, Run, describe, in_turns, judged, milliseconds
 from matroot.bench.paper import ROOTS, RootName, problem_of
 from matroot.bench.rows import Row
-from matroot.testing import random_spd
 
 Functions = Mapping[str, Function]
 
@@ -216,41 +214,6 @@ def available(device: torch.device) -> tuple[list[Peer], list[str]]:
     return found, missing
 
 
-@dataclass(frozen=True)
-class SquareProblem(Problem):
-    """A problem A = S² in double precision, S known to the last digit.
-
-    There the eigenvalues of A are what most candidates compute themselves, and their errors would
-    be none. Those of S, from which all but the root comes here, lose √κ instead of κ.
-    """
-
-    s: Tensor
-
-    def __post_init__(self) -> None:
-        values, q = torch.linalg.eigh(self.s)
-        x, y = values[..., :, None], values[..., None, :]
-        g = q.mT @ ((self.g + self.g.mT) / 2) @ q
-        if self.root == "sqrt":
-            value, gradient = self.s, g / (x + y)
-        else:
-            value, gradient = (q / y) @ q.mT, -g / ((x + y) * x * y)
-        object.__setattr__(self, "value", value)
-        object.__setattr__(self, "gradient", q @ gradient @ q.mT)
-        object.__setattr__(self, "cond", float((values[..., -1] / values[..., 0]).max()) ** 2)
-
-
-def problem_for(settings: Settings, root: RootName, batch: int, n: int, cond: float) -> Problem:
-    """As in the paper's tests; in double precision with a root known beforehand."""
-    problem = problem_of(settings, root, batch, n, cond)
-    if settings.dtype != torch.float64:
-        return problem
-    # Multiples of 2⁻²⁶ between −1 and 1: the products are multiples of 2⁻⁵², and no sum of them in
-    # S² exceeds 1, so that nothing is rounded.
-    s = random_spd(n, batch, cond=math.sqrt(cond), device=settings.device)
-    s = (s * 2**26).round() / 2**26
-    return SquareProblem(s @ s, problem.g, root, s)
-
-
 def capability(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
     """Who can do what: a case a question."""
 
@@ -281,7 +244,7 @@ def accuracy(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
     conds = (1e2, 1e4, 1e6) if settings.quick else (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
 
     def measure(chosen: Settings, root: RootName, cond: float) -> list[Row]:
-        problem = problem_for(chosen, root, batch, 64, cond)
+        problem = problem_of(chosen, root, batch, 64, cond)
         with quiet():
             return [_judged(problem, peer)[0] for peer in _with(root, peers)]
 
@@ -313,7 +276,7 @@ def speed(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
     """Root, and root with gradient, at κ = 1e4, in turns."""
 
     def measure(root: RootName, batch: int, n: int) -> list[Row]:
-        problem = problem_for(settings, root, batch, n, 1e4)
+        problem = problem_of(settings, root, batch, n, 1e4)
         with quiet():
             return _timed(problem, _with(root, peers), settings)
 
