@@ -49,7 +49,9 @@ def capabilities(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
     yield Section(
         "Who can do what",
         "Found by running each package, not from its documentation. y: right; n: wrong, not finite "
-        "or an error; –: no such function.",
+        "or an error; –: no such function. What does not claim to reach the root (the paper's MPA, "
+        "CIQ) may be off by 10 %, but for “to rounding”; in the row on NaN matroot is called with "
+        "check_errors=False, since by default it raises.",
         [Table(head, body), Table(["", "asked", "why n"], reasons, "Every n, with what happened.")],
     )
 

@@ -119,14 +119,17 @@ def curves(
 ) -> Plot | None:
     """One line a candidate, y against x; a cross instead of a dot where the gate was failed.
 
-    Points that are not finite are named in the caption.
+    Points without a number, not finite or not measured, are named in the caption.
     """
     figure, axes = panel(title, footer, lines=len({row["candidate"] for row in rows}) // 2 + 1)
-    lost, failed, drawn = [], False, False
+    lost: list[str] = []
+    failed = drawn = False
     for candidate in dict.fromkeys(row["candidate"] for row in rows):
         points = sorted((r for r in rows if r["candidate"] == candidate), key=lambda r: r[x])
         shown = [(r, number(r, y)) for r in points]
-        lost += [f"{candidate} at {r[x]:g}" for r, value in shown if value is None]
+        without = [f"{r[x]:g}" for r, value in shown if value is None]
+        if without:
+            lost.append(f"{candidate} at {', '.join(without)}")
         kept = [(r, value) for r, value in shown if value is not None and value > 0]
         if not kept:
             continue
@@ -157,7 +160,7 @@ def curves(
     handles = axes.get_legend_handles_labels()[0]
     finish(axes, [*handles, _FAILED] if failed else handles)
     if lost:
-        caption = f"{caption} Not finite, not drawn: {', '.join(lost)}.".strip()
+        caption = f"{caption} No number, not drawn: {'; '.join(lost)}.".strip()
     return Plot(name, caption, figure)
 
 
