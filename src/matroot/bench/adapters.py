@@ -193,6 +193,7 @@ def _program(run: Callable[..., Any], function: Function, *tensors: Tensor) -> T
     with on_jax(tensors[0].dtype):
         arrays = [to_jax(x) for x in tensors]
         program = _compiled(run, function, *((x.shape, x.dtype) for x in arrays))
+    # JAX publishes no type of it.
     return lambda: jax.block_until_ready(program(*arrays))  # type: ignore[no-untyped-call]
 
 

@@ -10,13 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from matroot.bench.measure import RootName
 from matroot.gradients import SpectralNaive
 from matroot.gradients.published import PublishedRule
 
-Quantity = Literal["sqrt", "inv_sqrt"]
 
-
-def eigh_by_hand(a: Tensor, root: Quantity = "sqrt") -> Tensor:
+def eigh_by_hand(a: Tensor, root: RootName = "sqrt") -> Tensor:
     """The root by torch.linalg.eigh, its gradient by division by s_i + s_j.
 
     With A = Q diag(s²) Qᵀ:  S = Q diag(s) Qᵀ,  X = Q [(Qᵀ sym(G) Q)_ij / (s_i + s_j)] Qᵀ; for the
@@ -32,7 +31,7 @@ def eigh_by_hand(a: Tensor, root: Quantity = "sqrt") -> Tensor:
 
 class _EighByHand(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, root: Quantity) -> Tensor:
+    def forward(ctx: Any, a: Tensor, root: RootName) -> Tensor:
         values, q = torch.linalg.eigh(a)
         s = values.clamp(min=0).sqrt()
         ctx.save_for_backward(s, q)
@@ -51,7 +50,7 @@ class _EighByHand(torch.autograd.Function):
 
 
 def newton_schulz(
-    a: Tensor, *, steps: int = 5, root: Quantity = "sqrt", published: bool = False
+    a: Tensor, *, steps: int = 5, root: RootName = "sqrt", published: bool = False
 ) -> Tensor:
     """The root of iSQRT-COV with its hand-written gradient (Li, Xie, Wang, Gao; CVPR 2018).
 
@@ -77,7 +76,7 @@ def newton_schulz(
 
 class _NewtonSchulz(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, steps: int, root: Quantity, published: bool) -> Tensor:
+    def forward(ctx: Any, a: Tensor, steps: int, root: RootName, published: bool) -> Tensor:
         trace = a.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
         identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
         y = a / trace
@@ -158,7 +157,7 @@ def _published_step(
     return 0.5 * y_before, 0.5 * z_before
 
 
-def paper(a: Tensor, *, forward: Literal["pade", "taylor"], root: Quantity = "sqrt") -> Tensor:
+def paper(a: Tensor, *, forward: Literal["pade", "taylor"], root: RootName = "sqrt") -> Tensor:
     """MPA-Lya and MTP-Lya as a file of PyTorch operations, with no checks and nothing fused.
 
     What who pastes the paper's algorithm runs: Z = I − A/‖A‖_F; [5/5] Padé approximant or Taylor
@@ -184,7 +183,7 @@ def paper(a: Tensor, *, forward: Literal["pade", "taylor"], root: Quantity = "sq
 
 class _Paper(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, forward: str, root: Quantity) -> Tensor:
+    def forward(ctx: Any, a: Tensor, forward: str, root: RootName) -> Tensor:
         norm = torch.linalg.matrix_norm(a, keepdim=True)
         identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
         z = identity - a / norm
@@ -265,7 +264,7 @@ def power_normalization(a: Tensor, *, rank: int = 1, steps: int = 1) -> Tensor:
     return found + rest / sigma.sqrt()
 
 
-def svd(a: Tensor, rule: PublishedRule, root: Quantity = "sqrt") -> Tensor:
+def svd(a: Tensor, rule: PublishedRule, root: RootName = "sqrt") -> Tensor:
     """The root by torch.linalg.svd with one of the published gradients, and no more.
 
     The numbers are those of ``method=Svd(), gradient=rule`` for definite matrices, without checks.
@@ -300,7 +299,7 @@ def truncated_svd(a: Tensor, *, count: int) -> Tensor:
 
 class _Svd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, rule: PublishedRule, root: Quantity, count: int) -> Tensor:
+    def forward(ctx: Any, a: Tensor, rule: PublishedRule, root: RootName, count: int) -> Tensor:
         u, sigma, _ = torch.linalg.svd(a)
         kept = torch.arange(a.shape[-1], device=a.device) < count
         s = sigma.sqrt()

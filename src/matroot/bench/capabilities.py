@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from matroot.bench.adapters import Absent, Adapter, Function
-from matroot.bench.measure import APPROXIMATE, describe
+from matroot.bench.measure import APPROXIMATE, ROOTS, RootName, describe
 from matroot.bench.rows import Row
 from matroot.testing import (
     Quantity,
@@ -20,9 +19,6 @@ from matroot.testing import (
     relative_error,
     tolerance,
 )
-
-Root = Literal["sqrt", "inv_sqrt"]
-ROOTS: tuple[Root, ...] = ("sqrt", "inv_sqrt")
 
 
 def tied(*eigenvalues: float) -> Tensor:
@@ -46,7 +42,7 @@ def least_gradient(s: Tensor, g: Tensor) -> Tensor:
     return solution
 
 
-def exact_second(a: Tensor, g: Tensor, e: Tensor, root: Root) -> Tensor:
+def exact_second(a: Tensor, g: Tensor, e: Tensor, root: RootName) -> Tensor:
     """What ``Adapter.second`` should return, for symmetric G and E.
 
     With f(A) the root and L its derivative:  D²f*(G ∘ f(A), E) + L(G ∘ L(E)),  where in the basis
@@ -158,6 +154,7 @@ def _each(matrices: Mapping[str, Tensor], ask: Callable[[Tensor], str | None]) -
             why = ask(a)
         except Absent:
             raise
+        # As in ``Probe.answer``; here it is known about which matrix.
         except Exception as error:
             why = f"raises {describe(error)}"
         if why:
@@ -165,7 +162,7 @@ def _each(matrices: Mapping[str, Tensor], ask: Callable[[Tensor], str | None]) -
     return None
 
 
-def _root_of(name: str) -> Root:
+def _root_of(name: str) -> RootName:
     return "inv_sqrt" if name == "inv_sqrt" else "sqrt"
 
 
@@ -322,6 +319,7 @@ def _compile(subject: Subject, name: str) -> str | None:
 def _fails(ask: Callable[[Subject, str], str | None], subject: Subject, name: str) -> bool:
     try:
         return ask(subject, name) is not None
+    # Whatever it raises, it has failed.
     except Exception:
         return True
 

@@ -22,6 +22,9 @@ Run = Callable[[Lap], None]
 APPROXIMATE = 0.1
 """Relative error up to which a truncated method counts as an approximation of the root."""
 
+RootName = Literal["sqrt", "inv_sqrt"]
+ROOTS: tuple[RootName, ...] = ("sqrt", "inv_sqrt")
+
 
 class Stopwatch:
     """Milliseconds of the phases of a run: the clock on a CPU, events of the device on CUDA."""
@@ -140,7 +143,7 @@ class Problem:
 
     a: Tensor
     g: Tensor
-    root: Literal["sqrt", "inv_sqrt"]
+    root: RootName
     value: Tensor = field(init=False)
     gradient: Tensor = field(init=False)
     cond: float = field(init=False)
@@ -148,15 +151,18 @@ class Problem:
     def __post_init__(self) -> None:
         double = torch.complex128 if self.a.is_complex() else torch.float64
         values, q = torch.linalg.eigh(self.a.to(double))
-        s = values.clamp(min=0).sqrt()
+        self._settle(values.clamp(min=0).sqrt(), q, float((values[..., -1] / values[..., 0]).max()))
+
+    def _settle(self, s: Tensor, q: Tensor, cond: float) -> None:
+        """The answers from the eigenpairs of the root."""
         inverse = self.root == "inv_sqrt"
         sums = s[..., :, None] + s[..., None, :]
         weights = 1 / (-sums * s[..., :, None] * s[..., None, :] if inverse else sums)
-        g = (self.g + self.g.mH).to(double) / 2
+        g = (self.g + self.g.mH).to(q.dtype) / 2
         answers = {
             "value": (q * (1 / s if inverse else s)[..., None, :]) @ q.mH,
             "gradient": q @ ((q.mH @ g @ q) * weights) @ q.mH,
-            "cond": float((values[..., -1] / values[..., 0]).max()),
+            "cond": cond,
         }
         for name, answer in answers.items():
             object.__setattr__(self, name, answer)
@@ -174,15 +180,9 @@ class SquareProblem(Problem):
 
     def __post_init__(self) -> None:
         values, q = torch.linalg.eigh(self.s)
-        x, y = values[..., :, None], values[..., None, :]
-        g = q.mT @ ((self.g + self.g.mT) / 2) @ q
+        self._settle(values, q, float((values[..., -1] / values[..., 0]).max()) ** 2)
         if self.root == "sqrt":
-            value, gradient = self.s, g / (x + y)
-        else:
-            value, gradient = (q / y) @ q.mT, -g / ((x + y) * x * y)
-        object.__setattr__(self, "value", value)
-        object.__setattr__(self, "gradient", q @ gradient @ q.mT)
-        object.__setattr__(self, "cond", float((values[..., -1] / values[..., 0]).max()) ** 2)
+            object.__setattr__(self, "value", self.s)
 
 
 def gate(problem: Problem, *, truncated: bool) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from matroot.bench import claims, plots, published
@@ -58,7 +58,8 @@ def headline(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
     for case in claims.by_case(group.rows):
         first = next(iter(case.values()))
         name, title = first["application"], claims.shape(first)
-        there = _published(first)
+        case_there = _published(first)
+        there = {} if case_there is None else case_there.per_transform
         base = there.get("NS, published")
         base_here = number(case.get("NS, published", {}), "ms", "total")
         body: list[list[str | Cell]] = []
@@ -81,7 +82,7 @@ def headline(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         head = ["", "forward, ms", "backward", "total (20–80 %)", "error", "of the gradient"]
         head += ["gate", "K40, ms", "over NS, published: here", "on the K40"]
         tables.append(
-            Table(head, body, f"{name}, {title}, κ = {first['cond']:.0e}. {_mark(first)}")
+            Table(head, body, f"{name}, {title}, κ = {first['cond']:.0e}. {_mark(case_there)}")
         )
         slug = f"headline-{first['batch']}x{first['n']}-{first['root']}"
         for what, y in (("error", "error"), ("gradient", "gradient_error")):
@@ -106,36 +107,61 @@ def headline(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         )
 
 
-def _published(row: Row) -> dict[str, float]:
-    """The K40's milliseconds for this very shape; none for a smaller batch of a quick run."""
-    for case in published.HEADLINE:
-        if (case.name, case.batch, case.n) == (row["application"], row["batch"], row["n"]):
-            # Ten transforms are five of each root; a table holds one root, so half of a tenth.
-            return {k: v / (case.calls * len(case.roots)) for k, v in case.milliseconds.items()}
-    return {}
+def _published(row: Row) -> published.Headline | None:
+    """What the paper reports for this very shape; nothing for a smaller batch of a quick run."""
+    shape = (row["application"], row["batch"], row["n"])
+    cases = (c for c in published.HEADLINE if (c.name, c.batch, c.n) == shape)
+    return next(cases, None)
 
 
-def _mark(row: Row) -> str:
-    for case in published.HEADLINE:
-        if (case.name, case.batch, case.n) == (row["application"], row["batch"], row["n"]):
-            shared = (
-                f" The published figure is for {case.calls * len(case.roots)} calls; shown is its "
-                "share of one."
-                if case.calls > 1
-                else ""
-            )
-            if case.known == "recalled":
-                return (
-                    "The K40's figures are quoted from memory and were NOT checked against the "
-                    "paper." + shared
-                )
-            return "The K40's figures were read off the poster, to about 3 %." + shared
-    return "A smaller batch than published: no figures to compare with."
+def _mark(case: published.Headline | None) -> str:
+    if case is None:
+        return "A smaller batch than published: no figures to compare with."
+    shared = (
+        f" The published figure is for {case.transforms} calls; shown is its share of one."
+        if case.transforms > 1
+        else ""
+    )
+    if case.known == "recalled":
+        return (
+            "The K40's figures are quoted from memory and were NOT checked against the paper."
+            + shared
+        )
+    return "The K40's figures were read off the poster, to about 3 %." + shared
 
 
 def _spread(row: Row) -> str:
     _, low, high = row["ms"]["total"]
     return f"{three_digits(low)}–{three_digits(high)}"
+
+
+# What is plotted: the field, its name in the file's, in the title, and on the axis.
+_TIMES = tuple((f"ms:{phase}", phase, phase, "ms") for phase in ("forward", "backward", "total"))
+_ERRORS = (
+    ("error", "error", "error of the root", "relative error"),
+    ("gradient_error", "gradient_error", "error of the gradient", "relative error"),
+)
+
+
+def _of_both_roots(
+    found: Sequence[Row],
+    quantities: Sequence[tuple[str, str, str, str]],
+    *,
+    name: str,
+    **options: Any,
+) -> list[Plot | None]:
+    """A plot of each quantity for the root, then for the inverse root."""
+    return [
+        plots.curves(
+            pick(found, root=root),
+            name=f"{name}-{root}-{slug}",
+            title=f"{ROOT_NAMES[root]}: {what}",
+            y=y,
+            y_label=label,
+            **options,
+        )
+        for root, (y, slug, what, label) in itertools.product(ROOT_NAMES, quantities)
+    ]
 
 
 def growing(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
@@ -147,39 +173,20 @@ def growing(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         found = pick(group.rows, experiment=experiment)
         if not found:
             continue
-        drawn = []
-        for root, phase in itertools.product(ROOT_NAMES, ("forward", "backward", "total")):
-            drawn.append(
-                plots.curves(
-                    pick(found, root=root),
-                    name=f"{experiment}-{root}-{phase}",
-                    title=f"{ROOT_NAMES[root]}: {phase}",
-                    footer=group.footer,
-                    x=x,
-                    y=f"ms:{phase}",
-                    x_label=label,
-                    y_label="ms",
-                    palette=palette,
-                    ticks=True,
-                )
+        drawn = [
+            plot
+            for quantities in (_TIMES, _ERRORS)
+            for plot in _of_both_roots(
+                found,
+                quantities,
+                name=experiment,
+                footer=group.footer,
+                x=x,
+                x_label=label,
+                palette=palette,
+                ticks=True,
             )
-        for root, (y, what) in itertools.product(
-            ROOT_NAMES, (("error", "root"), ("gradient_error", "gradient"))
-        ):
-            drawn.append(
-                plots.curves(
-                    pick(found, root=root),
-                    name=f"{experiment}-{root}-{y}",
-                    title=f"{ROOT_NAMES[root]}: error of the {what}",
-                    footer=group.footer,
-                    x=x,
-                    y=y,
-                    x_label=label,
-                    y_label="relative error",
-                    palette=palette,
-                    ticks=True,
-                )
-            )
+        ]
         yield Section(
             f"Time against {'the size' if experiment == 'size' else 'the batch'}",
             f"{fixed[0].upper()}{fixed[1:]}, κ = 1e2.",
@@ -240,27 +247,15 @@ def accuracy(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
             )
         )
     conditions = pick(group.rows, experiment="condition")
-    for root, (y, what) in itertools.product(
-        ROOT_NAMES,
-        (
-            ("error", "error of the root"),
-            ("gradient_error", "error of the gradient"),
-            ("ms:total", "time"),
-        ),
-    ):
-        drawn.append(
-            plots.curves(
-                pick(conditions, root=root),
-                name=f"condition-{root}-{y.replace(':', '-')}",
-                title=f"{ROOT_NAMES[root]}: {what}",
-                footer=group.footer,
-                x="cond",
-                y=y,
-                x_label="condition number κ (n = 64, log-spaced eigenvalues)",
-                y_label="ms" if y.startswith("ms") else "relative error",
-                palette=palette,
-            )
-        )
+    drawn += _of_both_roots(
+        conditions,
+        (*_ERRORS, ("ms:total", "ms-total", "time", "ms")),
+        name="condition",
+        footer=group.footer,
+        x="cond",
+        x_label="condition number κ (n = 64, log-spaced eigenvalues)",
+        palette=palette,
+    )
     tables = [_condition_table(pick(conditions, root=root), root) for root in ROOT_NAMES]
     if drawn_ones(drawn):
         yield Section(
@@ -292,31 +287,20 @@ def degrees(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         {**row, "candidate": row["candidate"].split()[0]}
         for row in pick(group.rows, experiment="degree")
     ]
-    local = plots.colours(row["candidate"] for row in found)
-    drawn = []
-    for root, (y, what, label) in itertools.product(
-        ROOT_NAMES,
-        (
-            ("error", "error of the root", "relative error"),
-            ("gradient_error", "error of the gradient", "relative error"),
-            ("ms:forward", "time forward", "ms"),
-            ("ms:backward", "time backward", "ms"),
-        ),
-    ):
-        drawn.append(
-            plots.curves(
-                pick(found, root=root),
-                name=f"degree-{root}-{y.replace(':', '-')}",
-                title=f"{ROOT_NAMES[root]}: {what}",
-                footer=group.footer,
-                x="x",
-                y=y,
-                x_label="Taylor degree, Padé order, Newton–Schulz steps",
-                y_label=label,
-                palette=local,
-                log_x=False,
-            )
-        )
+    times_apart = (
+        ("ms:forward", "ms-forward", "time forward", "ms"),
+        ("ms:backward", "ms-backward", "time backward", "ms"),
+    )
+    drawn = _of_both_roots(
+        found,
+        (*_ERRORS, *times_apart),
+        name="degree",
+        footer=group.footer,
+        x="x",
+        x_label="Taylor degree, Padé order, Newton–Schulz steps",
+        palette=plots.colours(row["candidate"] for row in found),
+        log_x=False,
+    )
     if drawn_ones(drawn):
         yield Section(
             "Degree, order, steps",

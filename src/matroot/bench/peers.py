@@ -20,8 +20,18 @@ from matroot.bench import baselines
 from matroot.bench.adapters import ADAPTERS, Absent, Adapter, Function, Thunk, quiet
 from matroot.bench.capabilities import PROBES, Probe, Subject
 from matroot.bench.cases import Case, Settings
-from matroot.bench.measure import Lap, Problem, Run, describe, in_turns, judged, milliseconds
-from matroot.bench.paper import ROOTS, RootName, problem_of
+from matroot.bench.measure import (
+    ROOTS,
+    Lap,
+    Problem,
+    RootName,
+    Run,
+    describe,
+    in_turns,
+    judged,
+    milliseconds,
+)
+from matroot.bench.paper import problem_of
 from matroot.bench.rows import Row
 
 Functions = Mapping[str, Function]

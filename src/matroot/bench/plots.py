@@ -111,7 +111,6 @@ def curves(
     x_label: str,
     y_label: str,
     palette: dict[str, Any],
-    caption: str = "",
     log_x: bool = True,
     log_y: bool = True,
     gated: bool = True,
@@ -159,9 +158,7 @@ def curves(
         _plain_ticks(axes.yaxis)
     handles = axes.get_legend_handles_labels()[0]
     finish(axes, [*handles, _FAILED] if failed else handles)
-    if lost:
-        caption = f"{caption} No number, not drawn: {'; '.join(lost)}.".strip()
-    return Plot(name, caption, figure)
+    return Plot(name, f"No number, not drawn: {'; '.join(lost)}." if lost else "", figure)
 
 
 def pareto(
@@ -174,7 +171,6 @@ def pareto(
     y_label: str,
     phase: str,
     palette: dict[str, Any],
-    caption: str = "",
 ) -> Plot | None:
     """Error against time: down and to the left is better. A cross: failed its gate."""
     figure, axes = panel(title, footer, lines=len(rows) // 2 + 1)
@@ -200,9 +196,7 @@ def pareto(
     axes.set(xscale="log", yscale="log", xlabel=f"{phase}, ms", ylabel=y_label)
     _plain_ticks(axes.xaxis)
     finish(axes, [*handles, _FAILED] if failed else handles)
-    if lost:
-        caption = f"{caption} Not drawn: {'; '.join(lost)}.".strip()
-    return Plot(name, caption, figure)
+    return Plot(name, f"Not drawn: {'; '.join(lost)}." if lost else "", figure)
 
 
 def bars(

@@ -38,6 +38,16 @@ class Headline:
     known: Literal["read", "recalled"]
     calls: int = 1
 
+    @property
+    def transforms(self) -> int:
+        """How many roots the published figure computes: ten transforms are five of each."""
+        return self.calls * len(self.roots)
+
+    @property
+    def per_transform(self) -> dict[str, float]:
+        """The milliseconds of one root."""
+        return {name: time / self.transforms for name, time in self.milliseconds.items()}
+
 
 HEADLINE = (
     Headline(
