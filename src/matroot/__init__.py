@@ -1,6 +1,6 @@
 """Square roots and inverse square roots of symmetric positive semi-definite matrices."""
 
-from matroot import gradients, methods
+from matroot import gradients, methods, nn
 from matroot.distances import bures_wasserstein_distance, frechet_distance
 from matroot.functional import SqrtmResult, inv_sqrtm, sqrtm, sqrtm_ex, sqrtm_pair
 from matroot.lyapunov import solve_lyapunov
@@ -14,6 +14,7 @@ __all__ = [
     "gradients",
     "inv_sqrtm",
     "methods",
+    "nn",
     "solve_lyapunov",
     "sqrtm",
     "sqrtm_ex",

@@ -57,15 +57,17 @@ def _evaluate(plan: Plan, x: Tensor, prepare: bool) -> Evaluated:
     batch, n = x.shape[:-2], x.shape[-1]
     flat = x.reshape(math.prod(batch), n, n)
     a, k, status = normalize.normalized(flat, plan.input_dtype, plan.eps)
-    if plan.input_dtype != x.dtype and not plan.method.spectral:
+    products_only = torch.compiler.is_exporting() and not plan.method.factorises
+    if plan.input_dtype != x.dtype and not (plan.method.spectral or products_only):
         a = normalize.without_rounded_negatives(a, plan.input_dtype)
     solution = plan.method.solve(a, plan.solved, plan.ops)
     seen = None if solution.eigenvalues is None else solution.eigenvalues.detach()
     inverse = plan.root != "sqrt" and plan.singular == "raise"
-    found = normalize.definiteness(
-        a.detach(), plan.input_dtype, inverse=inverse, eigenvalues=seen, bounds=solution.bounds
-    )
-    status = torch.maximum(status, found)
+    if not products_only:
+        found = normalize.definiteness(
+            a.detach(), plan.input_dtype, inverse=inverse, eigenvalues=seen, bounds=solution.bounds
+        )
+        status = torch.maximum(status, found)
     if solution.diverged is not None:
         status = torch.where(solution.diverged & (status == Status.OK), Status.DIVERGED, status)
     ok = (status == Status.OK)[:, None, None]

@@ -221,6 +221,15 @@ def host_reads_are_free(a: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(a)
 
 
+def onnx_export_running() -> bool:
+    """Whether torch.onnx.export is tracing."""
+    return torch.onnx.is_in_onnx_export()
+
+
+# As torch.compiler.assume_constant_result does: asked while tracing, not traced.
+onnx_export_running._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def transforms_active() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp …) is running."""
     # PyTorch offers no public question for this; autograd.Function.apply asks the same way.
@@ -228,7 +237,12 @@ def transforms_active() -> bool:
 
 
 def differentiated(*inputs: Tensor) -> bool:
-    """Whether a derivative may be asked of what is made of these."""
+    """Whether a derivative may be asked of what is made of these.
+
+    Not of an exported program, which holds operations and no rules of ours.
+    """
+    if torch.compiler.is_exporting():
+        return False
     if torch.compiler.is_compiling() or transforms_active():
         return True
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):

@@ -116,6 +116,11 @@ def resolve(
         )
     if singular == "pinv" and not method.spectral:
         raise ValueError(f'singular="pinv" needs a spectral method, got {name_of(method)!r}')
+    if method.factorises and checks.onnx_export_running():
+        raise ValueError(
+            f"method {name_of(method)!r} factorises matrices, for which ONNX has no operator; "
+            "export with method='auto', or Minimax(max_cond=…) if a bound is known"
+        )
     return Plan(root, eps, method, rule, ops, singular, a.dtype)
 
 

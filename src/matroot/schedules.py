@@ -8,6 +8,7 @@ arXiv 2506.10935); the quintic is found by Remez exchange.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -65,9 +66,30 @@ def schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Ten
         return _schedules(step_degree, dtype, device)
 
 
+def fixed_schedule(
+    step_degree: int, ratio: float, tol: float, most: int | None
+) -> list[tuple[float, float, float]]:
+    """The best steps for c/λ_min up to ``ratio``: (a, b, c) of each, up to an error of ``tol``.
+
+    Args:
+        step_degree: 3 or 5.
+        ratio: at least 1.
+        tol: the error that is small enough.
+        most: at most so many steps; None is as many as ``tol`` needs.
+    """
+    with torch.inference_mode(False), _disable_current_modes():
+        place = math.ceil(math.log2(min(max(ratio, 1.0), 2.0**OCTAVES)) * OCTAVE)
+        rows: list[list[float]] = _schedules(step_degree, torch.float64, torch.device("cpu"))[
+            place
+        ].tolist()
+    count = 1 + sum(error > tol for *_, error in rows)
+    return [(a, b, c) for a, b, c, _ in rows[: min(count, most or count)]]
+
+
 # What torch.compiler.assume_constant_result does, less the import of the compiler: the table is
 # taken for what it is instead of being traced.
 schedules._dynamo_marked_constant = True  # type: ignore[attr-defined]
+fixed_schedule._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache

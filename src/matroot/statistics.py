@@ -28,7 +28,9 @@ class Moments(NamedTuple):
     samples: int
 
 
-def moments(x: Tensor, *, shrinkage: Shrinkage | float | None = None) -> Moments:
+def moments(
+    x: Tensor, *, shrinkage: Shrinkage | float | None = None, center: bool = True
+) -> Moments:
     """Mean and covariance of samples in columns.
 
     C = (1/m) Σ_k (x_k − x̄)(x_k − x̄)ᵀ, then (1 − ρ) C + ρ (tr C / d) I.
@@ -37,6 +39,7 @@ def moments(x: Tensor, *, shrinkage: Shrinkage | float | None = None) -> Moments
         x: shape (..., d, m), d features of m samples; half precision is summed in float32.
         shrinkage: ρ between 0 and 1, or who finds it: ``"ledoit_wolf"`` or ``"oas"``. None: no
             shrinkage.
+        center: False takes x̄ as 0: the second moment.
 
     Returns:
         Moments in the dtype of ``x``, float32 at least.
@@ -61,8 +64,8 @@ def moments(x: Tensor, *, shrinkage: Shrinkage | float | None = None) -> Moments
         raise ValueError(f"moments: expected features and samples, got shape {tuple(x.shape)}")
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
-    mean = x.mean(-1, keepdim=True)
-    centered = x - mean
+    mean = x.mean(-1, keepdim=True) if center else torch.zeros_like(x[..., :1])
+    centered = x - mean if center else x
     covariance = centered @ centered.mT / count
     if shrinkage is not None:
         share = _share(shrinkage, covariance, centered)
@@ -126,7 +129,8 @@ def pack_triangle(a: Tensor, *, scaled: bool = False) -> Tensor:
     if a.dim() < 2 or a.shape[-2] != n:
         raise ValueError(f"pack_triangle: expected shape (..., n, n), got {tuple(a.shape)}")
     row, column = torch.triu_indices(n, n, device=a.device)
-    packed = a[..., row, column]
+    # Indexing by row and column would take five times as long in the backward pass on a CPU.
+    packed = a.flatten(-2).index_select(-1, row * n + column)
     if scaled:
         packed = packed * _off_diagonal(row, column, packed, math.sqrt(2))
     return packed
@@ -158,7 +162,7 @@ def unpack_triangle(v: Tensor, *, scaled: bool = False) -> Tensor:
     place = torch.zeros(n, n, dtype=torch.long, device=v.device)
     place[row, column] = torch.arange(length, device=v.device)
     place[column, row] = torch.arange(length, device=v.device)
-    return v[..., place]
+    return v.index_select(-1, place.flatten()).reshape(*v.shape[:-1], n, n)
 
 
 def _off_diagonal(row: Tensor, column: Tensor, like: Tensor, factor: float) -> Tensor:

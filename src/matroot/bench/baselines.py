@@ -233,37 +233,6 @@ _P = (1.0, -2.75, 2.75, -1.203125, 0.21484375, -0.0107421875)
 _Q = (1.0, -2.25, 1.75, -0.546875, 0.05859375, -0.0009765625)
 
 
-def power_normalization(a: Tensor, *, rank: int = 1, steps: int = 1) -> Tensor:
-    """Power normalisation of the largest eigenvalues by power iteration (So-ViT, 2021).
-
-    The ``rank`` largest eigenpairs (σ_i, v_i) come from ``steps`` power iterations each, started
-    at the vector of ones, with deflation; the rest is divided by the root of the last one found:
-
-        Σ_i √σ_i v_i v_iᵀ + (A − Σ_i σ_i v_i v_iᵀ)/√σ_rank.
-
-    It is no square root: what it leaves out of the sum keeps its spread. At ``rank=1`` it is A/√σ₁.
-
-    Args:
-        a: shape (b, n, n).
-        rank: number of eigenpairs, at least 1.
-        steps: power iterations each, at least 1.
-    """
-    if rank < 1 or steps < 1:
-        raise ValueError(
-            f"power_normalization: rank and steps must be at least 1, got {rank} and {steps}"
-        )
-    rest, found = a, torch.zeros_like(a)
-    for _ in range(rank):
-        v = a.new_ones(len(a), a.shape[-1], 1)
-        for _ in range(steps):
-            v = torch.nn.functional.normalize(rest @ v, dim=-2)
-        sigma = v.mT @ rest @ v
-        pair = v @ v.mT
-        found = found + sigma.sqrt() * pair
-        rest = rest - sigma * pair
-    return found + rest / sigma.sqrt()
-
-
 def svd(a: Tensor, rule: PublishedRule, root: RootName = "sqrt") -> Tensor:
     """The root by torch.linalg.svd with one of the published gradients, and no more.
 

@@ -43,6 +43,7 @@ from matroot.gradients import (
 )
 from matroot.lyapunov import sign_step
 from matroot.methods import Method, NewtonSchulz, Pade, Taylor
+from matroot.nn.functional import power_normalization
 from matroot.testing import exact, random_spd, relative_error
 
 Function = Callable[[Tensor], Tensor]
@@ -95,7 +96,7 @@ def everyone(root: RootName, a: Tensor, application: str) -> dict[str, Candidate
     }
     found = {**variants, **found}
     if root == "sqrt" and "transformer" in application:
-        found["PI"] = Candidate(baselines.power_normalization, truncated=True)
+        found["PI"] = Candidate(power_normalization, truncated=True)
     if root == "sqrt" and "pooling" in application:
         count = max(1, 3 * a.shape[-1] // 4)
         found["SVD-TopN"] = Candidate(partial(baselines.truncated_svd, count=count), truncated=True)

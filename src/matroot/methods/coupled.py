@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from matroot import spd
@@ -24,6 +25,9 @@ def grown(y: Tensor, z: Tensor, trace: Tensor, root: Root) -> Tensor:
     finite: Tensor = (y if root == "sqrt" else z).isfinite().all(-1).all(-1)
     if root == "inv_sqrt":
         return ~finite
+    if torch.compiler.is_exporting():
+        # Exporters know no factorisation.
+        return ~(finite & (spd.frobenius_norm(y).flatten().square() <= 1.1 * trace))
     slack = spd.real_eps(y.dtype) ** 0.5
     norm = spd.frobenius_norm(y)
     symmetric = spd.hermitian_part(y) + 2 * slack * norm * spd.identity_like(y)

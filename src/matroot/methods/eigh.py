@@ -29,6 +29,7 @@ class Eigh(Method):
     """
 
     summary = "symmetric eigendecomposition"
+    factorises = True
     spectral = True
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
@@ -50,6 +51,7 @@ class Svd(Method):
     """
 
     summary = "singular value decomposition"
+    factorises = True
     spectral = True
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:

@@ -16,10 +16,12 @@ class Method(ABC):
 
     Attributes:
         summary: one line for tables and help texts.
+        factorises: whether ``solve`` needs a factorisation (Cholesky, eigenpairs).
         spectral: whether ``solve`` returns eigenpairs (and so knows the pseudo-inverse root).
     """
 
     summary: ClassVar[str]
+    factorises: ClassVar[bool] = False
     spectral: ClassVar[bool] = False
 
     @abstractmethod

@@ -22,7 +22,7 @@ from matroot.backends import Backend
 from matroot.methods.coupled import grown
 from matroot.methods.eigh import Eigh
 from matroot.methods.method import Method
-from matroot.schedules import OCTAVE, OCTAVES, schedules
+from matroot.schedules import OCTAVE, OCTAVES, fixed_schedule, schedules
 from matroot.solution import Root, Solution
 
 
@@ -39,6 +39,10 @@ class Minimax(Method):
     What a single-precision root gets wrong it gets wrong in the first step, where Y₁ = A Z₁ is
     rounded while the small eigenvalues of Y₁ are still small; later steps keep Y = A Z far better.
     So on a CPU that one product is made in double precision.
+
+    Under ``torch.export`` (and so for ONNX) nothing is factorised: every matrix takes the steps for
+    ``max_cond``, or else for eigenvalues down to n·e·c, and comes back as NaN where the result is
+    no root to 1 % (the inverse: to 10 %, looked at only where ``max_cond`` is not told).
 
     Args:
         tol: relative error that the schedule aims at; None is 2 units of rounding.
@@ -74,6 +78,8 @@ class Minimax(Method):
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
+        if torch.compiler.is_exporting():
+            return self._exported(a, root, ops)
         seen, square = a.detach(), ops.matmul(a, a)
         bounds, high, low = self._interval(seen, square.detach())
         schedule = self._schedule(seen, high / low)
@@ -97,12 +103,7 @@ class Minimax(Method):
             if self.max_cond is not None:
                 norm = _from_identity(p.detach() / c)
                 deviation = torch.where(needed == step + 1, norm, deviation)
-            # D = H − I instead of H: what a step adds gets small, and its rounding with it.
-            d = h[:, step, 1, None] * p
-            if self.step_degree == 5:
-                q = spd.add_to_diagonal_(h[:, step, 2, None] * p, h[:, step, 1])
-                d = ops.matmul(p, q)
-            d = spd.add_to_diagonal_(d, h[:, step, 0] - 1)
+            d = self._rest(h[:, step], p, ops)
             final = step == most - 1
             new_z = z if final and root == "sqrt" else ops.addmm(z, d, z)
             new_y = y if final and root == "inv_sqrt" else ops.addmm(y, y, d)
@@ -135,6 +136,52 @@ class Minimax(Method):
         diverged = grown(y.detach() / c, z.detach(), trace, root)
         return replace(
             solution, diverged=diverged if bounds is None else diverged & (bounds.low <= 0)
+        )
+
+    def _rest(self, h: Tensor, p: Tensor, ops: Backend) -> Tensor:
+        """D = h(P) − I: what a step adds gets small, and its rounding with it; h (b, 3, 1)."""
+        d = h[:, 1, None] * p
+        if self.step_degree == 5:
+            d = ops.matmul(p, spd.add_to_diagonal_(h[:, 2, None] * p, h[:, 1]))
+        return spd.add_to_diagonal_(d, h[:, 0] - 1)
+
+    def _exported(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+        """The same for programs that run elsewhere: one schedule for all, products alone.
+
+        No factorisation tells what the spectrum is, so the steps are those for ``max_cond``, or for
+        eigenvalues down to rounding; the result shows whether it is a root.
+        """
+        n, unit = a.shape[-1], spd.real_eps(a.dtype)
+        square = ops.matmul(a, a)
+        c = torch.minimum(spd.upper_bound(a), spd.upper_bound(square).sqrt())
+        c = spd.positive_or_one(c)
+        # c may be n^{1/4} λ_max. More than 1/(n·e) would let rounding's negative eigenvalues grow.
+        ratio = 1 / (max(n, spd.NULL_UNITS) * unit)
+        if self.max_cond is not None:
+            ratio = min(ratio, self.max_cond * n**0.25)
+        tol = 2 * unit if self.tol is None else self.tol
+        steps = fixed_schedule(self.step_degree, ratio, tol, self.max_steps)
+        y, z = a / c, spd.identity_like(a)
+        for step, coefficients in enumerate(steps):
+            h = torch.tensor(coefficients, dtype=spd.real_dtype(a.dtype), device=a.device)
+            d = self._rest(h[None, :, None], ops.matmul(z, y) if step else y, ops)
+            final = step == len(steps) - 1
+            y, z = (
+                y if final and root == "inv_sqrt" else ops.addmm(y, y, d),
+                z if final and root == "sqrt" else ops.addmm(z, d, z) if step else z + d,
+            )
+        good = (y if root != "inv_sqrt" else z).isfinite().all(-1).all(-1)
+        if root != "inv_sqrt":
+            good &= _norm_at_most(ops.matmul(y, y) - a / c, 1e-2, a / c)
+        if root != "sqrt" and self.max_cond is None:
+            whole = ops.matmul(z, ops.matmul(a / c, z))
+            identity = spd.identity_like(a)
+            good &= _norm_at_most(whole - identity, 0.1, identity / n**0.5)
+        return Solution(
+            y * c.sqrt() if root != "inv_sqrt" else None,
+            z / c.sqrt() if root != "sqrt" else None,
+            steps=len(steps),
+            diverged=~good,
         )
 
     def _interval(self, a: Tensor, square: Tensor) -> tuple[spd.Bounds | None, Tensor, Tensor]:
@@ -180,6 +227,12 @@ class Minimax(Method):
 def _from_identity(p: Tensor) -> Tensor:
     """‖P − I‖_F, shape (b,), of a P that is the caller's own and changes."""
     return spd.frobenius_norm(spd.add_to_diagonal_(p, -1.0)).flatten()
+
+
+def _norm_at_most(a: Tensor, share: float, b: Tensor) -> Tensor:
+    """Whether ‖A‖_F ≤ share·‖B‖_F, shape (b,); False for NaN."""
+    within: Tensor = spd.frobenius_norm(a) <= share * spd.frobenius_norm(b)
+    return within.flatten()
 
 
 def _product_in_double(a: Tensor, b: Tensor, ops: Backend) -> Tensor:

@@ -60,6 +60,7 @@ class Pade(Method):
     """
 
     order: int = 5
+    factorises = True
     summary = "matrix Padé approximant (paper)"
 
     def __post_init__(self) -> None:

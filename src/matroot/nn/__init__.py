@@ -1,5 +1,15 @@
 """Layers: whitening and covariance pooling as modules; their numerics are matroot's functions."""
 
+from matroot.nn import functional
+from matroot.nn.coloring import WhiteningColoring2d
+from matroot.nn.pooling import (
+    CovariancePooling1d,
+    CovariancePooling2d,
+    CovariancePooling3d,
+    SecondOrderHead,
+    TokenCovariancePooling,
+)
+from matroot.nn.video import TemporalAttention, TemporalCovariancePooling
 from matroot.nn.whitening import (
     DecorrelatedBatchNorm1d,
     DecorrelatedBatchNorm2d,
@@ -9,10 +19,19 @@ from matroot.nn.whitening import (
 from matroot.statistics import pack_triangle, unpack_triangle
 
 __all__ = [
+    "CovariancePooling1d",
+    "CovariancePooling2d",
+    "CovariancePooling3d",
     "DecorrelatedBatchNorm1d",
     "DecorrelatedBatchNorm2d",
     "DecorrelatedBatchNorm3d",
+    "SecondOrderHead",
+    "TemporalAttention",
+    "TemporalCovariancePooling",
+    "TokenCovariancePooling",
+    "WhiteningColoring2d",
     "convert_batchnorm",
+    "functional",
     "pack_triangle",
     "unpack_triangle",
 ]

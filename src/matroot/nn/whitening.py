@@ -8,9 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from matroot import inv_sqrtm
+from matroot import autodiff
+from matroot.functional import inv_sqrtm
 from matroot.gradients import GradientRule
 from matroot.methods import Method
+from matroot.nn.functional import with_least_ridge
 from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
 
 Running = Literal["covariance", "whitening"]
@@ -47,7 +49,7 @@ class _DecorrelatedBatchNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features = num_features
-        self.groups = _groups(type(self).__name__, num_features, groups, group_size)
+        self.groups = number_of_groups(type(self).__name__, num_features, groups, group_size)
         if not eps >= 0:
             raise ValueError(f"{type(self).__name__}: eps must be at least 0, got {eps!r}")
         if running not in ("covariance", "whitening"):
@@ -123,7 +125,7 @@ class _DecorrelatedBatchNorm(nn.Module):
         """
         self._check(x)
         # Half precision has too few digits for a covariance, and so has autocast.
-        with torch.autocast(x.device.type, enabled=False):
+        with autodiff.no_autocast(x):
             wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             samples = wide.transpose(0, 1).reshape(self.groups, self.group_size, -1)
             if self.training or self.running_mean is None:
@@ -141,16 +143,9 @@ class _DecorrelatedBatchNorm(nn.Module):
             return _as_before(y.to(x.dtype), x)
 
     def _whitening(self, covariance: Tensor) -> Tensor:
-        """(C + eps·I)^{-1/2} of each group.
-
-        Where eps is below the rounding of a covariance, some units of its trace, the zeros of one
-        with fewer samples than channels would be noise; there the ridge is that rounding.
-        """
-        trace = covariance.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        lack = (8 * torch.finfo(covariance.dtype).eps * trace - self.eps).clamp(min=0)
-        identity = torch.eye(self.group_size, dtype=covariance.dtype, device=covariance.device)
+        """(C + eps·I)^{-1/2} of each group, finite with fewer samples than channels."""
         return inv_sqrtm(
-            covariance + lack * identity,
+            with_least_ridge(covariance, self.eps),
             eps=self.eps,
             method=self.method,
             gradient=self.gradient,
@@ -357,7 +352,7 @@ def _converted(old: Any, options: dict[str, Any]) -> _DecorrelatedBatchNorm:
     return new.train(old.training)
 
 
-def _groups(name: str, features: int, groups: int | None, group_size: int | None) -> int:
+def number_of_groups(name: str, features: int, groups: int | None, group_size: int | None) -> int:
     """The number of groups, from either way of saying it."""
     if features < 1:
         raise ValueError(f"{name}: expected at least one channel, got num_features={features}")

@@ -1,0 +1,119 @@
+"""Whitening and coloring as a layer: the statistics of one picture's features for another's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from matroot.gradients import GradientRule
+from matroot.methods import Method
+from matroot.nn.functional import whiten_and_color
+from matroot.nn.whitening import number_of_groups
+from matroot.statistics import Shrinkage, check_shrinkage
+
+
+class WhiteningColoring2d(nn.Module):
+    """Give the content's features (N, C, H, W) mean and covariance of the style's.
+
+        y = b·[(C_style + eps·I)^{1/2} (C_content + eps·I)^{-1/2} (x − μ_content) + μ_style]
+            + (1 − b)·x
+
+    with the statistics of each picture and group of channels, in training and evaluation alike.
+
+    Args:
+        num_features: C.
+        groups: number of groups of channels, 1 by default; or
+        group_size: channels in each.
+        blending: b; 0 leaves the content, 1 is the whole effect.
+        learn_blending: make b a parameter that starts so.
+        eps: ridge on both covariances.
+        shrinkage: of both covariances, see ``matroot.statistics.moments``.
+        method: of both roots, see ``matroot.sqrtm``.
+        gradient: of both roots.
+        device: of the parameter.
+        dtype: of the parameter.
+
+    References:
+        Y. Li et al., Universal Style Transfer via Feature Transforms, NeurIPS 2017; W. Cho et al.,
+        Image-to-Image Translation via Group-wise Deep Whitening-and-Coloring Transformation, CVPR
+        2019, where matrices from a network stand in for both roots.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import WhiteningColoring2d
+        >>> transfer = WhiteningColoring2d(8, groups=2)
+        >>> transfer(torch.randn(1, 8, 16, 16), torch.randn(1, 8, 20, 12)).shape
+        torch.Size([1, 8, 16, 16])
+    """
+
+    blending: float | nn.Parameter
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        groups: int | None = None,
+        group_size: int | None = None,
+        blending: float = 1.0,
+        learn_blending: bool = False,
+        eps: float = 1e-5,
+        shrinkage: Shrinkage | float | None = None,
+        method: str | Method = "auto",
+        gradient: str | GradientRule = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.groups = number_of_groups("WhiteningColoring2d", num_features, groups, group_size)
+        check_shrinkage(shrinkage)
+        if not eps >= 0:
+            raise ValueError(f"WhiteningColoring2d: eps must be at least 0, got {eps!r}")
+        self.eps = eps
+        self.shrinkage = shrinkage
+        self.method = method
+        self.gradient = gradient
+        if learn_blending:
+            start = torch.tensor(float(blending), device=device, dtype=dtype)
+            self.blending = nn.Parameter(start)
+        else:
+            self.blending = float(blending)
+
+    def forward(self, content: Tensor, style: Tensor) -> Tensor:
+        """Move the statistics of ``content`` to those of ``style``.
+
+        Args:
+            content: shape (N, C, H, W).
+            style: shape (N, C, H', W') or (1, C, H', W').
+
+        Returns:
+            The shape and dtype of ``content``.
+
+        Raises:
+            ValueError: other shapes, or no pixels.
+            torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
+        """
+        for name, x in (("content", content), ("style", style)):
+            if x.dim() != 4 or x.shape[1] != self.num_features:
+                raise ValueError(
+                    f"WhiteningColoring2d: expected {name} of shape (N, {self.num_features}, H, W),"
+                    f" got {tuple(x.shape)}"
+                )
+        return whiten_and_color(
+            content,
+            style,
+            groups=self.groups,
+            blending=self.blending,
+            eps=self.eps,
+            shrinkage=self.shrinkage,
+            method=self.method,
+            gradient=self.gradient,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        shown = "learned" if isinstance(self.blending, nn.Parameter) else self.blending
+        return (
+            f"{self.num_features}, groups={self.groups}, blending={shown}, eps={self.eps}, "
+            f"method={self.method!r}"
+        )

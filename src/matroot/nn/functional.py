@@ -1,0 +1,165 @@
+"""What the layers compute, as functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matroot import autodiff, spd
+from matroot.functional import inv_sqrtm, sqrtm
+from matroot.gradients import GradientRule
+from matroot.methods import Method
+from matroot.statistics import Moments, Shrinkage, moments
+
+
+def with_least_ridge(covariance: Tensor, eps: float) -> Tensor:
+    """C + (r − eps)·I where eps is below r = 8u·tr C, some units of rounding, else C itself.
+
+    With fewer samples than features the zeros of a covariance are noise of that size, of either
+    sign, and an inverse root of C + eps·I nonsense. Nothing is read on the host.
+
+    Args:
+        covariance: shape (..., n, n), float32 or float64.
+        eps: the ridge that will be added, in the units of the covariance.
+    """
+    trace = spd.trace(covariance.detach())[..., None, None]
+    lack = (8 * spd.real_eps(covariance.dtype) * trace - eps).clamp(min=0)
+    return covariance + lack * spd.identity_like(covariance)
+
+
+def power_normalization(a: Tensor, *, rank: int = 1, steps: int = 1) -> Tensor:
+    """Power normalisation of the largest eigenvalues by power iteration (So-ViT, 2021).
+
+    The ``rank`` largest eigenpairs (σ_i, v_i) come from ``steps`` power iterations each, started
+    at the vector of ones, with deflation; the rest is divided by the root of the last one found:
+
+        Σ_i √σ_i v_i v_iᵀ + (A − Σ_i σ_i v_i v_iᵀ)/√σ_rank.
+
+    It is no square root: what it leaves out of the sum keeps its spread. At ``rank=1`` it is A/√σ₁.
+
+    Args:
+        a: shape (..., n, n), symmetric positive semi-definite.
+        rank: number of eigenpairs, at least 1.
+        steps: power iterations each, at least 1.
+
+    Returns:
+        The shape and dtype of ``a``. 0 where A = 0; NaN where the rank is below ``rank``, or where
+        the vector of ones lies in the null space.
+
+    References:
+        J. Xie et al., So-ViT: Mind Visual Tokens for Vision Transformer, arXiv 2104.10935.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn.functional import power_normalization
+        >>> power_normalization(torch.tensor([[2.0, 2.0], [2.0, 2.0]]))
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+    if rank < 1 or steps < 1:
+        raise ValueError(
+            f"power_normalization: rank and steps must be at least 1, got {rank} and {steps}"
+        )
+    zero = (spd.max_abs(a) == 0)[..., None, None]
+    rest = torch.where(zero, torch.ones_like(a), a)
+    found, sigma = torch.zeros_like(a), None
+    for _ in range(rank):
+        v = a.new_ones(*a.shape[:-1], 1)
+        for _ in range(steps):
+            v = F.normalize(rest @ v, dim=-2)
+        sigma = v.mT @ rest @ v
+        pair = v @ v.mT
+        found = found + sigma.sqrt() * pair
+        rest = rest - sigma * pair
+    assert sigma is not None
+    return torch.where(zero, 0.0, found + rest / sigma.sqrt())
+
+
+def whiten_and_color(
+    content: Tensor,
+    style: Tensor,
+    *,
+    groups: int = 1,
+    blending: float | Tensor = 1.0,
+    eps: float = 1e-5,
+    shrinkage: Shrinkage | float | None = None,
+    method: str | Method = "auto",
+    gradient: str | GradientRule = "auto",
+) -> Tensor:
+    """Give the content's features mean and covariance of the style's: the WCT.
+
+    Of each picture and group of channels, with means μ and covariances C over the pixels,
+
+        y = b·[(C_style + eps·I)^{1/2} (C_content + eps·I)^{-1/2} (x − μ_content) + μ_style]
+            + (1 − b)·x.
+
+    Args:
+        content: x, shape (N, C, ...).
+        style: shape (N, C, ...) or (1, C, ...), with any number of pixels, but at least one.
+        groups: number of groups of channels, each with its own covariance.
+        blending: b, a number or a tensor that goes with (N, C, ...): 0 leaves the content.
+        eps: ridge on both covariances, in their units; at least some units of their rounding is
+            taken in any case.
+        shrinkage: of both covariances, see ``matroot.statistics.moments``.
+        method: of both roots, see ``matroot.sqrtm``.
+        gradient: of both roots.
+
+    Returns:
+        The shape and dtype of ``content``; covariances and roots are float32 at least.
+
+    Raises:
+        ValueError: shapes that do not go together; groups that do not divide the channels.
+        torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
+
+    Note:
+        Two roots and three products with the pixels. Content that has fewer pixels than channels,
+        or none that vary, cannot take the style's covariance: what is not there is not coloured.
+
+    References:
+        Y. Li et al., Universal Style Transfer via Feature Transforms, NeurIPS 2017.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn.functional import whiten_and_color
+        >>> content, style = torch.randn(1, 3, 16, 16), 5 * torch.randn(1, 3, 24, 24) + 2
+        >>> y = whiten_and_color(content, style)
+        >>> torch.allclose(torch.cov(y[0].flatten(1)), torch.cov(style[0].flatten(1)), rtol=1e-2)
+        True
+    """
+    _check_pair(content, style, groups)
+    channels = content.shape[1]
+    with autodiff.no_autocast(content):
+        found, goal = (
+            _moments_of_groups(x, groups, channels // groups, shrinkage) for x in (content, style)
+        )
+        whitening = inv_sqrtm(
+            with_least_ridge(found.covariance, eps), eps=eps, method=method, gradient=gradient
+        )
+        coloring = sqrtm(
+            with_least_ridge(goal.covariance, eps), eps=eps, method=method, gradient=gradient
+        )
+        y = (coloring @ whitening) @ found.centered + goal.mean
+        y = y.reshape(content.shape)
+        if not (isinstance(blending, (int, float)) and blending == 1):
+            y = torch.lerp(content.to(y.dtype), y, blending)
+        return y.to(content.dtype)
+
+
+def _moments_of_groups(
+    x: Tensor, groups: int, size: int, shrinkage: Shrinkage | float | None
+) -> Moments:
+    """Of each picture and group: shapes (N, groups, size, …)."""
+    return moments(x.reshape(x.shape[0], groups, size, -1), shrinkage=shrinkage)
+
+
+def _check_pair(content: Tensor, style: Tensor, groups: int) -> None:
+    shapes = f"{tuple(content.shape)} and {tuple(style.shape)}"
+    if content.dim() < 3 or style.dim() < 3:
+        raise ValueError(f"content and style must have shape (N, C, ...), got {shapes}")
+    if content.shape[1] != style.shape[1] or style.shape[0] not in (1, content.shape[0]):
+        raise ValueError(f"content and style must have the same N (or 1) and C, got {shapes}")
+    if 0 in content.shape[1:] or 0 in style.shape:
+        raise ValueError(f"content and style must have channels and pixels, got {shapes}")
+    if groups < 1 or content.shape[1] % groups:
+        raise ValueError(f"groups={groups} does not divide the {content.shape[1]} channels")

@@ -1,0 +1,293 @@
+"""Global covariance pooling: a picture's features become the root of their covariance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from matroot import autodiff
+from matroot.checks import one_of
+from matroot.functional import sqrtm
+from matroot.gradients import GradientRule
+from matroot.methods import Method
+from matroot.nn.functional import power_normalization
+from matroot.statistics import Shrinkage, check_shrinkage, moments, pack_triangle
+
+Normalization = Literal["sqrt", "power", "none"]
+
+
+class _CovariancePooling(nn.Module):
+    """See CovariancePooling2d."""
+
+    _convolution: type[nn.Module]
+    _batch_norm: type[nn.Module]
+    _positions: tuple[str, ...]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | Sequence[int] | None = None,
+        *,
+        normalization: Normalization = "sqrt",
+        eps: float = 0.0,
+        shrinkage: Shrinkage | float | None = None,
+        center: bool = True,
+        method: str | Method = "auto",
+        gradient: str | GradientRule = "auto",
+        triangle: bool = True,
+        scaled: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        one_of(f"{name}: normalization", normalization, ("sqrt", "power", "none"))
+        check_shrinkage(shrinkage)
+        if not eps >= 0:
+            raise ValueError(f"{name}: eps must be at least 0, got {eps!r}")
+        if out_channels is None:
+            reductions: tuple[int, ...] = ()
+        else:
+            reductions = (out_channels,) if isinstance(out_channels, int) else tuple(out_channels)
+        widths = (in_channels, *reductions)
+        if min(widths) < 1:
+            raise ValueError(
+                f"{name}: expected at least one channel, got in_channels={in_channels}, "
+                f"out_channels={out_channels}"
+            )
+        self.in_channels = in_channels
+        self.out_channels = widths[-1]
+        self.normalization = normalization
+        self.eps = eps
+        self.shrinkage = shrinkage
+        self.center = center
+        self.method = method
+        self.gradient = gradient
+        self.triangle = triangle
+        self.scaled = scaled
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, reductions, strict=False):
+            layers.append(self._convolution(before, after, 1, bias=False, **where))
+            layers.append(self._batch_norm(after, **where))
+            layers.append(nn.ReLU())
+        self.reduction = nn.Sequential(*layers)
+
+    @property
+    def out_features(self) -> int:
+        """Length of the vector, C (C + 1)/2 for C = out_channels; of the matrix, C²."""
+        c = self.out_channels
+        return c * (c + 1) // 2 if self.triangle else c * c
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the covariance is taken of, shape (N, out_channels, ...)."""
+        reduced: Tensor = self.reduction(x)
+        return reduced
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reduce, take the covariance, normalise it, pack it.
+
+        Args:
+            x: shape (N, in_channels, ...) as the class says.
+
+        Returns:
+            Shape (N, out_features), or (N, C, C) with ``triangle=False``; dtype of ``x``.
+
+        Raises:
+            ValueError: another number of dimensions or channels, or no positions.
+            torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
+        """
+        self._check(x)
+        features = self.features(x)
+        # Half precision has too few digits for a covariance, and so has autocast.
+        with autodiff.no_autocast(x):
+            found = moments(features.flatten(2), shrinkage=self.shrinkage, center=self.center)
+            y = self._normalized(found.covariance)
+            if self.triangle:
+                y = pack_triangle(y, scaled=self.scaled)
+            return y.to(x.dtype)
+
+    def _normalized(self, covariance: Tensor) -> Tensor:
+        if self.normalization == "none":
+            return covariance
+        if self.normalization == "power":
+            return power_normalization(covariance)
+        return sqrtm(covariance, eps=self.eps, method=self.method, gradient=self.gradient)
+
+    def _check(self, x: Tensor) -> None:
+        layout = (self.in_channels, *self._positions)
+        if x.dim() != 1 + len(layout) or x.shape[1] != self.in_channels or 0 in x.shape[1:]:
+            wanted = ", ".join(map(str, layout))
+            raise ValueError(
+                f"{type(self).__name__}: expected shape (N, {wanted}), none of them 0 but N, "
+                f"got {tuple(x.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, normalization={self.normalization!r}, "
+            f"eps={self.eps}, shrinkage={self.shrinkage!r}, method={self.method!r}"
+        )
+
+
+class CovariancePooling1d(_CovariancePooling):
+    """Global covariance pooling of (N, C, L); see CovariancePooling2d."""
+
+    _convolution, _batch_norm = nn.Conv1d, nn.BatchNorm1d
+    _positions = ("L",)
+
+
+class CovariancePooling2d(_CovariancePooling):
+    """Global covariance pooling of (N, C, H, W): second-order features in place of averages.
+
+    Of each picture, with features x_k at m positions and their mean x̄,
+
+        Σ = (1/m) Σ_k (x_k − x̄)(x_k − x̄)ᵀ,    y = upper triangle of (Σ + eps·I)^{1/2}.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the covariance, after a 1×1 convolution, batch normalisation and ReLU;
+            several numbers are several of these, one after the other; None: none.
+        normalization: ``"sqrt"``, the root; ``"power"``, Σ/√σ₁, So-ViT's power normalisation; or
+            ``"none"``, Σ itself.
+        eps: ridge before the root, in the units of Σ.
+        shrinkage: of Σ, see ``matroot.statistics.moments``.
+        center: False leaves x̄ out.
+        method: of the root, see ``matroot.sqrtm``; ``NewtonSchulz()`` is iSQRT-COV.
+        gradient: of the root.
+        triangle: False returns the matrices.
+        scaled: multiply what is off the diagonal by √2, which keeps distances between matrices.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+
+    Note:
+        Covariances and roots are computed in float32 at least, also under autocast. A covariance of
+        fewer positions than channels is singular; its root is exact and its gradient finite with
+        ``eps=0`` (see ``sqrtm``). A single position has covariance 0. Cost: one product of the
+        features with themselves, and the root.
+
+    References:
+        P. Li, J. Xie, Q. Wang, W. Zuo, Is Second-Order Information Helpful for Large-Scale Visual
+        Recognition?, ICCV 2017; P. Li et al., Towards Faster Training of Global Covariance Pooling
+        Networks by Iterative Matrix Square Root Normalization, CVPR 2018.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import CovariancePooling2d
+        >>> pooling = CovariancePooling2d(64, 16)
+        >>> pooling(torch.randn(8, 64, 14, 14)).shape, pooling.out_features
+        (torch.Size([8, 136]), 136)
+    """
+
+    _convolution, _batch_norm = nn.Conv2d, nn.BatchNorm2d
+    _positions = ("H", "W")
+
+
+class CovariancePooling3d(_CovariancePooling):
+    """Global covariance pooling of (N, C, D, H, W); see CovariancePooling2d."""
+
+    _convolution, _batch_norm = nn.Conv3d, nn.BatchNorm3d
+    _positions = ("D", "H", "W")
+
+
+class TokenCovariancePooling(CovariancePooling1d):
+    """Global covariance pooling of tokens (N, T, C); see CovariancePooling2d.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import TokenCovariancePooling
+        >>> TokenCovariancePooling(384, 48)(torch.randn(2, 196, 384)).shape
+        torch.Size([2, 1176])
+    """
+
+    def features(self, x: Tensor) -> Tensor:
+        """See CovariancePooling2d.features."""
+        return super().features(x.mT)
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[2] != self.in_channels or x.shape[1] == 0:
+            raise ValueError(
+                f"{type(self).__name__}: expected shape (N, T, {self.in_channels}), T at least 1, "
+                f"got {tuple(x.shape)}"
+            )
+
+
+class SecondOrderHead(nn.Module):
+    """Classify by the class token and by the covariance of the visual tokens, as So-ViT does.
+
+    logits = W₁ x_class + b₁ + W₂ pool(x_visual) + b₂, with a TokenCovariancePooling.
+
+    Args:
+        in_features: C, the width of a token.
+        num_classes: number of classes.
+        features: width of the visual tokens in the covariance, see ``out_channels`` of
+            CovariancePooling2d.
+        prefix_tokens: number of tokens before the visual ones, at least 1; the first is the class
+            token, others (registers) are left out.
+        dropout: share of the pooled vector dropped in training.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        pooling: ``normalization``, ``method`` and so on, see CovariancePooling2d.
+
+    References:
+        J. Xie et al., So-ViT: Mind Visual Tokens for Vision Transformer, arXiv 2104.10935.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import SecondOrderHead
+        >>> SecondOrderHead(256, 10, features=48)(torch.randn(2, 197, 256)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        features: int | Sequence[int] | None = 48,
+        *,
+        prefix_tokens: int = 1,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **pooling: Any,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1 or prefix_tokens < 1:
+            raise ValueError(
+                f"SecondOrderHead: num_classes and prefix_tokens must be at least 1, "
+                f"got {num_classes} and {prefix_tokens}"
+            )
+        if pooling.get("triangle") is False:
+            raise ValueError("SecondOrderHead: needs vectors, got triangle=False")
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.prefix_tokens = prefix_tokens
+        self.class_fc = nn.Linear(in_features, num_classes, **where)
+        self.pooling = TokenCovariancePooling(in_features, features, **where, **pooling)
+        self.dropout = nn.Dropout(dropout)
+        self.visual_fc = nn.Linear(self.pooling.out_features, num_classes, **where)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The logits.
+
+        Args:
+            tokens: shape (N, prefix_tokens + T, C).
+
+        Returns:
+            Shape (N, num_classes).
+
+        Raises:
+            ValueError: another shape, or no visual tokens.
+        """
+        width, prefix = self.pooling.in_channels, self.prefix_tokens
+        if tokens.dim() != 3 or tokens.shape[2] != width or tokens.shape[1] <= prefix:
+            raise ValueError(
+                f"SecondOrderHead: expected shape (N, {prefix} + T, {width}), T at least 1, "
+                f"got {tuple(tokens.shape)}"
+            )
+        visual = self.dropout(self.pooling(tokens[:, prefix:]))
+        logits: Tensor = self.class_fc(tokens[:, 0]) + self.visual_fc(visual)
+        return logits

@@ -1,0 +1,192 @@
+"""Covariance pooling of video: attention between frames, then one covariance over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matroot.nn.pooling import CovariancePooling3d
+
+
+class TemporalAttention(nn.Module):
+    """Weigh the features of each frame by what happened in the two frames before it.
+
+    For frame t with features X_t, C channels at m positions, and X_{t−1}, X_{t−2} the frames before
+    (the first frame stands in where there are none):
+
+        spatial:   X'_t = X_t + BN(V(X_t) softmax(Q(X_{t−1})ᵀ K(X_{t−2})/√C)ᵀ),
+        temporal:  X''_t = X'_t ⊙ (g(p_t − p_{t−1}) + g((p_t − p_{t−2})/2))/2,
+        mixing:    Y = ReLU(X + conv(X''))
+
+    with Q, K, V 1×1 convolutions, p the mean of X over the positions, g two layers with a sigmoid,
+    and conv a convolution over time, whose covariance so holds products across frames. It starts as
+    Y = ReLU(X).
+
+    Args:
+        channels: C.
+        spatial: whether to attend between positions.
+        temporal: whether to weigh channels.
+        kernel_size: frames that the convolution sees, odd; 0 leaves it out, Y = X''.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+
+    Note:
+        The spatial part needs m² numbers a frame.
+
+    References:
+        Z. Gao, Q. Wang, B. Zhang, Q. Hu, P. Li, Temporal-attentive Covariance Pooling Networks for
+        Video Recognition, NeurIPS 2021. There the frames before the first are the last ones, and
+        the convolution is circular; here time has an end.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import TemporalAttention
+        >>> TemporalAttention(16)(torch.randn(2, 16, 8, 7, 7)).shape
+        torch.Size([2, 16, 8, 7, 7])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        spatial: bool = True,
+        temporal: bool = True,
+        kernel_size: int = 5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"TemporalAttention: expected at least one channel, got {channels}")
+        if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
+            raise ValueError(
+                f"TemporalAttention: kernel_size must be odd, or 0 for none, got {kernel_size}"
+            )
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.channels = channels
+        self.query = self.key = self.value = self.norm = None
+        if spatial:
+            self.query, self.key, self.value = (
+                nn.Conv3d(channels, channels, 1, **where) for _ in range(3)
+            )
+            self.norm = nn.BatchNorm3d(channels, **where)
+            nn.init.zeros_(self.norm.weight)
+        self.gate = None
+        if temporal:
+            self.gate = nn.Sequential(
+                nn.Linear(channels, 4 * channels, **where),
+                nn.ReLU(),
+                nn.Linear(4 * channels, channels, **where),
+                nn.Sigmoid(),
+            )
+        self.mixing = None
+        if kernel_size:
+            self.mixing = nn.Conv3d(
+                channels, channels, (kernel_size, 1, 1), padding=(kernel_size // 2, 0, 0), **where
+            )
+            nn.init.zeros_(self.mixing.weight)
+            assert self.mixing.bias is not None
+            nn.init.zeros_(self.mixing.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (N, channels, T, H, W) in and out.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if x.dim() != 5 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"TemporalAttention: expected shape (N, {self.channels}, T, H, W), "
+                f"got {tuple(x.shape)}"
+            )
+        y = x
+        if self.query is not None:
+            y = y + self._attended(x)
+        if self.gate is not None:
+            mean = x.mean((3, 4))
+            steps = (mean - _earlier(mean, 1), 0.5 * (mean - _earlier(mean, 2)))
+            weight = sum(self.gate(step.mT) for step in steps)
+            y = y * (0.5 * weight).mT[..., None, None]
+        return y if self.mixing is None else F.relu(x + self.mixing(y))
+
+    def _attended(self, x: Tensor) -> Tensor:
+        assert self.query is not None
+        assert self.key is not None
+        assert self.value is not None
+        assert self.norm is not None
+        q, k, v = (
+            # (N, T, positions, C): frames are attended to one by one.
+            f(frames).flatten(3).permute(0, 2, 3, 1)
+            for f, frames in (
+                (self.query, _earlier(x, 1)),
+                (self.key, _earlier(x, 2)),
+                (self.value, x),
+            )
+        )
+        y = F.scaled_dot_product_attention(q, k, v)
+        attended: Tensor = self.norm(y.permute(0, 3, 1, 2).reshape(x.shape))
+        return attended
+
+
+def _earlier(x: Tensor, frames: int) -> Tensor:
+    """Each frame of (N, C, T, ...) replaced by the one so many before it, or else the first."""
+    start = x[:, :, :1]
+    return torch.cat([start] * min(frames, x.shape[2]) + [x[:, :, :-frames]], 2)
+
+
+class TemporalCovariancePooling(CovariancePooling3d):
+    """Temporal-attentive covariance pooling of (N, C, T, H, W): TemporalAttention, then pooling.
+
+    The covariance is that over all frames and positions; see CovariancePooling2d.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the covariance, see CovariancePooling2d; published are 256 and then 128.
+        spatial_attention: see TemporalAttention.
+        temporal_attention: see TemporalAttention.
+        kernel_size: see TemporalAttention.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        pooling: ``normalization``, ``method`` and so on, see CovariancePooling2d.
+
+    References:
+        Z. Gao, Q. Wang, B. Zhang, Q. Hu, P. Li, Temporal-attentive Covariance Pooling Networks for
+        Video Recognition, NeurIPS 2021.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import TemporalCovariancePooling
+        >>> TemporalCovariancePooling(64, 16)(torch.randn(2, 64, 8, 7, 7)).shape
+        torch.Size([2, 136])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | Sequence[int] | None = (256, 128),
+        *,
+        spatial_attention: bool = True,
+        temporal_attention: bool = True,
+        kernel_size: int = 5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **pooling: Any,
+    ) -> None:
+        super().__init__(in_channels, out_channels, device=device, dtype=dtype, **pooling)
+        self.attention = TemporalAttention(
+            self.out_channels,
+            spatial=spatial_attention,
+            temporal=temporal_attention,
+            kernel_size=kernel_size,
+            device=device,
+            dtype=dtype,
+        )
+
+    def features(self, x: Tensor) -> Tensor:
+        """See CovariancePooling2d.features."""
+        attended: Tensor = self.attention(super().features(x))
+        return attended
