@@ -29,7 +29,11 @@ class Moments(NamedTuple):
 
 
 def moments(
-    x: Tensor, *, shrinkage: Shrinkage | float | None = None, center: bool = True
+    x: Tensor,
+    *,
+    shrinkage: Shrinkage | float | None = None,
+    center: bool = True,
+    over_batch: bool = False,
 ) -> Moments:
     """Mean and covariance of samples in columns.
 
@@ -40,6 +44,7 @@ def moments(
         shrinkage: ρ between 0 and 1, or who finds it: ``"ledoit_wolf"`` or ``"oas"``. None: no
             shrinkage.
         center: False takes x̄ as 0: the second moment.
+        over_batch: whether the first dimension counts samples too, and is none of the results'.
 
     Returns:
         Moments in the dtype of ``x``, float32 at least.
@@ -60,19 +65,28 @@ def moments(
                 [0., 0.]])
     """
     d, count = x.shape[-2:]
-    if d == 0 or count == 0:
+    if d == 0 or count == 0 or (over_batch and x.shape[0] == 0):
         raise ValueError(f"moments: expected features and samples, got shape {tuple(x.shape)}")
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
-    mean = x.mean(-1, keepdim=True) if center else torch.zeros_like(x[..., :1])
-    centered = x - mean if center else x
+    if over_batch:
+        count *= x.shape[0]
+    # A sum and a product, whose derivatives are no tensor as large as x.
+    minus_mean = torch.zeros_like(x[..., :1])
+    if center:
+        minus_mean = x.sum(-1, keepdim=True) * (-1 / count)
+    if over_batch:
+        minus_mean = minus_mean.sum(0)
+    centered = x + minus_mean if center else x
     covariance = centered @ centered.mT / count
+    if over_batch:
+        covariance = covariance.sum(0)
     if shrinkage is not None:
-        share = _share(shrinkage, covariance, centered)
+        share = _share(shrinkage, covariance, centered, count)
         middle = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
         identity = torch.eye(d, dtype=x.dtype, device=x.device)
         covariance = (1 - share) * covariance + share * middle * identity
-    return Moments(mean, covariance, centered, count)
+    return Moments(-minus_mean, covariance, centered, count)
 
 
 def check_shrinkage(shrinkage: Shrinkage | float | None) -> None:
@@ -86,18 +100,20 @@ def check_shrinkage(shrinkage: Shrinkage | float | None) -> None:
         )
 
 
-def _share(shrinkage: Shrinkage | float, c: Tensor, centered: Tensor) -> Tensor | float:
+def _share(shrinkage: Shrinkage | float, c: Tensor, centered: Tensor, m: int) -> Tensor | float:
     """ρ, shape (..., 1, 1)."""
     check_shrinkage(shrinkage)
     if not isinstance(shrinkage, str):
         return shrinkage
-    d, m = centered.shape[-2:]
+    d = c.shape[-1]
     square = c.square().sum((-2, -1), keepdim=True)  # tr C²
     trace = c.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     distance = square - trace.square() / d  # ‖C − μI‖_F², μ = tr C / d
     if shrinkage == "ledoit_wolf":
         # Mean of ‖x_k x_kᵀ − C‖_F² over the samples, over their number.
-        fourth = centered.square().sum(-2).square().mean(-1)[..., None, None]
+        fourth = centered.square().sum(-2).square().sum(-1)[..., None, None] / m
+        if fourth.dim() > c.dim():
+            fourth = fourth.sum(0)
         above, below = (fourth - square) / m, distance
     else:
         above = (1 - 2 / d) * square + trace.square()

@@ -14,7 +14,7 @@ from matroot.statistics import Moments, Shrinkage, moments
 
 
 def with_least_ridge(covariance: Tensor, eps: float) -> Tensor:
-    """C + (r − eps)·I where eps is below r = 8u·tr C, some units of rounding, else C itself.
+    """C + (r − eps)·I where eps is below r = 8u·c, c ≥ λ_max, some units of rounding; else C.
 
     With fewer samples than features the zeros of a covariance are noise of that size, of either
     sign, and an inverse root of C + eps·I nonsense. Nothing is read on the host.
@@ -23,8 +23,8 @@ def with_least_ridge(covariance: Tensor, eps: float) -> Tensor:
         covariance: shape (..., n, n), float32 or float64.
         eps: the ridge that will be added, in the units of the covariance.
     """
-    trace = spd.trace(covariance.detach())[..., None, None]
-    lack = (8 * spd.real_eps(covariance.dtype) * trace - eps).clamp(min=0)
+    largest = spd.upper_bound(covariance.detach())
+    lack = (8 * spd.real_eps(covariance.dtype) * largest - eps).clamp(min=0)
     return covariance + lack * spd.identity_like(covariance)
 
 

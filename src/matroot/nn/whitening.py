@@ -103,12 +103,12 @@ class _DecorrelatedBatchNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def statistics(self, x: Tensor) -> Moments:
-        """Mean and covariance of one batch, x of shape (groups, group_size, samples).
+        """Mean and covariance of one batch, x of shape (N, groups, group_size, positions).
 
         The one place where a batch's samples meet: a subclass that knows of other processes'
         samples overrides this.
         """
-        return moments(x, shrinkage=self.shrinkage)
+        return moments(x, shrinkage=self.shrinkage, over_batch=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Whiten, then scale and shift.
@@ -127,7 +127,7 @@ class _DecorrelatedBatchNorm(nn.Module):
         # Half precision has too few digits for a covariance, and so has autocast.
         with autodiff.no_autocast(x):
             wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            samples = wide.transpose(0, 1).reshape(self.groups, self.group_size, -1)
+            samples = self._samples(wide)
             if self.training or self.running_mean is None:
                 found = self.statistics(samples)
                 whitening = self._whitening(found.covariance)
@@ -139,8 +139,22 @@ class _DecorrelatedBatchNorm(nn.Module):
                 centered = samples - mean.view(self.groups, self.group_size, 1)
                 whitening = self._running_whitening(samples.dtype)
             y = self._colored(whitening, centered)
-            y = y.reshape(self.num_features, x.shape[0], *x.shape[2:]).transpose(0, 1)
+            if y.shape[0] == x.shape[0]:
+                y = y.reshape(x.shape)
+            else:
+                y = y.reshape(self.num_features, x.shape[0], *x.shape[2:]).transpose(0, 1)
             return _as_before(y.to(x.dtype), x)
+
+    def _samples(self, x: Tensor) -> Tensor:
+        """The samples in columns: (N, groups, group_size, positions), or (1, …, N·positions).
+
+        In the first form nothing is copied; but it takes a matrix for each of the N pictures, which
+        is more than the features where there are few positions.
+        """
+        positions = x[0, 0].numel()
+        if x.dim() > 2 and (torch.compiler.is_exporting() or positions >= self.group_size):
+            return x.reshape(x.shape[0], self.groups, self.group_size, positions)
+        return x.transpose(0, 1).reshape(1, self.groups, self.group_size, -1)
 
     def _whitening(self, covariance: Tensor) -> Tensor:
         """(C + eps·I)^{-1/2} of each group, finite with fewer samples than channels."""
@@ -159,13 +173,20 @@ class _DecorrelatedBatchNorm(nn.Module):
 
     def _colored(self, whitening: Tensor, centered: Tensor) -> Tensor:
         """W x, scaled and shifted; the scale goes into the matrix."""
+        n, groups, size, positions = centered.shape
+        batch = centered.reshape(n * groups, size, positions)
         if self.weight is None or self.bias is None:
-            return whitening @ centered
-        weight, bias = (
-            p.to(centered.dtype).view(self.groups, self.group_size, 1)
-            for p in (self.weight, self.bias)
-        )
-        return torch.baddbmm(bias, weight * whitening, centered)
+            y = whitening.expand(n, -1, -1, -1).flatten(0, 1) @ batch
+        else:
+            weight, bias = (
+                p.to(centered.dtype).view(groups, size, 1) for p in (self.weight, self.bias)
+            )
+            y = torch.baddbmm(
+                bias.expand(n, -1, -1, -1).flatten(0, 1),
+                (weight * whitening).expand(n, -1, -1, -1).flatten(0, 1),
+                batch,
+            )
+        return y.view_as(centered)
 
     @torch.no_grad()
     def _update(self, found: Moments, whitening: Tensor) -> None:
