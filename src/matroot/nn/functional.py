@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -150,7 +152,8 @@ def _moments_of_groups(
     x: Tensor, groups: int, size: int, shrinkage: Shrinkage | float | None
 ) -> Moments:
     """Of each picture and group: shapes (N, groups, size, …)."""
-    return moments(x.reshape(x.shape[0], groups, size, -1), shrinkage=shrinkage)
+    positions = math.prod(x.shape[2:])
+    return moments(x.reshape(x.shape[0], groups, size, positions), shrinkage=shrinkage)
 
 
 def _check_pair(content: Tensor, style: Tensor, groups: int) -> None:
@@ -159,7 +162,7 @@ def _check_pair(content: Tensor, style: Tensor, groups: int) -> None:
         raise ValueError(f"content and style must have shape (N, C, ...), got {shapes}")
     if content.shape[1] != style.shape[1] or style.shape[0] not in (1, content.shape[0]):
         raise ValueError(f"content and style must have the same N (or 1) and C, got {shapes}")
-    if 0 in content.shape[1:] or 0 in style.shape:
+    if 0 in content.shape[1:] or 0 in style.shape[1:]:
         raise ValueError(f"content and style must have channels and pixels, got {shapes}")
     if groups < 1 or content.shape[1] % groups:
         raise ValueError(f"groups={groups} does not divide the {content.shape[1]} channels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -151,10 +152,10 @@ class _DecorrelatedBatchNorm(nn.Module):
         In the first form nothing is copied; but it takes a matrix for each of the N pictures, which
         is more than the features where there are few positions.
         """
-        positions = x[0, 0].numel()
+        n, positions = x.shape[0], math.prod(x.shape[2:])
         if x.dim() > 2 and (torch.compiler.is_exporting() or positions >= self.group_size):
-            return x.reshape(x.shape[0], self.groups, self.group_size, positions)
-        return x.transpose(0, 1).reshape(1, self.groups, self.group_size, -1)
+            return x.reshape(n, self.groups, self.group_size, positions)
+        return x.transpose(0, 1).reshape(1, self.groups, self.group_size, n * positions)
 
     def _whitening(self, covariance: Tensor) -> Tensor:
         """(C + eps·I)^{-1/2} of each group, finite with fewer samples than channels."""
@@ -218,9 +219,11 @@ class _DecorrelatedBatchNorm(nn.Module):
                 f"{name}: expected {self.num_features} channels, got shape {tuple(x.shape)}"
             )
         count = x.numel() // self.num_features
-        if count == 0 or (count == 1 and self.training):
-            least = "more than one sample" if self.training else "samples"
-            raise ValueError(f"{name}: expected {least} a channel, got shape {tuple(x.shape)}")
+        least = 2 if self.training else 1 if self.running_mean is None else 0
+        if count < least:
+            raise ValueError(
+                f"{name}: expected at least {least} samples a channel, got shape {tuple(x.shape)}"
+            )
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -1,0 +1,100 @@
+"""The one table of layers that the tests of their common behaviour run through."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from matroot.nn import (
+    CovariancePooling1d,
+    CovariancePooling2d,
+    CovariancePooling3d,
+    DecorrelatedBatchNorm1d,
+    DecorrelatedBatchNorm2d,
+    DecorrelatedBatchNorm3d,
+    SecondOrderHead,
+    TemporalAttention,
+    TemporalCovariancePooling,
+    TokenCovariancePooling,
+    WhiteningColoring2d,
+)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """How to make a layer, and the shapes of its inputs."""
+
+    name: str
+    make: Callable[..., nn.Module]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __str__(self):
+        return self.name
+
+    def inputs(self, dtype=torch.float32, seed=0) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(
+            (torch.randn(shape, dtype=torch.float64, generator=generator) + 0.3).to(dtype)
+            for shape in self.shapes
+        )
+
+
+def _instance(cls, arguments, *shapes, name="", **options):
+    def make(**more):
+        torch.manual_seed(1)
+        return cls(*arguments, **(options | more))
+
+    return Instance(f"{cls.__name__}{name}", make, shapes)
+
+
+INSTANCES = [
+    _instance(DecorrelatedBatchNorm1d, (6,), (20, 6), eps=1e-2),
+    _instance(DecorrelatedBatchNorm1d, (6,), (4, 6, 9), eps=1e-2, name="-of-sequences"),
+    _instance(DecorrelatedBatchNorm2d, (6,), (4, 6, 5, 3), groups=2, eps=1e-2),
+    _instance(DecorrelatedBatchNorm2d, (6,), (9, 6, 2, 2), eps=1e-2, name="-of-few-positions"),
+    _instance(
+        DecorrelatedBatchNorm2d,
+        (6,),
+        (4, 6, 3, 3),
+        running="whitening",
+        eps=1e-2,
+        name="-whitening",
+    ),
+    _instance(DecorrelatedBatchNorm3d, (6,), (3, 6, 2, 3, 4), affine=False, eps=1e-2),
+    _instance(CovariancePooling1d, (4,), (3, 4, 9)),
+    _instance(CovariancePooling2d, (4,), (3, 4, 4, 3)),
+    _instance(CovariancePooling2d, (5, (4, 3)), (3, 5, 4, 3), name="-reduced"),
+    _instance(CovariancePooling2d, (4,), (3, 4, 4, 3), normalization="power", name="-power"),
+    _instance(CovariancePooling2d, (4,), (3, 4, 4, 3), normalization="none", name="-none"),
+    _instance(CovariancePooling2d, (4,), (3, 4, 2, 3), shrinkage="oas", scaled=True, name="-oas"),
+    _instance(CovariancePooling3d, (4,), (3, 4, 2, 2, 3), center=False, triangle=False, eps=1e-3),
+    _instance(TokenCovariancePooling, (4,), (3, 10, 4)),
+    _instance(SecondOrderHead, (5, 3, 4), (3, 12, 5), prefix_tokens=2, eps=1e-3),
+    _instance(TemporalAttention, (4,), (2, 4, 5, 3, 2), kernel_size=3),
+    _instance(TemporalCovariancePooling, (5, 4), (2, 5, 4, 3, 2), eps=1e-3),
+    _instance(WhiteningColoring2d, (4,), (2, 4, 4, 3), (1, 4, 3, 5), eps=1e-2),
+    _instance(
+        WhiteningColoring2d,
+        (4,),
+        (2, 4, 4, 3),
+        (2, 4, 3, 5),
+        groups=2,
+        eps=1e-2,
+        blending=0.6,
+        learn_blending=True,
+        name="-learned",
+    ),
+]
+
+
+def settled(layer: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """The layer with parameters away from their start and statistics of a few batches."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.3 * torch.rand(p.shape, dtype=torch.float64, generator=generator))
+        layer.train()
+        for _ in range(3):
+            layer(*inputs)
+    return layer
