@@ -75,5 +75,5 @@ def from_eigenpairs(eigenvalues: Tensor, vectors: Tensor, root: Root, ops: Backe
         kept = eigenvalues > units * spd.real_eps(eigenvalues.dtype) * largest
         inverse = torch.where(kept, 1.0 / torch.where(kept, roots, 1.0), 0.0)
         inv_sqrt = ops.matmul(vectors * inverse[..., None, :], vectors.mH)
-    found = torch.ones(len(eigenvalues), dtype=torch.bool, device=eigenvalues.device)
+    found = torch.ones_like(eigenvalues[:, 0], dtype=torch.bool)
     return Solution(sqrt, inv_sqrt, 1, eigenvalues, vectors, converged=found)

@@ -1,0 +1,40 @@
+"""Layers in evaluation: torch.export and ONNX."""
+
+import warnings
+
+import onnxruntime
+import pytest
+import torch
+
+from nn.layers import INSTANCES, settled
+
+
+@pytest.mark.parametrize("instance", INSTANCES, ids=str)
+def test_exported_layers_agree(instance):
+    inputs = instance.inputs()
+    layer = settled(instance.make(), inputs).eval()
+    expected = layer(*inputs)
+    program = torch.export.export(layer, inputs)
+    torch.testing.assert_close(program.module()(*inputs), expected, rtol=1e-4, atol=1e-4)
+    with warnings.catch_warnings():
+        # From inside the exporter: its own use of deprecated parts of PyTorch and ONNX.
+        warnings.simplefilter("ignore")
+        model = torch.onnx.export(layer, inputs, dynamo=True, verbose=False).model_proto
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    names = [x.name for x in session.get_inputs()]
+    # Inputs other than those that were traced.
+    inputs = instance.inputs(seed=5)
+    given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+    found = torch.from_numpy(session.run(None, given)[0])
+    torch.testing.assert_close(found, layer(*inputs).detach(), rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("instance", INSTANCES, ids=str)
+def test_the_batch_may_be_dynamic(instance):
+    inputs = instance.inputs()
+    layer = settled(instance.make(), inputs).eval()
+    batch = torch.export.Dim("batch", min=2)
+    shapes = tuple({0: batch} if len(x) > 1 else None for x in inputs)
+    program = torch.export.export(layer, inputs, dynamic_shapes=shapes)
+    more = [torch.cat([x, x + 1]) if len(x) > 1 else x for x in inputs]
+    torch.testing.assert_close(program.module()(*more), layer(*more), rtol=1e-4, atol=1e-4)
