@@ -55,7 +55,7 @@ def test_exported_programs_are_as_accurate_as_the_iteration(root, dtype):
                 continue
             error = relative_error(program(a), exact(a, root)).max()
             # In double precision the steps for a condition number of 1e14 amplify rounding.
-            bound = max(tolerance(dtype, cond, root), 1e-11 if dtype == torch.float64 else 0)
+            bound = max(tolerance(dtype, cond, root), 1e-10 if dtype == torch.float64 else 0)
             assert error <= bound, (cond, spectrum)
 
 

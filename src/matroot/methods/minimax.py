@@ -43,7 +43,7 @@ class Minimax(Method):
     Under ``torch.export`` (and so for ONNX) nothing is factorised: every matrix takes the steps for
     ``max_cond``, or else for eigenvalues down to n·e·c, and comes back as NaN where the result is
     no root to 1 % (the inverse: to 10 %, looked at only where ``max_cond`` is not told).
-    Without ``max_cond`` the error is up to 1e-11 in float64, and 1e-4 in singular float32 matrices.
+    Without ``max_cond`` the error is up to 1e-10 in float64, and 1e-4 in singular float32 matrices.
 
     Args:
         tol: relative error that the schedule aims at; None is 2 units of rounding.
