@@ -1,0 +1,62 @@
+"""Layers under DistributedDataParallel, two processes on the CPU."""
+
+import copy
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from nn.layers import INSTANCES
+
+TRAINABLE = [i for i in INSTANCES if list(i.make().parameters())]
+
+
+def _rank(rank, path, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    try:
+        found = {}
+        for instance in TRAINABLE:
+            layer = DistributedDataParallel(instance.make())
+            inputs = instance.inputs(seed=rank)
+            for _ in range(2):
+                layer.zero_grad()
+                layer(*inputs).square().mean().backward()
+            found[str(instance)] = (
+                [p.grad.clone() for p in layer.parameters()],
+                {k: v.clone() for k, v in layer.module.named_buffers()},
+            )
+        torch.save(found, results[rank])
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ranks")
+    results = [str(path / f"{rank}.pt") for rank in range(2)]
+    torch.multiprocessing.spawn(_rank, (str(path / "store"), results), nprocs=2)
+    assert all(os.path.exists(result) for result in results)
+    return [torch.load(result, weights_only=True) for result in results]
+
+
+@pytest.mark.parametrize("instance", TRAINABLE, ids=str)
+def test_gradients_are_the_means_of_both_processes(both, instance):
+    (first, buffers), (second, _) = (one[str(instance)] for one in both)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    # Buffers are those of the first process at the start of each step, as for batch normalisation.
+    layers = [instance.make() for _ in range(2)]
+    for step in range(2):
+        if step:
+            layers[1].load_state_dict(copy.deepcopy(layers[0].state_dict()))
+        for rank, layer in enumerate(layers):
+            layer.zero_grad()
+            layer(*instance.inputs(seed=rank)).square().mean().backward()
+    means = [
+        (p.grad + q.grad) / 2
+        for p, q in zip(layers[0].parameters(), layers[1].parameters(), strict=True)
+    ]
+    torch.testing.assert_close(first, means, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(buffers, dict(layers[0].named_buffers()), rtol=1e-5, atol=1e-6)
