@@ -81,6 +81,8 @@ def test_a_residual_network_trains(method, data):
 
 
 @pytest.mark.slow
+# PyTorch's compiler uses a function of its own that it deprecates.
+@pytest.mark.filterwarnings("ignore:.*torch._prims_common.check:FutureWarning")
 @pytest.mark.parametrize("mode", ["single", "autocast", "compiled"])
 @pytest.mark.parametrize("method", ["auto", *METHODS])
 def test_every_method_and_precision(method, mode):

@@ -255,6 +255,22 @@ def test_a_converted_model_computes_the_same(which, converted, running):
     model.train()(x).sum().backward()
 
 
+def test_a_layer_in_two_places_stays_one():
+    plain = nn.BatchNorm1d(4)
+    model = nn.Sequential(plain, nn.Sequential(nn.Linear(4, 4), plain), nn.BatchNorm1d(4))
+    convert_batchnorm(model)
+    assert isinstance(model[0], DecorrelatedBatchNorm1d)
+    assert model[1][1] is model[0]
+    assert type(model[2]) is nn.BatchNorm1d
+
+
+def test_options_of_the_old_layer_can_be_changed():
+    model = nn.Sequential(nn.BatchNorm1d(4, eps=1e-3), nn.BatchNorm1d(4))
+    convert_batchnorm(model, "all", eps=0.1, track_running_stats=False, affine=False)
+    assert (model[0].eps, model[0].running_mean, model[1].weight) == (0.1, None, None)
+    model(correlated(9, 4, dtype=torch.float32))
+
+
 def test_a_layer_alone_is_converted_too():
     plain = nn.BatchNorm1d(4, affine=False, momentum=None, dtype=torch.float64).eval()
     ours = convert_batchnorm(plain)

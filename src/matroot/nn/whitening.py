@@ -316,7 +316,8 @@ def convert_batchnorm(
         which: the ``"first"`` layer in the order of ``named_modules``, as the paper does, ``"all"``, or
             a function of name and layer.
         options: ``groups``, ``method`` and so on, see DecorrelatedBatchNorm2d. A ``group_size`` must
-            divide the channels of every layer that is converted.
+            divide the channels of every layer that is converted. With another ``eps`` than the
+            layer had, outputs change by as much.
 
     Returns:
         The model.
@@ -330,17 +331,22 @@ def convert_batchnorm(
         >>> convert_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), groups=2)[1]
         DecorrelatedBatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, groups=2, method='auto')
     """  # noqa: E501 (a doctest's output)
-    found = [(name, m) for name, m in module.named_modules() if type(m) in _COUNTERPARTS]
+    # A layer that stands in two places is found in both, and stays one.
+    named = module.named_modules(remove_duplicate=False)
+    found = [(name, m) for name, m in named if type(m) in _COUNTERPARTS]
     if which == "first":
-        found = found[:1]
+        found = [(name, m) for name, m in found if m is found[0][1]]
     elif callable(which):
         found = [(name, m) for name, m in found if which(name, m)]
     elif which != "all":
         raise ValueError(f"which must be 'first', 'all' or a function, got {which!r}")
     if not found:
         raise ValueError("convert_batchnorm: found no layer of batch normalisation to convert")
+    converted: dict[nn.Module, nn.Module] = {}
     for name, old in found:
-        new = _converted(old, options)
+        if old not in converted:
+            converted[old] = _converted(old, options)
+        new = converted[old]
         if not name:
             return new
         parent, _, own = name.rpartition(".")
@@ -351,20 +357,14 @@ def convert_batchnorm(
 def _converted(old: Any, options: dict[str, Any]) -> _DecorrelatedBatchNorm:
     example = old.weight if old.affine else old.running_mean
     where = {} if example is None else {"device": example.device, "dtype": example.dtype}
-    new = _COUNTERPARTS[type(old)](
-        old.num_features,
-        old.eps,
-        old.momentum,
-        old.affine,
-        old.track_running_stats,
-        **where,
-        **options,
-    )
-    if old.affine:
+    same = {
+        name: getattr(old, name) for name in ("eps", "momentum", "affine", "track_running_stats")
+    }
+    new = _COUNTERPARTS[type(old)](old.num_features, **{**same, **where, **options})
+    if old.affine and new.affine:
         new.weight, new.bias = old.weight, old.bias
     with torch.no_grad():
-        if old.running_mean is not None:
-            assert new.running_mean is not None
+        if old.running_mean is not None and new.running_mean is not None:
             assert new.num_batches_tracked is not None
             new.running_mean.copy_(old.running_mean)
             new.num_batches_tracked.copy_(old.num_batches_tracked)
