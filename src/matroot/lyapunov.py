@@ -223,7 +223,7 @@ class BySmith(Solver):
         if checks.host_reads_are_free(s):
             always, most = int(needed.min()), int(needed.max())
         else:
-            always, most = 1, int(_doublings(s.dtype, torch.tensor(least, device="cpu")))
+            always, most = 1, _most_doublings(s.dtype, least)
         for step in range(most):
             new_x = ops.addmm(x, ops.matmul(w, x), w)
             # Matrices that are done stand still, so that none feels how long others take.
@@ -276,6 +276,14 @@ def _doublings(dtype: torch.dtype, ratio: Tensor) -> Tensor:
     """
     rate = (2 * ratio.sqrt() / (1 + ratio)).sqrt().atanh()
     return (-math.log(spd.real_eps(dtype)) / (4 * rate)).log2().ceil().clamp(min=1)
+
+
+def _most_doublings(dtype: torch.dtype, ratio: float) -> int:
+    return int(_doublings(dtype, torch.tensor(ratio, device="cpu")))
+
+
+# As torch.compiler.assume_constant_result does: asked while tracing, not traced.
+_most_doublings._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _bounds(s: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import torch
 
 import matroot
 from instances import DIFFERENTIATED, RULES, pairs
+from matroot.methods import METHODS
 from matroot.testing import random_spd, relative_error
 
 ROOTS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
@@ -131,3 +132,16 @@ def test_second_derivatives_inside_compile_are_right_or_refused(name):
     torch._dynamo.reset()
     with pytest.raises(Exception, match=r"second derivatives inside torch\.compile"):
         torch.compile(second, backend="aot_eager", fullgraph=True)(x)
+
+
+@pytest.mark.parametrize("method", [*METHODS])
+@pytest.mark.parametrize("gradient", ["lyapunov", "unrolled"])
+def test_the_compiler_finds_one_graph(method, gradient):
+    # With fullgraph=True PyTorch captures scalars, and hides breaks that there are without it.
+    def function(a):
+        return matroot.sqrtm_pair(a, method=method, gradient=gradient)
+
+    torch._dynamo.reset()
+    a = random_spd(16, 2, dtype=torch.float32).requires_grad_()
+    found = torch._dynamo.explain(function)(a)
+    assert found.graph_break_count == 0, found.break_reasons
