@@ -135,7 +135,14 @@ class _CovariancePooling(nn.Module):
 
 
 class CovariancePooling1d(_CovariancePooling):
-    """Global covariance pooling of (N, C, L); see CovariancePooling2d."""
+    """Global covariance pooling of (N, C, L); see CovariancePooling2d.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import CovariancePooling1d
+        >>> CovariancePooling1d(8)(torch.randn(4, 8, 100)).shape
+        torch.Size([4, 36])
+    """
 
     _convolution, _batch_norm = nn.Conv1d, nn.BatchNorm1d
     _positions = ("L",)
@@ -188,7 +195,14 @@ class CovariancePooling2d(_CovariancePooling):
 
 
 class CovariancePooling3d(_CovariancePooling):
-    """Global covariance pooling of (N, C, D, H, W); see CovariancePooling2d."""
+    """Global covariance pooling of (N, C, D, H, W); see CovariancePooling2d.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import CovariancePooling3d
+        >>> CovariancePooling3d(8, triangle=False)(torch.randn(2, 8, 4, 6, 6)).shape
+        torch.Size([2, 8, 8])
+    """
 
     _convolution, _batch_norm = nn.Conv3d, nn.BatchNorm3d
     _positions = ("D", "H", "W")

@@ -235,7 +235,14 @@ class _DecorrelatedBatchNorm(nn.Module):
 
 
 class DecorrelatedBatchNorm1d(_DecorrelatedBatchNorm):
-    """ZCA-whitens the channels of (N, C) or (N, C, L); see DecorrelatedBatchNorm2d."""
+    """ZCA-whitens the channels of (N, C) or (N, C, L); see DecorrelatedBatchNorm2d.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import DecorrelatedBatchNorm1d
+        >>> DecorrelatedBatchNorm1d(16, group_size=8)(torch.randn(64, 16)).shape
+        torch.Size([64, 16])
+    """
 
     _dimensions = (2, 3)
 
@@ -288,7 +295,14 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
 
 
 class DecorrelatedBatchNorm3d(_DecorrelatedBatchNorm):
-    """ZCA-whitens the channels of (N, C, D, H, W); see DecorrelatedBatchNorm2d."""
+    """ZCA-whitens the channels of (N, C, D, H, W); see DecorrelatedBatchNorm2d.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import DecorrelatedBatchNorm3d
+        >>> DecorrelatedBatchNorm3d(8)(torch.randn(2, 8, 4, 6, 6)).shape
+        torch.Size([2, 8, 4, 6, 6])
+    """
 
     _dimensions = (5,)
 
