@@ -159,6 +159,30 @@ def ridge(eps: object, dtype: torch.dtype) -> float:
     return eps
 
 
+def finite_at_least_zero(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number (TypeError), finite and at least 0 (ValueError)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
+def whole(name: str, value: object, least: int = 1) -> None:
+    """Raise unless ``value`` is an int (TypeError) and large enough (ValueError)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def floating(name: str, x: object) -> None:
+    """Raise TypeError unless ``x`` is a tensor of real floating-point numbers."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be of real floating-point numbers, got {x.dtype}")
+
+
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
@@ -217,6 +241,8 @@ def host_reads_are_free(a: Tensor) -> bool:
     """
     if a.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(a, FakeTensor):
         return False
+    if jit_tracing():
+        return False
     # PyTorch offers no public question for this; its own transforms ask the same way.
     return not torch._C._functorch.is_functorch_wrapped_tensor(a)
 
@@ -228,6 +254,13 @@ def onnx_export_running() -> bool:
 
 # As torch.compiler.assume_constant_result does: asked while tracing, not traced.
 onnx_export_running._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def jit_tracing() -> bool:
+    """Whether torch.jit.trace is recording operations."""
+    # PyTorch leaves it without types.
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing
 
 
 def transforms_active() -> bool:

@@ -108,20 +108,34 @@ def resolve(
     ops = select(backend, a)
     method = _method(a, singular, ops)[0] if method == "auto" else METHODS.resolve(method)
     rule = _gradient(method)[0] if gradient == "auto" else GRADIENTS.resolve(gradient)
-    if rule.needs_eigenpairs and not method.spectral:
-        raise ValueError(
-            f"gradient {name_of(rule)!r} needs the eigenpairs of a spectral method "
-            f"({', '.join(repr(m) for m in METHODS if METHODS[m].spectral)}), "
-            f"got method {name_of(method)!r}"
-        )
+    _check_fit(method, rule)
     if singular == "pinv" and not method.spectral:
         raise ValueError(f'singular="pinv" needs a spectral method, got {name_of(method)!r}')
+    if checks.jit_tracing() and checks.onnx_export_running():
+        raise ValueError("matroot goes to ONNX by torch.onnx.export(..., dynamo=True) only")
     if method.factorises and checks.onnx_export_running():
         raise ValueError(
             f"method {name_of(method)!r} factorises matrices, for which ONNX has no operator; "
             "export with method='auto', or Minimax(max_cond=…) if a bound is known"
         )
     return Plan(root, eps, method, rule, ops, singular, a.dtype)
+
+
+def check_names(method: str | Method, gradient: str | GradientRule) -> None:
+    """Raise as ``resolve`` does, where there is no tensor yet: for layers."""
+    if method != "auto":
+        method = METHODS.resolve(method)
+    if gradient != "auto":
+        _check_fit(method, GRADIENTS.resolve(gradient))
+
+
+def _check_fit(method: str | Method, rule: GradientRule) -> None:
+    if isinstance(method, Method) and rule.needs_eigenpairs and not method.spectral:
+        raise ValueError(
+            f"gradient {name_of(rule)!r} needs the eigenpairs of a spectral method "
+            f"({', '.join(repr(m) for m in METHODS if METHODS[m].spectral)}), "
+            f"got method {name_of(method)!r}"
+        )
 
 
 def explain(

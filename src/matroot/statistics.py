@@ -106,6 +106,10 @@ def _share(shrinkage: Shrinkage | float, c: Tensor, centered: Tensor, m: int) ->
     if not isinstance(shrinkage, str):
         return shrinkage
     d = c.shape[-1]
+    # In units of tr C / d, in which squares of squares neither over- nor underflow.
+    unit = c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    unit = torch.where(unit > 0, unit, 1.0)
+    c, centered = c / unit, centered / unit.sqrt()
     square = c.square().sum((-2, -1), keepdim=True)  # tr C²
     trace = c.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     distance = square - trace.square() / d  # ‖C − μI‖_F², μ = tr C / d
@@ -141,9 +145,9 @@ def pack_triangle(a: Tensor, *, scaled: bool = False) -> Tensor:
         >>> pack_triangle(torch.tensor([[1.0, 2.0], [2.0, 3.0]]))
         tensor([1., 2., 3.])
     """
-    n = a.shape[-1]
-    if a.dim() < 2 or a.shape[-2] != n:
+    if a.dim() < 2 or a.shape[-1] != a.shape[-2]:
         raise ValueError(f"pack_triangle: expected shape (..., n, n), got {tuple(a.shape)}")
+    n = a.shape[-1]
     row, column = torch.triu_indices(n, n, device=a.device)
     # Indexing by row and column would take five times as long in the backward pass on a CPU.
     packed = a.flatten(-2).index_select(-1, row * n + column)
@@ -165,6 +169,8 @@ def unpack_triangle(v: Tensor, *, scaled: bool = False) -> Tensor:
     Raises:
         ValueError: the length is no n (n + 1)/2.
     """
+    if v.dim() < 1:
+        raise ValueError("unpack_triangle: expected shape (..., n (n + 1)/2), got ()")
     length = v.shape[-1]
     n = (math.isqrt(8 * length + 1) - 1) // 2
     if n * (n + 1) // 2 != length:
@@ -183,4 +189,7 @@ def unpack_triangle(v: Tensor, *, scaled: bool = False) -> Tensor:
 
 def _off_diagonal(row: Tensor, column: Tensor, like: Tensor, factor: float) -> Tensor:
     """1 on the diagonal and the factor off it, as packed."""
-    return torch.where(row == column, 1.0, factor).to(like.dtype)
+    if not (like.is_floating_point() or like.is_complex()):
+        raise TypeError(f"scaled triangles need floating-point numbers, got {like.dtype}")
+    ones = torch.ones(len(row), dtype=like.dtype, device=like.device)
+    return torch.where(row == column, ones, factor * ones)

@@ -155,7 +155,7 @@ def test_power_normalization_of_rank_one_is_a_division():
     ("call", "message"),
     [
         (lambda a: baselines.newton_schulz(a, steps=0), "steps must be at least 1, got 0"),
-        (lambda a: power_normalization(a, rank=0), "got 0 and 1"),
+        (lambda a: power_normalization(a, rank=0), "rank must be at least 1, got 0"),
     ],
 )
 def test_errors(call, message):

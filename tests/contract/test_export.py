@@ -149,3 +149,16 @@ def test_what_factorises_says_that_onnx_cannot(method):
     assert f"method '{method}' factorises matrices, for which ONNX has no operator" in str(
         caught.value
     )
+
+
+# PyTorch deprecates both ways, and a trace of numbers warns that they are taken for constants.
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning"
+)
+def test_the_old_ways_of_tracing_are_right_or_refused(tmp_path):
+    a = random_spd(4, dtype=torch.float32)
+    traced = torch.jit.trace(matroot.sqrtm, a)
+    other = random_spd(4, dtype=torch.float32, seed=1)
+    torch.testing.assert_close(traced(other), matroot.sqrtm(other), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="dynamo=True"):
+        torch.onnx.export(Root(), (a,), str(tmp_path / "a.onnx"), dynamo=False)

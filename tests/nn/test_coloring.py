@@ -106,9 +106,15 @@ def test_the_layer_learns_its_blending():
         (lambda x: WhiteningColoring2d(4, groups=3), "groups=3 does not divide"),
         (lambda x: WhiteningColoring2d(4, eps=-1.0), "got -1.0"),
         (lambda x: WhiteningColoring2d(4, shrinkage="x"), "got 'x'"),
-        (lambda x: WhiteningColoring2d(0), "num_features=0"),
+        (lambda x: WhiteningColoring2d(0), "num_features must be at least 1, got 0"),
     ],
 )
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(features(2, 4, 5, 5))
+
+
+def test_dtypes_must_agree():
+    x = features(2, 4, 5, 5)
+    with pytest.raises(TypeError, match=r"one dtype, got torch.float64, torch.float32"):
+        whiten_and_color(x, x.float())

@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 import torch
 
+from matroot.nn import DecorrelatedBatchNorm2d, WhiteningColoring2d
 from nn.layers import INSTANCES, settled
 
 
@@ -38,3 +39,18 @@ def test_the_batch_may_be_dynamic(instance):
     program = torch.export.export(layer, inputs, dynamic_shapes=shapes)
     more = [torch.cat([x, x + 1]) if len(x) > 1 else x for x in inputs]
     torch.testing.assert_close(program.module()(*more), layer(*more), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_covariances_of_low_rank_export(size):
+    """A first layer sees 27 numbers and has 64 channels, with the default ridge of 1e-5."""
+    generator = torch.Generator().manual_seed(0)
+    whitening = DecorrelatedBatchNorm2d(size).eval()
+    mix = torch.randn(size, 27, generator=generator)
+    whitening.running_covariance.copy_(mix @ mix.mT / 27)
+    x = torch.einsum("ij,njhw->nihw", mix, torch.randn(2, 27, 4, 4, generator=generator))
+    content, style = (torch.randn(1, size, k, k, generator=generator) for k in (5, 9))
+    for layer, inputs in ((whitening, (x,)), (WhiteningColoring2d(size).eval(), (content, style))):
+        expected = layer(*inputs)
+        found = torch.export.export(layer, inputs).module()(*inputs)
+        assert (found - expected).norm() < 1e-3 * expected.norm()

@@ -147,6 +147,14 @@ def test_power_normalization_fails_loudly_where_the_start_lies_in_the_null_space
     assert power_normalization(torch.outer(v, v)).isnan().any()
 
 
+@pytest.mark.parametrize("normalization", ["sqrt", "power"])
+@pytest.mark.parametrize("scale", [1e-15, 1e-6, 1e6, 1e15])
+def test_features_of_any_scale(normalization, scale):
+    x = features(2, 5, 4, 4).float()
+    pooling = CovariancePooling2d(5, normalization=normalization)
+    torch.testing.assert_close(pooling(scale * x) / scale, pooling(x), rtol=1e-5, atol=1e-5)
+
+
 def test_the_second_order_head():
     head = SecondOrderHead(5, 3, 4, prefix_tokens=2, dtype=DOUBLE).eval()
     tokens = features(2, 5, 9).mT.contiguous()
@@ -219,11 +227,17 @@ def test_temporal_pooling_is_pooling_of_what_attention_returns():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: CovariancePooling2d(0), "in_channels=0"),
-        (lambda: CovariancePooling2d(4, 0), "out_channels=0"),
-        (lambda: CovariancePooling2d(4, (3, -1)), r"out_channels=\(3, -1\)"),
-        (lambda: CovariancePooling2d(4, eps=-1), "eps must be at least 0, got -1"),
-        (lambda: CovariancePooling2d(4, eps=float("nan")), "eps must be at least 0, got nan"),
+        (lambda: CovariancePooling2d(0), "in_channels must be at least 1, got 0"),
+        (lambda: CovariancePooling2d(4, 0), "out_channels must be at least 1, got 0"),
+        (lambda: CovariancePooling2d(4, (3, -1)), "out_channels must be at least 1, got -1"),
+        (lambda: CovariancePooling2d(4, eps=-1), "eps must be finite and at least 0, got -1"),
+        (
+            lambda: CovariancePooling2d(4, eps=float("nan")),
+            "eps must be finite and at least 0, got nan",
+        ),
+        (lambda: CovariancePooling2d(4, normalization="none", eps=0.1), "takes no eps, got 0.1"),
+        (lambda: CovariancePooling2d(4, method="lu"), "unknown method 'lu'"),
+        (lambda: TemporalAttention(3)(torch.ones(2, 3, 0, 4, 4)), r"got \(2, 3, 0, 4, 4\)"),
         (lambda: CovariancePooling2d(4, shrinkage=2), "got 2"),
         (
             lambda: CovariancePooling2d(4, normalization="root"),
@@ -232,19 +246,33 @@ def test_temporal_pooling_is_pooling_of_what_attention_returns():
         (lambda: CovariancePooling2d(4)(torch.ones(2, 4, 0, 3)), r"got \(2, 4, 0, 3\)"),
         (lambda: CovariancePooling2d(4)(torch.ones(2, 3, 3, 3)), r"\(N, 4, H, W\).*\(2, 3, 3, 3\)"),
         (lambda: TokenCovariancePooling(4)(torch.ones(2, 0, 4)), r"\(N, T, 4\).*\(2, 0, 4\)"),
-        (lambda: SecondOrderHead(4, 0), "got 0 and 1"),
-        (lambda: SecondOrderHead(4, 2, prefix_tokens=0), "got 2 and 0"),
+        (lambda: SecondOrderHead(4, 0), "num_classes must be at least 1, got 0"),
+        (lambda: SecondOrderHead(4, 2, prefix_tokens=0), "prefix_tokens must be at least 1, got 0"),
         (lambda: SecondOrderHead(4, 2, triangle=False), "triangle=False"),
         (lambda: SecondOrderHead(4, 2)(torch.ones(3, 1, 4)), r"\(N, 1 \+ T, 4\).*\(3, 1, 4\)"),
         (lambda: TemporalAttention(0), "got 0"),
         (lambda: TemporalAttention(3, kernel_size=2), "must be odd.* got 2"),
         (lambda: TemporalAttention(3)(torch.ones(2, 3, 4, 4)), r"got \(2, 3, 4, 4\)"),
         (lambda: TemporalCovariancePooling(3, 2)(torch.ones(2, 4, 1, 1, 1)), r"\(N, 3, D, H, W\)"),
-        (lambda: power_normalization(torch.eye(2), rank=0), "got 0 and 1"),
+        (lambda: power_normalization(torch.eye(2), rank=0), "rank must be at least 1, got 0"),
     ],
 )
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: CovariancePooling2d(4, 2.5), "out_channels must be an int, got float"),
+        (lambda: CovariancePooling2d(4, eps="x"), "eps must be a number, got str"),
+        (lambda: CovariancePooling2d(4)(torch.ones(1, 4, 2, 2).long()), "torch.int64"),
+        (lambda: TemporalAttention(4)(torch.ones(1, 4, 2, 2, 2).long()), "torch.int64"),
+    ],
+)
+def test_type_errors(call, message):
+    with pytest.raises(TypeError, match=message):
         call()
 
 

@@ -104,3 +104,37 @@ def test_triangles_are_differentiable():
     assert torch.autograd.gradcheck(lambda a: pack_triangle(a, scaled=True), (a,))
     v = torch.randn(6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: unpack_triangle(v, scaled=True), (v,))
+
+
+@pytest.mark.parametrize("rule", ["ledoit_wolf", "oas"])
+@pytest.mark.parametrize("scale", [1e-15, 1e-9, 1e9, 1e15])
+def test_shrinkage_of_any_scale(rule, scale):
+    x = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    expected = moments(x.double(), shrinkage=rule).covariance
+    found = moments(scale * x, shrinkage=rule).covariance.double() / scale**2
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [None, 0.3, "ledoit_wolf", "oas"])
+@pytest.mark.parametrize("center", [True, False])
+def test_samples_over_the_batch_are_samples(rule, center):
+    x = torch.randn(5, 3, 4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = moments(x, shrinkage=rule, center=center, over_batch=True)
+    expected = moments(x.permute(1, 2, 0, 3).flatten(2), shrinkage=rule, center=center)
+    torch.testing.assert_close(found.covariance, expected.covariance)
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.centered.permute(1, 2, 0, 3).flatten(2), expected.centered)
+    assert found.samples == expected.samples == 35
+
+
+def test_scaled_triangles_have_the_digits_of_their_dtype():
+    a = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a = a + a.mT
+    packed = pack_triangle(a, scaled=True)
+    torch.testing.assert_close(unpack_triangle(packed, scaled=True), a, rtol=1e-15, atol=1e-15)
+    torch.testing.assert_close(packed.norm(), a.norm(), rtol=1e-15, atol=0)
+    with pytest.raises(TypeError, match=r"floating-point numbers, got torch\.int64"):
+        pack_triangle(torch.eye(2).long(), scaled=True)
+    for call in (pack_triangle, unpack_triangle):
+        with pytest.raises(ValueError, match=r"got \(\)"):
+            call(torch.tensor(1.0))

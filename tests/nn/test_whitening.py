@@ -282,14 +282,134 @@ def test_a_layer_alone_is_converted_too():
         convert_batchnorm(ours)
 
 
+@pytest.mark.parametrize("running", ["covariance", "whitening"])
+@pytest.mark.parametrize(
+    "variances", [[1e-6, 100.0], [0.0, 20.0], torch.logspace(-6, 5, 64).tolist()]
+)
+def test_conversion_keeps_variances_far_apart(variances, running):
+    plain = nn.BatchNorm2d(len(variances)).eval()
+    plain.running_var.copy_(torch.tensor(variances))
+    x = correlated(2, len(variances), 4, 4, dtype=torch.float32)
+    expected = plain(x)
+    found = convert_batchnorm(nn.Sequential(plain), running=running)(x)
+    scale = expected.abs().amax((0, 2, 3), keepdim=True)
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_channels_of_very_different_scale_are_as_exact_as_in_double_precision(size):
+    x = correlated(64, size, 8, 8)
+    x[:, 0] *= 1e-3
+    x[:, 1] *= 30
+    options = {"affine": False}
+    expected = DecorrelatedBatchNorm2d(size, dtype=torch.float64, **options)(x)
+    found = DecorrelatedBatchNorm2d(size, **options)(x.float())
+    for one, other in zip(found.transpose(0, 1), expected.transpose(0, 1), strict=True):
+        assert (one - other).norm() < 1e-3 * other.norm()
+
+
+@pytest.mark.parametrize("momentum", [None, 1.0])
+@pytest.mark.parametrize("scale", [1e-4, 1e-3, 1e3])
+def test_statistics_do_not_cancel(momentum, scale):
+    x = scale * correlated(64, 3, 8, 8, dtype=torch.float32)
+    ours = DecorrelatedBatchNorm2d(3, group_size=1, momentum=momentum)
+    plain = nn.BatchNorm2d(3, momentum=momentum)
+    ours(x), plain(x)
+    torch.testing.assert_close(
+        ours.running_covariance.flatten(), plain.running_var, rtol=1e-5, atol=0
+    )
+
+
+def test_a_long_cumulative_average_of_singular_covariances_can_be_evaluated():
+    # Some 30 units of rounding gather on the zeros, of either sign.
+    for seed in range(2):
+        torch.manual_seed(seed)
+        layer = DecorrelatedBatchNorm1d(3, momentum=None, affine=False)
+        weights = torch.tensor([100.0, 70.0, 130.0])
+        with torch.no_grad():
+            for i in range(6000):
+                layer.train()(torch.randn(8, 1) * weights)
+                if i % 200 == 0:
+                    assert layer.eval()(torch.randn(8, 1) * weights).isfinite().all()
+
+
+def test_tracking_can_be_switched_off():
+    for track in (True, False):
+        ours, plain = DecorrelatedBatchNorm1d(3, group_size=1), nn.BatchNorm1d(3)
+        for layer in (ours, plain):
+            layer.track_running_stats = track
+            layer(correlated(9, 3, dtype=torch.float32))
+        torch.testing.assert_close(ours.running_mean, plain.running_mean)
+        assert ours.num_batches_tracked == plain.num_batches_tracked == int(track)
+
+
+def test_what_batch_normalisation_has_left_out_stays_left_out():
+    x = correlated(9, 3, dtype=torch.float32)
+    without_statistics, switched_off = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    without_statistics.running_mean = without_statistics.running_var = None
+    switched_off(x)
+    switched_off.track_running_stats = False
+    without_bias = nn.BatchNorm1d(3)
+    without_bias.register_parameter("bias", None)
+    nn.init.constant_(without_bias.weight, 5.0)
+    for plain in (without_statistics, switched_off, without_bias):
+        ours = convert_batchnorm(copy.deepcopy(plain), group_size=1)
+        torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
+        torch.testing.assert_close(ours.train()(x), plain.train()(x))
+    layer = DecorrelatedBatchNorm1d(3, bias=False)
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+
+
+def test_a_conversion_that_fails_changes_nothing():
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(6)))
+    with pytest.raises(ValueError, match=r"1\.0: .*group_size=4 does not divide the 6"):
+        convert_batchnorm(model, "all", group_size=4)
+    assert type(model[0]) is nn.BatchNorm2d
+    mixed = nn.Sequential(nn.SyncBatchNorm(4), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match="0 is a SyncBatchNorm; only BatchNorm1d"):
+        convert_batchnorm(mixed)
+    convert_batchnorm(mixed, lambda name, layer: type(layer) is nn.BatchNorm2d)
+    assert isinstance(mixed[1], DecorrelatedBatchNorm2d)
+
+
+def test_vmap_in_evaluation():
+    layer = randomize(DecorrelatedBatchNorm2d(6)).eval()
+    x = torch.stack([correlated(4, 6, 5, 3, seed=s, dtype=torch.float32) for s in range(3)])
+    torch.testing.assert_close(torch.vmap(layer)(x), torch.stack([layer(one) for one in x]))
+
+
+def test_single_positions_keep_their_strides():
+    x = correlated(8, 6, 1, 1, dtype=torch.float32).contiguous()
+    assert DecorrelatedBatchNorm2d(6, eps=0.1)(x).stride() == x.stride()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: DecorrelatedBatchNorm2d(0), "num_features=0"),
+        (lambda: DecorrelatedBatchNorm2d(2.0), "num_features must be an int, got float"),
+        (lambda: DecorrelatedBatchNorm2d(6, groups=2.0), "groups must be an int, got float"),
+        (lambda: DecorrelatedBatchNorm2d(6, momentum="x"), "momentum must be a number, got str"),
+        (lambda: DecorrelatedBatchNorm2d(6, method=None), "method must be a name"),
+        (lambda: DecorrelatedBatchNorm1d(2)(torch.ones(3, 2).long()), "torch.int64"),
+        (lambda: DecorrelatedBatchNorm1d(2)(torch.ones(3, 2) * 1j), "torch.complex64"),
+    ],
+)
+def test_type_errors(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: DecorrelatedBatchNorm2d(0), "num_features must be at least 1, got 0"),
         (lambda: DecorrelatedBatchNorm2d(6, groups=4), "groups=4 does not divide the 6 channels"),
         (lambda: DecorrelatedBatchNorm2d(6, group_size=4), "group_size=4 does not divide the 6"),
         (lambda: DecorrelatedBatchNorm2d(6, groups=2, group_size=3), "not both"),
-        (lambda: DecorrelatedBatchNorm2d(6, eps=-1.0), "eps must be at least 0, got -1.0"),
+        (
+            lambda: DecorrelatedBatchNorm2d(6, eps=-1.0),
+            "eps must be finite and at least 0, got -1.0",
+        ),
         (lambda: DecorrelatedBatchNorm2d(6, running="root"), "got 'root'"),
         (lambda: DecorrelatedBatchNorm2d(6, shrinkage="best"), "'ledoit_wolf', 'oas', got 'best'"),
         (lambda: DecorrelatedBatchNorm2d(6)(torch.ones(2, 6)), r"expected 4-D .* \(2, 6\)"),
@@ -297,6 +417,16 @@ def test_a_layer_alone_is_converted_too():
         (lambda: DecorrelatedBatchNorm1d(6)(torch.ones(2, 5)), r"expected 6 channels.* \(2, 5\)"),
         (lambda: DecorrelatedBatchNorm1d(6)(torch.ones(1, 6)), r"at least 2 samples.* \(1, 6\)"),
         (lambda: DecorrelatedBatchNorm1d(6)(torch.ones(0, 6)), r"at least 2 samples.* \(0, 6\)"),
+        (lambda: DecorrelatedBatchNorm2d(6, eps=float("inf")), "must be finite"),
+        (lambda: DecorrelatedBatchNorm2d(6, gradient="x"), "unknown gradient 'x'"),
+        (
+            lambda: DecorrelatedBatchNorm2d(6, method="pade", gradient="spectral_naive"),
+            "needs the eigenpairs",
+        ),
+        (
+            lambda: DecorrelatedBatchNorm1d(6, track_running_stats=False).eval()(torch.ones(1, 6)),
+            r"at least 2 samples.* \(1, 6\)",
+        ),
         (lambda: convert_batchnorm(nn.Linear(2, 2)), "no layer of batch normalisation"),
         (lambda: convert_batchnorm(nn.BatchNorm1d(2), "last"), "got 'last'"),
     ],
@@ -308,7 +438,7 @@ def test_errors(call, message):
 
 def test_unknown_methods_are_named():
     with pytest.raises(ValueError, match="newton_schulz"):
-        DecorrelatedBatchNorm1d(3, method="lu")(torch.randn(9, 3))
+        DecorrelatedBatchNorm1d(3, method="lu")
 
 
 def test_bad_input_is_an_error_not_a_number():

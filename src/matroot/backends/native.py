@@ -47,6 +47,8 @@ def _declines(a: Tensor) -> str | None:
         return f"its kernels run on a CPU, not on {a.device.type}"
     if checks.computing_dtype(a.dtype) not in (torch.float32, torch.float64):
         return f"its kernels know real numbers, not {a.dtype}"
+    if checks.jit_tracing():
+        return "torch.jit.trace records PyTorch's operations"
     if torch.compiler.is_compiling():
         return "torch.compile and torch.export trace PyTorch's operations"
     return None

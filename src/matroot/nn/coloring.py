@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from matroot import checks
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.nn.functional import whiten_and_color
 from matroot.nn.whitening import number_of_groups
+from matroot.plan import check_names
 from matroot.statistics import Shrinkage, check_shrinkage
 
 
@@ -67,8 +69,8 @@ class WhiteningColoring2d(nn.Module):
         self.num_features = num_features
         self.groups = number_of_groups("WhiteningColoring2d", num_features, groups, group_size)
         check_shrinkage(shrinkage)
-        if not eps >= 0:
-            raise ValueError(f"WhiteningColoring2d: eps must be at least 0, got {eps!r}")
+        checks.finite_at_least_zero("WhiteningColoring2d: eps", eps)
+        check_names(method, gradient)
         self.eps = eps
         self.shrinkage = shrinkage
         self.method = method

@@ -8,26 +8,55 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matroot import autodiff, spd
+from matroot import autodiff, checks, spd
 from matroot.functional import inv_sqrtm, sqrtm
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.statistics import Moments, Shrinkage, moments
 
 
-def with_least_ridge(covariance: Tensor, eps: float) -> Tensor:
-    """C + (r − eps)·I where eps is below r = 8u·c, c ≥ λ_max, some units of rounding; else C.
+def inverse_root(
+    covariance: Tensor,
+    eps: float,
+    *,
+    method: str | Method = "auto",
+    gradient: str | GradientRule = "auto",
+    rounding: float | Tensor = 1.0,
+) -> Tensor:
+    """(Σ + eps·I)^{-1/2} of covariances, finite with fewer samples than features.
 
-    With fewer samples than features the zeros of a covariance are noise of that size, of either
-    sign, and an inverse root of C + eps·I nonsense. Nothing is read on the host.
+    Rounding leaves a covariance with an error of some units of √(σ_ii σ_jj) in entry i, j: what is
+    zero in it is noise of that size, of either sign. So the ridge of feature i is
+    max(eps, 8u·c·σ_ii), with u the rounding unit and c ≥ 1 a bound of the largest eigenvalue of the
+    correlations: 1e-6 of a variance where features are not correlated. The root is computed in
+    double precision (on Apple's GPUs, which have none, in single), for which features of very
+    different variance are no harder than others. Nothing is read on the host.
 
     Args:
         covariance: shape (..., n, n), float32 or float64.
-        eps: the ridge that will be added, in the units of the covariance.
+        eps: the ridge, in the units of the covariance.
+        method: see ``matroot.inv_sqrtm``.
+        gradient: see ``matroot.inv_sqrtm``.
+        rounding: how many times the rounding of one sum there may be in Σ.
     """
-    largest = spd.upper_bound(covariance.detach())
-    lack = (8 * spd.real_eps(covariance.dtype) * largest - eps).clamp(min=0)
-    return covariance + lack * spd.identity_like(covariance)
+    wide = covariance
+    if covariance.device.type != "mps":
+        wide = covariance.to(torch.float64)
+    ridged = _ridged(wide, eps, rounding * spd.real_eps(covariance.dtype))
+    return inv_sqrtm(ridged, method=method, gradient=gradient).to(covariance.dtype)
+
+
+def _ridged(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
+    """Σ + diag(max(eps, 8u·c·σ_ii)), u that of the rounding in Σ; variances alone need none."""
+    if covariance.shape[-1] == 1:
+        return covariance + eps
+    c = covariance.detach()
+    variance = c.diagonal(dim1=-2, dim2=-1).clamp(min=0)
+    scale = spd.positive_or_one(variance).rsqrt()
+    correlation = c * scale[..., :, None] * scale[..., None, :]
+    largest = spd.upper_bound(correlation)[..., 0].clamp(min=1)
+    least = 8 * unit * largest * variance
+    return covariance + torch.diag_embed(least.clamp(min=eps))
 
 
 def power_normalization(a: Tensor, *, rank: int = 1, steps: int = 1) -> Tensor:
@@ -59,12 +88,13 @@ def power_normalization(a: Tensor, *, rank: int = 1, steps: int = 1) -> Tensor:
         tensor([[1., 1.],
                 [1., 1.]])
     """
-    if rank < 1 or steps < 1:
-        raise ValueError(
-            f"power_normalization: rank and steps must be at least 1, got {rank} and {steps}"
-        )
+    checks.whole("power_normalization: rank", rank)
+    checks.whole("power_normalization: steps", steps)
+    # Powers of 4 change no digit, and nothing over- or underflows between.
+    power = torch.where(spd.max_abs(a).isfinite(), spd.even_exponent(a), 0)
+    scaled = spd.times_power_of_two(a, -power)
     zero = (spd.max_abs(a) == 0)[..., None, None]
-    rest = torch.where(zero, torch.ones_like(a), a)
+    rest = torch.where(zero, torch.ones_like(a), scaled)
     found, sigma = torch.zeros_like(a), None
     for _ in range(rank):
         v = a.new_ones(*a.shape[:-1], 1)
@@ -75,7 +105,8 @@ def power_normalization(a: Tensor, *, rank: int = 1, steps: int = 1) -> Tensor:
         found = found + sigma.sqrt() * pair
         rest = rest - sigma * pair
     assert sigma is not None
-    return torch.where(zero, 0.0, found + rest / sigma.sqrt())
+    half = torch.div(power, 2, rounding_mode="floor")
+    return spd.times_power_of_two(torch.where(zero, 0.0, found + rest / sigma.sqrt()), half)
 
 
 def whiten_and_color(
@@ -101,8 +132,8 @@ def whiten_and_color(
         style: shape (N, C, ...) or (1, C, ...), with any number of pixels, but at least one.
         groups: number of groups of channels, each with its own covariance.
         blending: b, a number or a tensor that goes with (N, C, ...): 0 leaves the content.
-        eps: ridge on both covariances, in their units; at least some units of their rounding is
-            taken in any case.
+        eps: ridge on both covariances, in their units; at least some units of their rounding, see
+            ``inverse_root``.
         shrinkage: of both covariances, see ``matroot.statistics.moments``.
         method: of both roots, see ``matroot.sqrtm``.
         gradient: of both roots.
@@ -135,11 +166,11 @@ def whiten_and_color(
         found, goal = (
             _moments_of_groups(x, groups, channels // groups, shrinkage) for x in (content, style)
         )
-        whitening = inv_sqrtm(
-            with_least_ridge(found.covariance, eps), eps=eps, method=method, gradient=gradient
-        )
+        whitening = inverse_root(found.covariance, eps, method=method, gradient=gradient)
         coloring = sqrtm(
-            with_least_ridge(goal.covariance, eps), eps=eps, method=method, gradient=gradient
+            _ridged(goal.covariance, eps, spd.real_eps(goal.covariance.dtype)),
+            method=method,
+            gradient=gradient,
         )
         y = (coloring @ whitening) @ found.centered + goal.mean
         y = y.reshape(content.shape)
@@ -157,6 +188,12 @@ def _moments_of_groups(
 
 
 def _check_pair(content: Tensor, style: Tensor, groups: int) -> None:
+    for name, x in (("content", content), ("style", style)):
+        checks.floating(name, x)
+    if content.dtype != style.dtype:
+        raise TypeError(
+            f"content and style must have one dtype, got {content.dtype}, {style.dtype}"
+        )
     shapes = f"{tuple(content.shape)} and {tuple(style.shape)}"
     if content.dim() < 3 or style.dim() < 3:
         raise ValueError(f"content and style must have shape (N, C, ...), got {shapes}")

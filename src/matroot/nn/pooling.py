@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from matroot import autodiff
-from matroot.checks import one_of
+from matroot import autodiff, checks
 from matroot.functional import sqrtm
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.nn.functional import power_normalization
+from matroot.plan import check_names
 from matroot.statistics import Shrinkage, check_shrinkage, moments, pack_triangle
 
 Normalization = Literal["sqrt", "power", "none"]
@@ -44,20 +44,22 @@ class _CovariancePooling(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        one_of(f"{name}: normalization", normalization, ("sqrt", "power", "none"))
+        checks.one_of(f"{name}: normalization", normalization, ("sqrt", "power", "none"))
+        checks.finite_at_least_zero(f"{name}: eps", eps)
+        if eps and normalization != "sqrt":
+            raise ValueError(f"{name}: normalization {normalization!r} takes no eps, got {eps}")
         check_shrinkage(shrinkage)
-        if not eps >= 0:
-            raise ValueError(f"{name}: eps must be at least 0, got {eps!r}")
+        check_names(method, gradient)
         if out_channels is None:
             reductions: tuple[int, ...] = ()
+        elif isinstance(out_channels, Sequence):
+            reductions = tuple(out_channels)
         else:
-            reductions = (out_channels,) if isinstance(out_channels, int) else tuple(out_channels)
+            reductions = (out_channels,)
         widths = (in_channels, *reductions)
-        if min(widths) < 1:
-            raise ValueError(
-                f"{name}: expected at least one channel, got in_channels={in_channels}, "
-                f"out_channels={out_channels}"
-            )
+        checks.whole(f"{name}: in_channels", in_channels)
+        for width in reductions:
+            checks.whole(f"{name}: out_channels", width)
         self.in_channels = in_channels
         self.out_channels = widths[-1]
         self.normalization = normalization
@@ -100,6 +102,7 @@ class _CovariancePooling(nn.Module):
             ValueError: another number of dimensions or channels, or no positions.
             torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
         """
+        checks.floating(f"{type(self).__name__}: the input", x)
         self._check(x)
         features = self.features(x)
         # Half precision has too few digits for a covariance, and so has autocast.
@@ -270,11 +273,8 @@ class SecondOrderHead(nn.Module):
         **pooling: Any,
     ) -> None:
         super().__init__()
-        if num_classes < 1 or prefix_tokens < 1:
-            raise ValueError(
-                f"SecondOrderHead: num_classes and prefix_tokens must be at least 1, "
-                f"got {num_classes} and {prefix_tokens}"
-            )
+        checks.whole("SecondOrderHead: num_classes", num_classes)
+        checks.whole("SecondOrderHead: prefix_tokens", prefix_tokens)
         if pooling.get("triangle") is False:
             raise ValueError("SecondOrderHead: needs vectors, got triangle=False")
         where: dict[str, Any] = {"device": device, "dtype": dtype}

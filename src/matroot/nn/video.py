@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matroot import checks
 from matroot.nn.pooling import CovariancePooling3d
 
 
@@ -60,9 +61,9 @@ class TemporalAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"TemporalAttention: expected at least one channel, got {channels}")
-        if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
+        checks.whole("TemporalAttention: channels", channels)
+        checks.whole("TemporalAttention: kernel_size", kernel_size, least=0)
+        if kernel_size and kernel_size % 2 == 0:
             raise ValueError(
                 f"TemporalAttention: kernel_size must be odd, or 0 for none, got {kernel_size}"
             )
@@ -98,10 +99,11 @@ class TemporalAttention(nn.Module):
         Raises:
             ValueError: another shape.
         """
-        if x.dim() != 5 or x.shape[1] != self.channels:
+        checks.floating("TemporalAttention: the input", x)
+        if x.dim() != 5 or x.shape[1] != self.channels or 0 in x.shape[1:]:
             raise ValueError(
-                f"TemporalAttention: expected shape (N, {self.channels}, T, H, W), "
-                f"got {tuple(x.shape)}"
+                f"TemporalAttention: expected shape (N, {self.channels}, T, H, W), none of them 0 "
+                f"but N, got {tuple(x.shape)}"
             )
         y = x
         if self.query is not None:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from matroot import autodiff
-from matroot.functional import inv_sqrtm
+from matroot import autodiff, checks
 from matroot.gradients import GradientRule
 from matroot.methods import Method
-from matroot.nn.functional import with_least_ridge
+from matroot.nn.functional import inverse_root
+from matroot.plan import check_names
 from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
 
 Running = Literal["covariance", "whitening"]
@@ -47,18 +47,18 @@ class _DecorrelatedBatchNorm(nn.Module):
         gradient: str | GradientRule = "auto",
         shrinkage: Shrinkage | float | None = None,
         running: Running = "covariance",
+        bias: bool = True,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
         self.num_features = num_features
-        self.groups = number_of_groups(type(self).__name__, num_features, groups, group_size)
-        if not eps >= 0:
-            raise ValueError(f"{type(self).__name__}: eps must be at least 0, got {eps!r}")
-        if running not in ("covariance", "whitening"):
-            raise ValueError(
-                f"{type(self).__name__}: running must be 'covariance' or 'whitening', "
-                f"got {running!r}"
-            )
+        self.groups = number_of_groups(name, num_features, groups, group_size)
+        checks.finite_at_least_zero(f"{name}: eps", eps)
+        if momentum is not None:
+            checks.finite_at_least_zero(f"{name}: momentum", momentum)
+        checks.one_of(f"{name}: running", running, ("covariance", "whitening"))
         check_shrinkage(shrinkage)
+        check_names(method, gradient)
         self.eps = eps
         self.momentum = momentum
         self.affine = affine
@@ -68,9 +68,9 @@ class _DecorrelatedBatchNorm(nn.Module):
         self.shrinkage = shrinkage
         self.running = running
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        for name in ("weight", "bias"):
-            parameter = nn.Parameter(torch.empty(num_features, **where)) if affine else None
-            self.register_parameter(name, parameter)
+        for kind, wanted in (("weight", affine), ("bias", affine and bias)):
+            parameter = nn.Parameter(torch.empty(num_features, **where)) if wanted else None
+            self.register_parameter(kind, parameter)
         matrices = torch.empty(self.groups, self.group_size, self.group_size, **where)
         buffers = {
             "running_mean": torch.empty(num_features, **where),
@@ -78,8 +78,8 @@ class _DecorrelatedBatchNorm(nn.Module):
             "running_whitening": matrices if running == "whitening" else None,
             "num_batches_tracked": torch.tensor(0, dtype=torch.long, device=device),
         }
-        for name, buffer in buffers.items():
-            self.register_buffer(name, buffer if track_running_stats else None)
+        for kind, buffer in buffers.items():
+            self.register_buffer(kind, buffer if track_running_stats else None)
         self.reset_parameters()
 
     @property
@@ -99,8 +99,9 @@ class _DecorrelatedBatchNorm(nn.Module):
     def reset_parameters(self) -> None:
         """Weight 1, bias 0, and the running statistics."""
         self.reset_running_stats()
-        if self.weight is not None and self.bias is not None:
+        if self.weight is not None:
             nn.init.ones_(self.weight)
+        if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def statistics(self, x: Tensor) -> Moments:
@@ -132,7 +133,7 @@ class _DecorrelatedBatchNorm(nn.Module):
             if self.training or self.running_mean is None:
                 found = self.statistics(samples)
                 whitening = self._whitening(found.covariance)
-                if self.training:
+                if self.training and self.track_running_stats:
                     self._update(found, whitening)
                 centered = found.centered
             else:
@@ -157,36 +158,39 @@ class _DecorrelatedBatchNorm(nn.Module):
             return x.reshape(n, self.groups, self.group_size, positions)
         return x.transpose(0, 1).reshape(1, self.groups, self.group_size, n * positions)
 
-    def _whitening(self, covariance: Tensor) -> Tensor:
+    def _whitening(self, covariance: Tensor, rounding: float | Tensor = 1.0) -> Tensor:
         """(C + eps·I)^{-1/2} of each group, finite with fewer samples than channels."""
-        return inv_sqrtm(
-            with_least_ridge(covariance, self.eps),
-            eps=self.eps,
-            method=self.method,
-            gradient=self.gradient,
+        return inverse_root(
+            covariance, self.eps, method=self.method, gradient=self.gradient, rounding=rounding
         )
 
     def _running_whitening(self, dtype: torch.dtype) -> Tensor:
         if self.running_whitening is not None:
             return self.running_whitening.to(dtype)
         assert self.running_covariance is not None
-        return self._whitening(self.running_covariance.to(dtype))
+        assert self.num_batches_tracked is not None
+        # An average of k batches has rounded k times, at random, and forgets with its momentum.
+        rounding: float | Tensor
+        if self.momentum is None:
+            rounding = (self.num_batches_tracked.to(dtype).sqrt() / 8).clamp(min=1)
+        else:
+            rounding = max(1.0, max(1 - (1 - self.momentum) ** 2, 1e-6) ** -0.5 / 8)
+        return self._whitening(self.running_covariance.to(dtype), rounding)
 
     def _colored(self, whitening: Tensor, centered: Tensor) -> Tensor:
         """W x, scaled and shifted; the scale goes into the matrix."""
         n, groups, size, positions = centered.shape
+        weight, bias = (
+            None if p is None else p.to(centered.dtype).view(groups, size, 1)
+            for p in (self.weight, self.bias)
+        )
+        matrix = whitening if weight is None else weight * whitening
+        matrix = matrix.expand(n, -1, -1, -1).flatten(0, 1)
         batch = centered.reshape(n * groups, size, positions)
-        if self.weight is None or self.bias is None:
-            y = whitening.expand(n, -1, -1, -1).flatten(0, 1) @ batch
+        if bias is None:
+            y = matrix @ batch
         else:
-            weight, bias = (
-                p.to(centered.dtype).view(groups, size, 1) for p in (self.weight, self.bias)
-            )
-            y = torch.baddbmm(
-                bias.expand(n, -1, -1, -1).flatten(0, 1),
-                (weight * whitening).expand(n, -1, -1, -1).flatten(0, 1),
-                batch,
-            )
+            y = torch.baddbmm(bias.expand(n, -1, -1, -1).flatten(0, 1), matrix, batch)
         return y.view_as(centered)
 
     @torch.no_grad()
@@ -207,10 +211,12 @@ class _DecorrelatedBatchNorm(nn.Module):
         if self.running_whitening is not None:
             pairs.append((self.running_whitening, whitening))
         for running, new in pairs:
-            running.add_(share * (new - running).to(running.dtype))
+            # Not running + share·(new − running), which cancels where the share is large.
+            running.copy_((1 - share) * running + share * new.detach())
 
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__
+        checks.floating(f"{name}: the input", x)
         if x.dim() not in self._dimensions:
             wanted = " or ".join(f"{d}-D" for d in self._dimensions)
             raise ValueError(f"{name}: expected {wanted} input, got shape {tuple(x.shape)}")
@@ -219,7 +225,7 @@ class _DecorrelatedBatchNorm(nn.Module):
                 f"{name}: expected {self.num_features} channels, got shape {tuple(x.shape)}"
             )
         count = x.numel() // self.num_features
-        least = 2 if self.training else 1 if self.running_mean is None else 0
+        least = 2 if self.training or self.running_mean is None else 0
         if count < least:
             raise ValueError(
                 f"{name}: expected at least {least} samples a channel, got shape {tuple(x.shape)}"
@@ -260,8 +266,9 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
 
     Args:
         num_features: C.
-        eps: ridge on the covariance, in its units; where there are fewer samples than channels of a
-            group it is what keeps the result finite.
+        eps: ridge on the covariance, in its units. Rounding needs a ridge of its own, some 1e-6 of
+            a channel's variance (``matroot.nn.functional.inverse_root``); where that is more it is
+            taken, so that fewer samples than channels of a group stay finite.
         momentum: share of the new batch in the running statistics; None: the mean of all batches.
         affine: learn γ and β.
         track_running_stats: keep running statistics; without them evaluation uses the batch's.
@@ -274,10 +281,12 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
         shrinkage: of the covariance, see ``matroot.statistics.moments``.
         running: what evaluation uses: the running ``"covariance"``, or the running average of the
             ``"whitening"`` matrices, as published.
+        bias: False leaves β out.
 
     Note:
-        Covariances and roots are computed in float32 at least, also under autocast. Cost: two
-        products of the group's matrix with all samples, and the root.
+        Covariances are computed in float32 at least, also under autocast, and their roots in
+        float64. Cost: two products of the group's matrix with all samples, and the root. It is no
+        subclass of PyTorch's batch normalisation: ``torch.optim.swa_utils.update_bn`` passes it by.
 
     References:
         L. Huang, D. Yang, B. Lang, J. Deng, Decorrelated Batch Normalization, CVPR 2018; L. Huang
@@ -323,7 +332,7 @@ def convert_batchnorm(
 
     In evaluation the outputs stay what they were, to rounding: the covariance starts as the
     diagonal matrix of the running variances. Parameters, statistics, dtype, device and mode are
-    taken over.
+    taken over, hooks are not.
 
     Args:
         module: the model; changed in place, unless it is itself such a layer.
@@ -337,7 +346,9 @@ def convert_batchnorm(
         The model.
 
     Raises:
-        ValueError: nothing was converted.
+        ValueError: nothing to convert, a subclass that has no counterpart (SyncBatchNorm, those of
+            timm that hold an activation), or options that do not fit a layer; the model is as it
+            was.
 
     Example:
         >>> from torch import nn
@@ -345,66 +356,86 @@ def convert_batchnorm(
         >>> convert_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), groups=2)[1]
         DecorrelatedBatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, groups=2, method='auto')
     """  # noqa: E501 (a doctest's output)
+    if not (which in ("first", "all") or callable(which)):
+        raise ValueError(f"which must be 'first', 'all' or a function, got {which!r}")
     # A layer that stands in two places is found in both, and stays one.
     named = module.named_modules(remove_duplicate=False)
-    found = [(name, m) for name, m in named if type(m) in _COUNTERPARTS]
+    found = [(name, m) for name, m in named if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if which == "first":
         found = [(name, m) for name, m in found if m is found[0][1]]
     elif callable(which):
         found = [(name, m) for name, m in found if which(name, m)]
-    elif which != "all":
-        raise ValueError(f"which must be 'first', 'all' or a function, got {which!r}")
     if not found:
         raise ValueError("convert_batchnorm: found no layer of batch normalisation to convert")
     converted: dict[nn.Module, nn.Module] = {}
-    for name, old in found:
+    for name, old in found:  # All before the first is put in its place: an error changes nothing.
         if old not in converted:
-            converted[old] = _converted(old, options)
-        new = converted[old]
+            converted[old] = _converted(name, old, options)
+    for name, old in found:
         if not name:
-            return new
+            return converted[old]
         parent, _, own = name.rpartition(".")
-        setattr(module.get_submodule(parent), own, new)
+        setattr(module.get_submodule(parent), own, converted[old])
     return module
 
 
-def _converted(old: Any, options: dict[str, Any]) -> _DecorrelatedBatchNorm:
-    example = old.weight if old.affine else old.running_mean
+def _converted(name: str, old: Any, options: dict[str, Any]) -> _DecorrelatedBatchNorm:
+    if type(old) not in _COUNTERPARTS:
+        known = ", ".join(kind.__name__ for kind in _COUNTERPARTS)
+        raise ValueError(
+            f"convert_batchnorm: {name or 'the module'} is a {type(old).__name__}; only {known} "
+            "have a counterpart: choose layers by which="
+        )
+    example = old.weight if old.weight is not None else old.running_mean
     where = {} if example is None else {"device": example.device, "dtype": example.dtype}
+    tracked = old.running_mean is not None and old.running_var is not None
     same = {
-        name: getattr(old, name) for name in ("eps", "momentum", "affine", "track_running_stats")
+        "eps": old.eps,
+        "momentum": old.momentum,
+        "affine": old.weight is not None,
+        "bias": old.bias is not None,
+        "track_running_stats": tracked,
     }
-    new = _COUNTERPARTS[type(old)](old.num_features, **{**same, **where, **options})
-    if old.affine and new.affine:
-        new.weight, new.bias = old.weight, old.bias
-    with torch.no_grad():
-        if old.running_mean is not None and new.running_mean is not None:
-            assert new.num_batches_tracked is not None
-            new.running_mean.copy_(old.running_mean)
-            new.num_batches_tracked.copy_(old.num_batches_tracked)
-            variance = old.running_var.view(new.groups, new.group_size)
-            if new.running_covariance is not None:
-                new.running_covariance.copy_(torch.diag_embed(variance))
-            if new.running_whitening is not None:
-                new.running_whitening.copy_(torch.diag_embed((variance + new.eps).rsqrt()))
+    try:
+        new = _COUNTERPARTS[type(old)](old.num_features, **{**same, **where, **options})
+    except ValueError as error:
+        raise ValueError(f"convert_batchnorm: {name or 'the module'}: {error}") from None
+    if new.weight is not None and old.weight is not None:
+        new.weight = old.weight
+    if new.bias is not None and old.bias is not None:
+        new.bias = old.bias
+    if tracked and new.running_mean is not None:
+        variance = old.running_var.view(new.groups, new.group_size)
+        new.running_mean = old.running_mean.clone()
+        if old.num_batches_tracked is not None:
+            new.num_batches_tracked = old.num_batches_tracked.clone()
+        if new.running_covariance is not None:
+            new.running_covariance = torch.diag_embed(variance)
+        if new.running_whitening is not None:
+            new.running_whitening = torch.diag_embed((variance + new.eps).rsqrt())
+    if "track_running_stats" not in options:
+        new.track_running_stats = old.track_running_stats
     return new.train(old.training)
 
 
 def number_of_groups(name: str, features: int, groups: int | None, group_size: int | None) -> int:
     """The number of groups, from either way of saying it."""
-    if features < 1:
-        raise ValueError(f"{name}: expected at least one channel, got num_features={features}")
+    checks.whole(f"{name}: num_features", features)
     if groups is not None and group_size is not None:
         raise ValueError(f"{name}: give groups or group_size, not both")
     what, divisor = ("groups", groups) if group_size is None else ("group_size", group_size)
     divisor = 1 if divisor is None else divisor
-    if divisor < 1 or features % divisor:
+    checks.whole(f"{name}: {what}", divisor)
+    if features % divisor:
         raise ValueError(f"{name}: {what}={divisor} does not divide the {features} channels")
     return divisor if what == "groups" else features // divisor
 
 
 def _as_before(y: Tensor, x: Tensor) -> Tensor:
     """The tensor in the memory format of x."""
+    # Under vmap PyTorch cannot tell formats apart.
+    if checks.transforms_active() or x.is_contiguous():
+        return y.contiguous()
     for dimensions, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if x.dim() == dimensions and x.is_contiguous(memory_format=layout):
             return y.contiguous(memory_format=layout)

@@ -1,0 +1,175 @@
+"""Data sets that come with installed packages: every application trains on one of them at once.
+
+``digits``: scanned digits (scikit-learn). ``textures``: patches of scikit-image's pictures, train
+and test from regions apart. ``motions``: clips that a moving camera takes of a photograph, train
+and test from different photographs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+Part = Literal["train", "test"]
+
+TEXTURES = (
+    "brick",
+    "grass",
+    "gravel",
+    "coins",
+    "moon",
+    "hubble_deep_field",
+    "retina",
+    "immunohistochemistry",
+    "cell",
+    "page",
+)
+MOTIONS = (
+    "still",
+    "pan left",
+    "pan right",
+    "pan up",
+    "pan down",
+    "zoom in",
+    "zoom out",
+    "turn left",
+    "turn right",
+    "shear",
+)
+SCENES: dict[Part, tuple[str, ...]] = {
+    "train": ("astronaut", "coffee", "brick", "hubble_deep_field", "grass", "immunohistochemistry"),
+    "test": ("chelsea", "rocket", "gravel", "retina"),
+}
+
+
+def digits(part: Part, size: int = 16) -> TensorDataset:
+    """1,797 handwritten digits of 8×8 pixels, every fourth of them for test.
+
+    Args:
+        part: ``"train"`` or ``"test"``.
+        size: pixels that they are scaled up to.
+
+    Returns:
+        Pictures, float32 (3, size, size) in [0, 1], and classes 0 … 9.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    x = torch.from_numpy(data.images).float()[:, None] / 16
+    y = torch.from_numpy(data.target).long()
+    test = torch.arange(len(x)) % 4 == 3
+    chosen = test if part == "test" else ~test
+    x = F.interpolate(x[chosen], (size, size), mode="bilinear")
+    return TensorDataset(x.expand(-1, 3, -1, -1), y[chosen])
+
+
+def textures(part: Part, size: int = 32, count: int = 200) -> TensorDataset:
+    """Grey patches of ten pictures; which one is it?
+
+    Train and test patches lie in the upper 60 % and the lower 35 % of a picture.
+
+    Args:
+        part: ``"train"`` or ``"test"``.
+        size: pixels of a patch.
+        count: patches of each picture.
+
+    Returns:
+        Patches, float32 (3, size, size) of equal channels, each with mean 0 and standard deviation
+        1, so that brightness and contrast do not tell; and classes 0 … 9.
+    """
+    generator = torch.Generator().manual_seed(0 if part == "train" else 1)
+    x, y = [], []
+    for label, name in enumerate(TEXTURES):
+        grey = picture(name).mean(0)
+        height = len(grey)
+        region = grey[: int(0.6 * height)] if part == "train" else grey[int(0.65 * height) :]
+        for _ in range(count):
+            i, j = (int(torch.randint(s - size, (), generator=generator)) for s in region.shape)
+            patch = region[i : i + size, j : j + size]
+            x.append((patch - patch.mean()) / patch.std().clamp(min=0.02))
+            y.append(label)
+    return TensorDataset(torch.stack(x)[:, None].expand(-1, 3, -1, -1), torch.tensor(y))
+
+
+def motions(part: Part, frames: int = 8, size: int = 32, count: int = 60) -> TensorDataset:
+    """Clips that a moving camera takes of photographs; how does it move?
+
+    Each is a window of a photograph that moves, grows, turns or slants at a speed drawn at random.
+
+    Args:
+        part: ``"train"`` or ``"test"``, of different photographs.
+        frames: pictures of a clip.
+        size: pixels of a picture.
+        count: clips of each motion.
+
+    Returns:
+        Clips, float32 (3, frames, size, size) in [0, 1], and classes 0 … 9.
+    """
+    generator = torch.Generator().manual_seed(0 if part == "train" else 1)
+
+    def between(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    scenes = [picture(name) for name in SCENES[part]]
+    x, y = [], []
+    for label, name in enumerate(MOTIONS):
+        for i in range(count):
+            scene = scenes[i % len(scenes)]
+            matrices = _camera(name, frames, between(0.6, 1.4))
+            # A window of some 100 pixels, away from the border by as much as it may move.
+            half = between(45, 60)
+            height, width = scene.shape[1:]
+            middle = between(2 * half, width - 2 * half), between(2 * half, height - 2 * half)
+            x.append(_clip(scene, matrices, half, middle, size))
+            y.append(label)
+    return TensorDataset(torch.stack(x), torch.tensor(y))
+
+
+def _camera(motion: str, frames: int, speed: float) -> Tensor:
+    """Where the window's corners go: affine maps of [−1, 1]², shape (frames, 2, 3)."""
+    t = torch.linspace(-0.5, 0.5, frames) * speed
+    zero, one = torch.zeros_like(t), torch.ones_like(t)
+    turn = t * (math.pi / 3)
+    scale = {"zoom in": torch.exp(-0.7 * t), "zoom out": torch.exp(0.7 * t)}.get(motion, one)
+    angle = {"turn left": turn, "turn right": -turn}.get(motion, zero)
+    slant = 0.8 * t if motion == "shear" else zero
+    right = {"pan left": -0.8 * t, "pan right": 0.8 * t}.get(motion, zero)
+    down = {"pan up": -0.8 * t, "pan down": 0.8 * t}.get(motion, zero)
+    rows = [
+        torch.stack([scale * angle.cos(), slant - angle.sin(), right], -1),
+        torch.stack([angle.sin(), scale * angle.cos(), down], -1),
+    ]
+    return torch.stack(rows, 1)
+
+
+def _clip(
+    scene: Tensor, matrices: Tensor, half: float, middle: tuple[float, float], size: int
+) -> Tensor:
+    """What the windows show, (3, frames, size, size)."""
+    grid = F.affine_grid(matrices, [len(matrices), 1, size, size], align_corners=False)
+    height, width = scene.shape[1:]
+    place = grid * half + torch.tensor(middle)
+    place = 2 * place / torch.tensor([width, height]) - 1
+    shown = F.grid_sample(
+        scene.expand(len(matrices), -1, -1, -1),
+        place,
+        padding_mode="reflection",
+        align_corners=False,
+    )
+    return shown.transpose(0, 1)
+
+
+def picture(name: str) -> Tensor:
+    """A picture that scikit-image ships, float32 (3, H, W) in [0, 1]."""
+    from skimage import data
+
+    pixels = np.asarray(getattr(data, name)())
+    if pixels.ndim == 2:
+        pixels = np.stack([pixels] * 3, axis=-1)
+    return torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1).float() / 255
