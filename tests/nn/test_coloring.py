@@ -71,6 +71,14 @@ def test_constant_content_takes_the_mean_and_stays_finite():
     assert g.isfinite().all()
 
 
+def test_channels_that_do_not_vary_stay_finite_without_a_ridge():
+    content, style = features(1, 4, 6, 6).float(), features(1, 4, 6, 6, seed=1).float()
+    content[:, 1] = 3.0
+    y = whiten_and_color(content, style, eps=0.0)
+    assert y.isfinite().all()
+    assert y.abs().max() < 100
+
+
 def test_fewer_pixels_than_channels_stay_finite():
     content, style = features(1, 32, 3, 3).float().requires_grad_(), features(1, 32, 20, 20).float()
     y = whiten_and_color(content, style)
