@@ -55,10 +55,10 @@ def _ridged(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
     scale = spd.positive_or_one(variance).rsqrt()
     correlation = c * scale[..., :, None] * scale[..., None, :]
     largest = spd.upper_bound(correlation)[..., 0].clamp(min=1)
-    # A feature that does not vary at all takes the ridge of the one that varies most.
-    least = (
-        8 * unit * largest * torch.where(variance > 0, variance, variance.amax(-1, keepdim=True))
-    )
+    if eps == 0:
+        # A feature that does not vary at all takes the ridge of the one that varies most.
+        variance = torch.where(variance > 0, variance, variance.amax(-1, keepdim=True))
+    least = 8 * unit * largest * variance
     return covariance + torch.diag_embed(least.clamp(min=eps))
 
 
