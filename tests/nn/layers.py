@@ -61,6 +61,7 @@ INSTANCES = [
         eps=1e-2,
         name="-whitening",
     ),
+    _instance(DecorrelatedBatchNorm2d, (4,), (4, 4, 3, 3), normalization="power", name="-power"),
     _instance(DecorrelatedBatchNorm3d, (6,), (3, 6, 2, 3, 4), affine=False, eps=1e-2),
     _instance(CovariancePooling1d, (4,), (3, 4, 9)),
     _instance(CovariancePooling2d, (4,), (3, 4, 4, 3)),
@@ -74,6 +75,14 @@ INSTANCES = [
     _instance(TemporalAttention, (4,), (2, 4, 5, 3, 2), kernel_size=3),
     _instance(TemporalCovariancePooling, (5, 4), (2, 5, 4, 3, 2), eps=1e-3),
     _instance(WhiteningColoring2d, (4,), (2, 4, 4, 3), (1, 4, 3, 5), eps=1e-2),
+    _instance(
+        WhiteningColoring2d,
+        (4,),
+        (2, 4, 4, 3),
+        (1, 4, 3, 5),
+        normalization="power",
+        name="-power",
+    ),
     _instance(
         WhiteningColoring2d,
         (4,),

@@ -159,7 +159,28 @@ def test_half_precision_in_and_out(dtype):
     assert y.dtype == dtype
     torch.testing.assert_close(y.float(), expected, atol=2e-2, rtol=2e-2)
     assert layer.half()(x.half()).dtype == torch.float16
-    assert layer.running_covariance.dtype == torch.float16
+    assert (layer.running_mean.dtype, layer.running_covariance.dtype) == (
+        torch.float16,
+        torch.float32,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("running", ["covariance", "whitening"])
+def test_singular_statistics_survive_half_precision(dtype, running):
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(64, 27, generator=generator)
+    layer = DecorrelatedBatchNorm2d(64, running=running, momentum=1.0, eps=1e-2)
+    x = torch.einsum("ij,njhw->nihw", mix, torch.randn(8, 27, 6, 6, generator=generator))
+    layer(x)
+    expected = layer.eval()(x.to(dtype).float())
+    half = copy.deepcopy(layer).to(dtype)
+    found = half(x.to(dtype)).float()
+    assert (found - expected).norm() < 8 * torch.finfo(dtype).eps * expected.norm()
+    twin = DecorrelatedBatchNorm2d(64, running=running, dtype=dtype, eps=1e-2).eval()
+    twin.load_state_dict(half.state_dict())
+    assert torch.equal(twin(x.to(dtype)).float(), found)
+    assert half.float().running_mean.dtype == torch.float32
 
 
 def test_autocast_leaves_the_covariance_in_single_precision():
@@ -198,6 +219,15 @@ def test_every_method(method):
     y = columns(DecorrelatedBatchNorm2d(6, method=method, affine=False)(x))
     # Of nearly white samples: there the published approximations are good, too.
     torch.testing.assert_close(y @ y.T / y.shape[1], torch.eye(6), atol=0.12, rtol=0)
+
+
+def test_power_normalisation_divides_by_the_largest_deviation():
+    x = correlated(50, 4)
+    options = {"normalization": "power", "affine": False, "dtype": torch.float64}
+    y = DecorrelatedBatchNorm1d(4, **options)(x)
+    c = torch.cov(x.T, correction=0) + 1e-5 * torch.eye(4, dtype=torch.float64)
+    v = nn.functional.normalize(c.sum(1), dim=0)
+    torch.testing.assert_close(y, (x - x.mean(0)) / (v @ c @ v).sqrt())
 
 
 def test_newton_schulz_is_iterative_normalisation():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,7 @@ class WhiteningColoring2d(nn.Module):
         shrinkage: of both covariances, see ``matroot.statistics.moments``.
         method: of both roots, see ``matroot.sqrtm``.
         gradient: of both roots.
+        normalization: see ``matroot.nn.functional.whiten_and_color``.
         device: of the parameter.
         dtype: of the parameter.
 
@@ -62,6 +65,7 @@ class WhiteningColoring2d(nn.Module):
         shrinkage: Shrinkage | float | None = None,
         method: str | Method = "auto",
         gradient: str | GradientRule = "auto",
+        normalization: Literal["sqrt", "power"] = "sqrt",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -71,10 +75,12 @@ class WhiteningColoring2d(nn.Module):
         check_shrinkage(shrinkage)
         checks.finite_at_least_zero("WhiteningColoring2d: eps", eps)
         check_names(method, gradient)
+        checks.one_of("WhiteningColoring2d: normalization", normalization, ("sqrt", "power"))
         self.eps = eps
         self.shrinkage = shrinkage
         self.method = method
         self.gradient = gradient
+        self.normalization = normalization
         if learn_blending:
             start = torch.tensor(float(blending), device=device, dtype=dtype)
             self.blending = nn.Parameter(start)
@@ -110,6 +116,7 @@ class WhiteningColoring2d(nn.Module):
             shrinkage=self.shrinkage,
             method=self.method,
             gradient=self.gradient,
+            normalization=self.normalization,
         )
 
     def extra_repr(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,7 +63,9 @@ def _ridged(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
     return covariance + torch.diag_embed(least.clamp(min=eps))
 
 
-def power_normalization(a: Tensor, *, rank: int = 1, steps: int = 1) -> Tensor:
+def power_normalization(
+    a: Tensor, *, rank: int = 1, steps: int = 1, root: Literal["sqrt", "inv_sqrt"] = "sqrt"
+) -> Tensor:
     """Power normalisation of the largest eigenvalues by power iteration (So-ViT, 2021).
 
     The ``rank`` largest eigenpairs (σ_i, v_i) come from ``steps`` power iterations each, started
@@ -71,15 +74,18 @@ def power_normalization(a: Tensor, *, rank: int = 1, steps: int = 1) -> Tensor:
         Σ_i √σ_i v_i v_iᵀ + (A − Σ_i σ_i v_i v_iᵀ)/√σ_rank.
 
     It is no square root: what it leaves out of the sum keeps its spread. At ``rank=1`` it is A/√σ₁.
+    In place of the inverse root it is Σ_i v_i v_iᵀ/√σ_i + (I − Σ_i v_i v_iᵀ)/√σ_rank, at ``rank=1``
+    I/√σ₁.
 
     Args:
         a: shape (..., n, n), symmetric positive semi-definite.
         rank: number of eigenpairs, at least 1.
         steps: power iterations each, at least 1.
+        root: what it stands in for.
 
     Returns:
-        The shape and dtype of ``a``. 0 where A = 0; NaN where the rank is below ``rank``, or where
-        the vector of ones lies in the null space.
+        The shape and dtype of ``a``. 0 where A = 0 (NaN for the inverse); NaN where the rank is
+        below ``rank``, or where the vector of ones lies in the null space.
 
     References:
         J. Xie et al., So-ViT: Mind Visual Tokens for Vision Transformer, arXiv 2104.10935.
@@ -99,16 +105,21 @@ def power_normalization(a: Tensor, *, rank: int = 1, steps: int = 1) -> Tensor:
     zero = (spd.max_abs(a) == 0)[..., None, None]
     rest = torch.where(zero, torch.ones_like(a), scaled)
     found, sigma = torch.zeros_like(a), None
+    left = spd.identity_like(a)
     for _ in range(rank):
         v = a.new_ones(*a.shape[:-1], 1)
         for _ in range(steps):
             v = F.normalize(rest @ v, dim=-2)
         sigma = v.mT @ rest @ v
         pair = v @ v.mT
-        found = found + sigma.sqrt() * pair
+        found = found + (sigma.sqrt() if root == "sqrt" else sigma.rsqrt()) * pair
         rest = rest - sigma * pair
+        left = left - pair
     assert sigma is not None
     half = torch.div(power, 2, rounding_mode="floor")
+    if root == "inv_sqrt":
+        value = torch.where(zero, torch.nan, found + left / sigma.sqrt())
+        return spd.times_power_of_two(value, -half)
     return spd.times_power_of_two(torch.where(zero, 0.0, found + rest / sigma.sqrt()), half)
 
 
@@ -122,6 +133,7 @@ def whiten_and_color(
     shrinkage: Shrinkage | float | None = None,
     method: str | Method = "auto",
     gradient: str | GradientRule = "auto",
+    normalization: Literal["sqrt", "power"] = "sqrt",
 ) -> Tensor:
     """Give the content's features mean and covariance of the style's: the WCT.
 
@@ -140,6 +152,7 @@ def whiten_and_color(
         shrinkage: of both covariances, see ``matroot.statistics.moments``.
         method: of both roots, see ``matroot.sqrtm``.
         gradient: of both roots.
+        normalization: ``"power"`` puts power normalisation in place of both roots: for comparison.
 
     Returns:
         The shape and dtype of ``content``; covariances and roots are float32 at least.
@@ -169,12 +182,15 @@ def whiten_and_color(
         found, goal = (
             _moments_of_groups(x, groups, channels // groups, shrinkage) for x in (content, style)
         )
-        whitening = inverse_root(found.covariance, eps, method=method, gradient=gradient)
-        coloring = sqrtm(
-            _ridged(goal.covariance, eps, spd.real_eps(goal.covariance.dtype)),
-            method=method,
-            gradient=gradient,
-        )
+        if normalization == "power":
+            identity = spd.identity_like(found.covariance)
+            whitening = power_normalization(found.covariance + eps * identity, root="inv_sqrt")
+            coloring = power_normalization(goal.covariance + eps * identity)
+        else:
+            whitening = inverse_root(found.covariance, eps, method=method, gradient=gradient)
+            unit = spd.real_eps(goal.covariance.dtype)
+            ridged = _ridged(goal.covariance, eps, unit)
+            coloring = sqrtm(ridged, method=method, gradient=gradient)
         y = (coloring @ whitening) @ found.centered + goal.mean
         y = y.reshape(content.shape)
         if not (isinstance(blending, (int, float)) and blending == 1):

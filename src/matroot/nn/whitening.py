@@ -9,14 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from matroot import autodiff, checks
+from matroot import autodiff, checks, spd
 from matroot.gradients import GradientRule
 from matroot.methods import Method
-from matroot.nn.functional import inverse_root
+from matroot.nn.functional import inverse_root, power_normalization
 from matroot.plan import check_names
 from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
 
 Running = Literal["covariance", "whitening"]
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class _DecorrelatedBatchNorm(nn.Module):
@@ -47,6 +48,7 @@ class _DecorrelatedBatchNorm(nn.Module):
         gradient: str | GradientRule = "auto",
         shrinkage: Shrinkage | float | None = None,
         running: Running = "covariance",
+        normalization: Literal["sqrt", "power"] = "sqrt",
         bias: bool = True,
     ) -> None:
         super().__init__()
@@ -57,6 +59,7 @@ class _DecorrelatedBatchNorm(nn.Module):
         if momentum is not None:
             checks.finite_at_least_zero(f"{name}: momentum", momentum)
         checks.one_of(f"{name}: running", running, ("covariance", "whitening"))
+        checks.one_of(f"{name}: normalization", normalization, ("sqrt", "power"))
         check_shrinkage(shrinkage)
         check_names(method, gradient)
         self.eps = eps
@@ -67,11 +70,16 @@ class _DecorrelatedBatchNorm(nn.Module):
         self.gradient = gradient
         self.shrinkage = shrinkage
         self.running = running
+        self.normalization = normalization
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         for kind, wanted in (("weight", affine), ("bias", affine and bias)):
             parameter = nn.Parameter(torch.empty(num_features, **where)) if wanted else None
             self.register_parameter(kind, parameter)
-        matrices = torch.empty(self.groups, self.group_size, self.group_size, **where)
+        matrices = torch.empty(
+            (self.groups, self.group_size, self.group_size),
+            device=device,
+            dtype=torch.float32 if dtype in _HALF else dtype,
+        )
         buffers = {
             "running_mean": torch.empty(num_features, **where),
             "running_covariance": matrices if running == "covariance" else None,
@@ -104,6 +112,22 @@ class _DecorrelatedBatchNorm(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What ``to``, ``half`` and so on do; in half precision a singular covariance is lost."""
+        before = {name: self._buffers[name] for name in ("running_covariance", "running_whitening")}
+        # PyTorch leaves it without types.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if (
+                old is not None
+                and new is not None
+                and new.dtype in _HALF
+                and old.dtype != new.dtype
+            ):
+                self._buffers[name] = old.to(new.device)
+        return self
+
     def statistics(self, x: Tensor) -> Moments:
         """Mean and covariance of one batch, x of shape (N, groups, group_size, positions).
 
@@ -128,7 +152,7 @@ class _DecorrelatedBatchNorm(nn.Module):
         self._check(x)
         # Half precision has too few digits for a covariance, and so has autocast.
         with autodiff.no_autocast(x):
-            wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            wide = x.float() if x.dtype in _HALF else x
             samples = self._samples(wide)
             if self.training or self.running_mean is None:
                 found = self.statistics(samples)
@@ -160,6 +184,9 @@ class _DecorrelatedBatchNorm(nn.Module):
 
     def _whitening(self, covariance: Tensor, rounding: float | Tensor = 1.0) -> Tensor:
         """(C + eps·I)^{-1/2} of each group, finite with fewer samples than channels."""
+        if self.normalization == "power":
+            ridge = self.eps * spd.identity_like(covariance)
+            return power_normalization(covariance + ridge, root="inv_sqrt")
         return inverse_root(
             covariance, self.eps, method=self.method, gradient=self.gradient, rounding=rounding
         )
@@ -273,7 +300,8 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
         affine: learn γ and β.
         track_running_stats: keep running statistics; without them evaluation uses the batch's.
         device: of parameters and buffers.
-        dtype: of parameters and buffers.
+        dtype: of parameters and buffers; the matrices among these are float32 at least, also after
+            ``half()``.
         groups: number of groups that are whitened separately, 1 by default; or
         group_size: channels in each.
         method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` is IterNorm.
@@ -281,6 +309,8 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
         shrinkage: of the covariance, see ``matroot.statistics.moments``.
         running: what evaluation uses: the running ``"covariance"``, or the running average of the
             ``"whitening"`` matrices, as published.
+        normalization: ``"power"`` divides by the root of the largest eigenvalue instead, which
+            decorrelates nothing (``matroot.nn.functional.power_normalization``): for comparison.
         bias: False leaves β out.
 
     Note:
@@ -410,9 +440,10 @@ def _converted(name: str, old: Any, options: dict[str, Any]) -> _DecorrelatedBat
         if old.num_batches_tracked is not None:
             new.num_batches_tracked = old.num_batches_tracked.clone()
         if new.running_covariance is not None:
-            new.running_covariance = torch.diag_embed(variance)
+            new.running_covariance = torch.diag_embed(variance.to(new.running_covariance.dtype))
         if new.running_whitening is not None:
-            new.running_whitening = torch.diag_embed((variance + new.eps).rsqrt())
+            deviation = (variance.to(new.running_whitening.dtype) + new.eps).sqrt()
+            new.running_whitening = torch.diag_embed(1 / deviation)
     if "track_running_stats" not in options:
         new.track_running_stats = old.track_running_stats
     return new.train(old.training)
