@@ -377,16 +377,14 @@ def plot(rows: list[Row]) -> None:
     """Ridge and error; shrinkage and error."""
     result = figure(10, 4)
     left, right = result.subplots(1, 2)
-    for study, marker in (("eps", "o"),):
-        points = sorted({r["value"] for r in pick(rows, kind="whitening", study=study)})
-        errors = [
-            torch.tensor(
-                [100 * r["test_error"] for r in pick(rows, kind="whitening", study=study, value=v)]
-            )
-            for v in points
-        ]
-        means, spreads = [float(e.mean()) for e in errors], [float(e.std()) for e in errors]
-        left.errorbar(points, means, spreads, marker=marker, capsize=3, label="whitening")
+    found = pick(rows, kind="whitening", study="eps")
+    points = sorted({row["value"] for row in found})
+    errors = [
+        torch.tensor([100 * row["test_error"] for row in found if row["value"] == point])
+        for point in points
+    ]
+    means, spreads = [float(e.mean()) for e in errors], [float(e.std()) for e in errors]
+    left.errorbar(points, means, spreads, marker="o", capsize=3, label="whitening")
     plain = [
         100 * r["test_error"] for r in pick(rows, kind="whitening", study="batch normalisation")
     ]
@@ -399,17 +397,20 @@ def plot(rows: list[Row]) -> None:
     )
     left.set_ylim(bottom=0)
     left.legend()
-    errors_of = shrinkage_means(rows, "error")
+    largest = shrinkage_means(rows, "largest")
+    shares = sorted({share for share, _ in largest})
     for rule in ("None", "0.05", "oas", "ledoit_wolf"):
-        shares = sorted({s for s, r in errors_of if r == rule})
-        right.plot(shares, [100 * errors_of[s, rule] for s in shares], marker="o", label=rule)
+        right.plot(shares, [largest[share, rule] for share in shares], marker="o", label=rule)
     right.set(
         xscale="log",
         yscale="log",
         xlabel="samples per feature",
-        ylabel="error of the root, %",
-        title="Shrinkage of a covariance of few samples, n = 48",
+        ylabel="largest variance after whitening (ideal: 1)",
+        title="Whitening by a covariance of few samples",
     )
+    right.set_xticks(shares, [f"{share:g}" for share in shares])
+    right.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+    right.minorticks_off()
     right.legend(title="shrinkage")
     for axes in (left, right):
         axes.grid(alpha=0.3)
