@@ -1,4 +1,4 @@
-"""The command line: ``matroot demo``, ``matroot stylize`` and ``matroot bench``."""
+"""The command line: ``matroot demo``, ``stylize``, ``train`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ except ModuleNotFoundError as missing:
     ) from None
 
 from matroot.bench import commands as bench
+from matroot.recipes import commands as recipes
 
 app = typer.Typer(
     help="Square roots and inverse square roots of symmetric positive semi-definite matrices.",
@@ -40,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench.app, name="bench")
+app.command()(recipes.train)
 console = Console()
 
 # typer reads its choices from an enum; the registry stays the one list of methods.

@@ -1,0 +1,56 @@
+"""Decorrelated batch normalisation: the first normalisation of a ResNet whitens.
+
+As published: ResNet-18 or -50 for small pictures, whose first convolution is 3×3 with stride 1 and
+whose first stage keeps the size; its first batch normalisation becomes ZCA whitening of all
+64 channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+from torch import nn
+from torchvision import datasets as tv
+from torchvision.transforms import v2
+
+from matroot.nn import convert_batchnorm
+from matroot.recipes import embedded
+from matroot.recipes.data import Transformed, need_root, to_numbers
+from matroot.recipes.training import Config, Split
+
+
+class Settings(Config):
+    """``data``: ``"digits"`` (embedded), ``"cifar10"`` or ``"cifar100"``."""
+
+    data: Literal["digits", "cifar10", "cifar100"]
+    depth: Literal[18, 50] = 18
+    size: int = 32
+    group_size: int | None = None
+
+
+def datasets(config: Settings, root: Path | None) -> Split:
+    """Training set, test set, number of classes."""
+    if config.data == "digits":
+        # Digits are shifted, never mirrored.
+        shift = v2.RandomCrop(config.size, padding=config.size // 8)
+        train, test = (embedded.digits(part, config.size) for part in ("train", "test"))
+        return Transformed(train, shift), test, 10
+    kind, classes = (tv.CIFAR10, 10) if config.data == "cifar10" else (tv.CIFAR100, 100)
+    folder = need_root(config.data, root)
+    changed = to_numbers(v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip())
+    try:
+        train = kind(folder, train=True, transform=changed, download=True)
+        test = kind(folder, train=False, transform=to_numbers(), download=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{config.data}: neither in {folder} nor to be had: {error}") from None
+    return train, test, classes
+
+
+def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:
+    """The network; ``options`` are those of the whitening layer."""
+    model: nn.Module = timm.create_model(f"resnet{config.depth}", num_classes=classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return convert_batchnorm(model, group_size=config.group_size, **options)

@@ -1,0 +1,70 @@
+"""Global covariance pooling: a ResNet whose average at the end becomes the root of a covariance.
+
+As published: the last stage of a ResNet-50 keeps its size (stride 1), a 1×1 convolution reduces
+2048 channels to 256 (64 for fine-grained data), and the upper triangle of the root of their
+covariance goes into the linear layer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+from torch import nn
+from torchvision.transforms import v2
+
+from matroot.nn import CovariancePooling2d
+from matroot.recipes import embedded
+from matroot.recipes.data import Transformed, image_folders, need_root, to_numbers
+from matroot.recipes.training import Config, Split
+
+
+class Settings(Config):
+    """``data``: ``"textures"`` (embedded) or ``"folder"``, laid out as ImageNet is.
+
+    ``keep_size``: the stages, of 2 to 4, whose stride becomes 1.
+    """
+
+    data: Literal["textures", "folder"]
+    backbone: str = "resnet50"
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    small_pictures: bool = False
+    keep_size: tuple[int, ...] = (4,)
+    pooling: Literal["covariance", "average"] = "covariance"
+    reduced: int = 256
+    size: int = 224
+    pretrained: bool = False
+
+
+def datasets(config: Settings, root: Path | None) -> Split:
+    """Training set, test set, number of classes."""
+    if config.data == "textures":
+        turn = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
+        train, test = (embedded.textures(part, config.size) for part in ("train", "test"))
+        return Transformed(train, turn), test, len(embedded.TEXTURES)
+    changed = to_numbers(v2.RandomResizedCrop(config.size), v2.RandomHorizontalFlip())
+    plain = to_numbers(v2.Resize(config.size * 8 // 7), v2.CenterCrop(config.size))
+    return image_folders(need_root(config.data, root), changed, plain)
+
+
+def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:
+    """The network; ``options`` are those of the pooling layer."""
+    model: Any = timm.create_model(
+        config.backbone,
+        num_classes=classes,
+        channels=config.widths,
+        pretrained=config.pretrained,
+    )
+    if config.small_pictures:
+        model.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    for stage in config.keep_size:
+        for layer in model.get_submodule(f"layer{stage}").modules():
+            if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2):
+                layer.stride = (1, 1)
+    if config.pooling == "covariance":
+        model.global_pool = CovariancePooling2d(model.num_features, config.reduced, **options)
+        model.fc = nn.Linear(model.global_pool.out_features, classes)
+    result: nn.Module = model
+    return result

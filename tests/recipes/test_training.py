@@ -1,0 +1,270 @@
+"""Training the applications: configurations, the loop, resuming, errors."""
+
+import hashlib
+import itertools
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+import yaml
+from lightning.pytorch.callbacks import Callback
+from typer.testing import CliRunner
+
+from matroot.cli import app
+from matroot.nn import CovariancePooling2d, DecorrelatedBatchNorm2d
+from matroot.recipes import dbn, embedded, gcp
+from matroot.recipes.methods import NAMES, layer_options
+from matroot.recipes.training import APPLICATIONS, configurations, load_config, train
+
+QUICK = {
+    "dbn": {"epochs": 2, "size": 8, "batch_size": 32},
+    "gcp": {"epochs": 2, "size": 16, "widths": [8, 8, 8, 16], "reduced": 8, "batch_size": 32},
+}
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    """Every tenth picture, which is enough to see that things work."""
+    for name in ("digits", "textures"):
+        whole = getattr(embedded, name)
+
+        def part(*arguments, whole=whole):
+            x, y = whole(*arguments).tensors
+            return torch.utils.data.TensorDataset(x[::10].clone(), y[::10])
+
+        monkeypatch.setattr(embedded, name, part)
+
+
+def quick(name, tmp_path, folder="run", **options):
+    changes = QUICK[name] | options.pop("changes", {})
+    config = load_config(name, "small", changes)
+    return train(name, config, tmp_path / folder, progress=False, accelerator="cpu", **options)
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+@pytest.mark.parametrize("method", NAMES)
+def test_every_method_trains_every_application(name, method, tmp_path):
+    if (name, method) == ("gcp", "svd"):
+        # Channels that never fire repeat the eigenvalue 0, where the textbook gradient is infinite.
+        with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
+            quick(name, tmp_path, method=method, changes={"epochs": 1})
+        return
+    result = quick(name, tmp_path, method=method, changes={"epochs": 1})
+    assert result["epochs"] == 1
+    assert result["test_loss"] == result["test_loss"]
+    assert json.loads((tmp_path / "run/result.json").read_text()) == result
+
+
+class StopEarly(Callback):
+    def on_train_epoch_end(self, trainer, module):
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_an_interrupted_run_goes_on_to_the_same_result(name, tmp_path):
+    whole = quick(name, tmp_path, "whole")
+    # A stop after one of two epochs; the schedule is that of two.
+    first = quick(name, tmp_path, "parts", callbacks=[StopEarly()])
+    assert first["epochs"] == 1
+    assert not (tmp_path / "parts/result.json").exists()
+    second = quick(name, tmp_path, "parts")
+    assert second["epochs"] == 2
+    for key in ("accuracy", "test_loss", "loss"):
+        assert second[key] == whole[key]
+    states = [
+        torch.load(tmp_path / folder / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in ("whole", "parts")
+    ]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    found = [quick("gcp", tmp_path, str(i), seed=s)["loss"] for i, s in enumerate((0, 0, 1))]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    quick("gcp", tmp_path, changes={"epochs": 1})
+    with pytest.raises(ValueError, match="holds a run with another method"):
+        quick("gcp", tmp_path, method="mpa", changes={"epochs": 1})
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_every_named_configuration_fits(name):
+    assert "small" in configurations(name)
+    for config in configurations(name):
+        load_config(name, config)
+
+
+def test_the_published_networks():
+    options = layer_options("mpa", None, 1e-2)
+    network = dbn.build(load_config("dbn", "cifar10-resnet18"), 10, options)
+    assert isinstance(network.bn1, DecorrelatedBatchNorm2d)
+    assert (network.bn1.groups, network.bn1.eps) == (1, 1e-2)
+    assert network.conv1.stride == (1, 1)
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    network = gcp.build(load_config("gcp", "imagenet-resnet50"), 1000, layer_options("mpa"))
+    assert isinstance(network.global_pool, CovariancePooling2d)
+    assert network.fc.in_features == 256 * 257 // 2
+    features = network.eval().forward_features(torch.randn(1, 3, 224, 224))
+    assert features.shape == (1, 2048, 14, 14)
+
+
+@pytest.mark.parametrize("data", ["digits", "textures"])
+def test_train_and_test_are_apart(data):
+    train_x, test_x = (
+        getattr(embedded, data)(part).tensors[0].flatten(1) for part in ("train", "test")
+    )
+    assert torch.cdist(train_x, test_x).min() > 0
+
+
+def test_motions_move_as_they_say():
+    x, y = embedded.motions("test", count=4).tensors
+    assert x.shape == (40, 3, 8, 32, 32)
+    still = x[y == 0]
+    assert torch.equal(still[:, :, 0], still[:, :, -1])
+    # What pans left shows later what lies to the left: the picture moves right.
+    left = x[y == embedded.MOTIONS.index("pan left")]
+    shifts = []
+    for clip in left:
+        first, last = clip[:, 3], clip[:, 4]
+        errors = {s: (first.roll(s, 2) - last)[:, :, 4:-4].square().mean() for s in range(-3, 4)}
+        shifts.append(min(errors, key=errors.get))
+    assert sum(s > 0 for s in shifts) >= 3
+    assert all(s >= 0 for s in shifts)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["train", *map(str, arguments), "--no-progress"])
+
+
+def test_the_command_ends_with_the_result(tmp_path):
+    arguments = ["gcp", "-o", tmp_path / "a", "--method", "mpa", "--eps", "1e-3", "--seed", "3"]
+    changes = [f"--set={k}={json.dumps(v)}" for k, v in (QUICK["gcp"] | {"epochs": 1}).items()]
+    found = run(*arguments, *changes)
+    assert found.exit_code == 0, found.output
+    last = found.output.strip().splitlines()[-1]
+    assert last.startswith("result {")
+    result = json.loads(last.removeprefix("result "))
+    assert (result["method"], result["seed"], result["config"]["eps"]) == ("mpa", 3, 1e-3)
+    assert 0 <= result["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cnn"], "unknown application 'cnn'; known: dbn, gcp"),
+        (["dbn", "--config", "big"], "no configuration 'big' of dbn"),
+        (["dbn", "--method", "lu"], "unknown method 'lu'; known: auto, svd"),
+        (["dbn", "--gradient", "x"], "unknown gradient 'x'"),
+        (["dbn", "--method", "pi", "--gradient", "lyapunov"], "takes no gradient rule"),
+        (["dbn", "--set", "epochs"], "expected FIELD=VALUE, got 'epochs'"),
+        (["dbn", "--set", "epochs=many"], "epochs: Input should be a valid integer"),
+        (["dbn", "--set", "colour=1"], "colour: Extra inputs are not permitted"),
+        (["dbn", "--config", "cifar10-resnet18"], "give it with --data-root"),
+        (
+            ["gcp", "--config", "imagenet-resnet50", "--data-root", "nowhere"],
+            "nowhere is no folder",
+        ),
+    ],
+)
+def test_errors_are_one_line(arguments, message, tmp_path):
+    found = run(*arguments, "-o", tmp_path / "a")
+    assert isinstance(found.exception, (ValueError, SystemExit))
+    assert message in str(found.exception)
+    assert "\n" not in str(found.exception)
+
+
+def write_cifar10(root, count=20):
+    """CIFAR-10 as it is unpacked, with few pictures, and torchvision's checksums of these."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    sums = {}
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        batch = {
+            "data": generator.integers(0, 256, (count, 3072), dtype=np.uint8),
+            "labels": [i % 10 for i in range(count)],
+        }
+        (folder / name).write_bytes(pickle.dumps(batch))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    names = pickle.dumps({"label_names": [str(i) for i in range(10)]})
+    (folder / "batches.meta").write_bytes(names)
+    return sums, hashlib.md5(names).hexdigest()
+
+
+def test_cifar_is_read_as_it_is_unpacked(tmp_path, monkeypatch):
+    sums, of_names = write_cifar10(tmp_path)
+    cifar = torchvision.datasets.CIFAR10
+    names = [f"data_batch_{i}" for i in range(1, 6)]
+    monkeypatch.setattr(cifar, "train_list", [[name, sums[name]] for name in names])
+    monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(cifar, "meta", cifar.meta | {"md5": of_names})
+    config = load_config("dbn", "cifar10-resnet18")
+    training, test, classes = dbn.datasets(config, tmp_path)
+    assert (len(training), len(test), classes) == (100, 20, 10)
+    x, y = training[3]
+    assert (x.shape, x.dtype, y) == ((3, 32, 32), torch.float32, 3)
+    # A file that was changed is not read, and cannot be fetched anew where there is no network.
+    (tmp_path / "cifar-10-batches-py/data_batch_2").write_bytes(b"other")
+    monkeypatch.setattr(cifar, "url", "http://127.0.0.1:9/none")
+    with pytest.raises(ValueError, match=r"cifar10: neither in .* nor to be had"):
+        dbn.datasets(config, tmp_path)
+
+
+def test_folders_laid_out_as_imagenet(tmp_path):
+    from PIL import Image
+
+    for part in ("train", "val"):
+        for label, colour in (("cat", "red"), ("dog", "blue")):
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (40, 30), colour).save(tmp_path / part / label / f"{i}.jpg")
+    config = load_config("gcp", "imagenet-resnet50", {"size": 32})
+    training, test, classes = gcp.datasets(config, tmp_path)
+    assert (len(training), len(test), classes) == (6, 6, 2)
+    x, y = training[0]
+    assert x.shape == (3, 32, 32)
+    assert y == 0
+    (tmp_path / "val/dog").rename(tmp_path / "val/wolf")
+    with pytest.raises(ValueError, match="different classes"):
+        gcp.datasets(config, tmp_path)
+    with pytest.raises(ValueError, match="expected the folders 'train' and 'val'"):
+        gcp.datasets(config, tmp_path / "train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_named_and_ends_the_run(tmp_path, workers):
+    from PIL import Image
+
+    for part, label in itertools.product(("train", "val"), ("cat", "dog")):
+        (tmp_path / part / label).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (40, 30), "red").save(tmp_path / part / label / f"{i}.jpg")
+    (tmp_path / "train/cat/5.jpg").write_bytes(b"no picture")
+    changes = {
+        "data": "folder",
+        "backbone": "resnet18",
+        "workers": workers,
+        "batch_size": 4,
+        "size": 32,
+        "epochs": 1,
+    }
+    config = load_config("gcp", "small", changes)
+    with pytest.raises(ValueError, match=r"^unreadable data.*5\.jpg[^\n]*$"):
+        train("gcp", config, tmp_path / "run", root=tmp_path, progress=False, accelerator="cpu")
+
+
+def test_configurations_are_safe_yaml(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("!!python/object/apply:os.getcwd []")
+    with pytest.raises(ValueError, match="no valid YAML"):
+        load_config("dbn", str(file))
+    file.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="expected fields and values, got list"):
+        load_config("dbn", str(file))
+    own = yaml.safe_load((tmp_path / "own.yaml").read_text())
+    assert own == [1, 2]
