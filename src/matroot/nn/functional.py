@@ -39,6 +39,19 @@ def inverse_root(
         method: see ``matroot.inv_sqrtm``.
         gradient: see ``matroot.inv_sqrtm``.
         rounding: how many times the rounding of one sum there may be in Σ.
+
+    Returns:
+        The shape and dtype of ``covariance``.
+
+    Raises:
+        torch.linalg.LinAlgError: where errors are checked (see ``matroot.inv_sqrtm``): NaN or
+            infinity; with ``eps=0``, no variance at all.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn.functional import inverse_root
+        >>> inverse_root(torch.tensor([[1.0, 0.0], [0.0, 1e-12]]), 0.0).diagonal()
+        tensor([1.0000e+00, 1.0000e+06])
     """
     wide = covariance
     if covariance.device.type != "mps":
