@@ -6,7 +6,6 @@ python benchmarks/layers.py write      tables into docs/layers.md, plots into do
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import timm
 import torch
-from numerics import IMAGES, ROOT, figure, fill, interleaved, load, record, table
+from numerics import IMAGES, ROOT, command, figure, fill, interleaved, load, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -149,7 +148,7 @@ def shrinkage() -> Iterator[Row]:
         picture = photograph(name).float()[None] / 255
         rows = F.unfold(picture, 4)[0].double()
         truth = moments(rows).covariance
-        root, inverse = exact(truth), exact(truth + 1e-5 * torch.eye(48), "inv_sqrt")
+        root = exact(truth)
         for share, rule in itertools.product(
             (0.5, 1, 2, 4, 16), (None, 0.05, "oas", "ledoit_wolf")
         ):
@@ -169,7 +168,6 @@ def shrinkage() -> Iterator[Row]:
                 "rule": str(rule),
                 "error": sum(errors) / 20,
                 "largest": math.exp(sum(map(math.log, spreads)) / 20),
-                "norm": float(torch.linalg.matrix_norm(inverse, 2)),
             }
 
 
@@ -432,9 +430,4 @@ def write() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("measure", "write"))
-    if parser.parse_args().what == "write":
-        write()
-    else:
-        record(ROWS, PARTS)
+    command(__doc__, ROWS, PARTS, write)

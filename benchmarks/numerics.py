@@ -230,9 +230,19 @@ def record(path: Path, parts: dict[str, Callable[[], Iterator[Row]]]) -> None:
             progress.advance(bar)
 
 
-def measure() -> None:
-    """The rows of this page."""
-    record(ROWS, {"accuracy": accuracy, "products": products, "lyapunov": lyapunov})
+PARTS = {"accuracy": accuracy, "products": products, "lyapunov": lyapunov}
+
+
+def command(
+    doc: str, path: Path, parts: dict[str, Callable[[], Iterator[Row]]], write: Callable[[], None]
+) -> None:
+    """The command line of a page: ``measure`` records its rows, ``write`` makes it from them."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("what", choices=("measure", "write"))
+    if parser.parse_args().what == "write":
+        write()
+    else:
+        record(path, parts)
 
 
 def load(path: Path) -> list[Row]:
@@ -430,6 +440,4 @@ def write() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("measure", "write"))
-    {"measure": measure, "write": write}[parser.parse_args().what]()
+    command(__doc__, ROWS, PARTS, write)

@@ -6,7 +6,6 @@ python benchmarks/performance.py write     tables into docs/performance.md, plot
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,12 +15,12 @@ import torch
 from numerics import (
     IMAGES,
     ROOT,
+    command,
     figure,
     fill,
     function,
     interleaved,
     load,
-    record,
     table,
 )
 from torch import Tensor
@@ -294,10 +293,7 @@ def write() -> None:
     plot(rows)
 
 
+PARTS = {"speed": speed, "choice": choice, "rate": rate, "call": call}
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("measure", "write"))
-    if parser.parse_args().what == "write":
-        write()
-    else:
-        record(ROWS, {"speed": speed, "choice": choice, "rate": rate, "call": call})
+    command(__doc__, ROWS, PARTS, write)

@@ -167,12 +167,13 @@ def finite_at_least_zero(name: str, value: object) -> None:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
-def whole(name: str, value: object, least: int = 1) -> None:
-    """Raise unless ``value`` is an int (TypeError) and large enough (ValueError)."""
+def whole(name: str, value: object, least: int = 1, most: int | None = None) -> None:
+    """Raise unless ``value`` is an int (TypeError) within its bounds (ValueError)."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value < least or (most is not None and value > most):
+        bound = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ValueError(f"{name} must be {bound}, got {value}")
 
 
 def floating(name: str, x: object) -> None:
@@ -192,13 +193,7 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def count(owner: object, field: str, *, least: int, most: int | None = None) -> None:
     """Raise unless the option ``field`` of ``owner`` is an int within its bounds."""
-    value: Any = getattr(owner, field)
-    name = f"{type(owner).__name__}({field}=…)"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least or (most is not None and value > most):
-        bound = f"at least {least}" if most is None else f"between {least} and {most}"
-        raise ValueError(f"{name} must be {bound}, got {value}")
+    whole(f"{type(owner).__name__}({field}=…)", getattr(owner, field), least, most)
 
 
 def positive(owner: object, field: str) -> None:

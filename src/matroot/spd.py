@@ -106,8 +106,10 @@ def nan_where(bad: Tensor, a: Tensor) -> Tensor:
     return torch.where(bad, a, 0.0) * torch.nan
 
 
-def upper_bound(a: Tensor) -> Tensor:
+def upper_bound(a: Tensor, square: Tensor | None = None) -> Tensor:
     """A rigorous upper bound of λ_max of Hermitian matrices, shape (..., 1, 1).
+
+    With A² at hand the root of its bound, which is tighter, where that is smaller.
 
     The smallest of ‖A‖_F, ‖A‖_∞ and the bound of Wolkowicz and Styan (1980),
     m + √((n−1)(‖A‖_F²/n − m²)) with m = tr A / n, inflated by what rounding may take from the sums.
@@ -118,7 +120,8 @@ def upper_bound(a: Tensor) -> Tensor:
     mean = trace(a)[..., None, None] / n
     spread = ((n - 1) * (frobenius.square() / n - mean.square()).clamp(min=0)).sqrt()
     bound = torch.minimum(torch.minimum(frobenius, rows), mean + spread)
-    return bound * (1 + (8 + n) * real_eps(a.dtype))
+    bound = bound * (1 + (8 + n) * real_eps(a.dtype))
+    return bound if square is None else torch.minimum(bound, upper_bound(square).sqrt())
 
 
 def largest_at_least(a: Tensor) -> Tensor:
@@ -194,9 +197,7 @@ def bounds(a: Tensor, square: Tensor | None = None) -> Bounds:
         a: shape (b, n, n).
         square: A², where it is at hand.
     """
-    high = upper_bound(a)
-    if square is not None:
-        high = torch.minimum(high, upper_bound(square).sqrt())
+    high = upper_bound(a, square)
     inverse, success = inverse_by_cholesky(a)
     most, least = upper_bound(inverse), largest_at_least(inverse)
     # Where A is as good as singular its inverse overflows and the quotients are no numbers.

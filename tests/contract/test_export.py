@@ -1,8 +1,5 @@
 """torch.export and ONNX: products alone, one schedule, and still NaN instead of nonsense."""
 
-import warnings
-
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -10,6 +7,7 @@ from torch import nn
 import matroot
 from matroot.methods import METHODS, Minimax, NewtonSchulz, Taylor
 from matroot.testing import exact, random_spd, relative_error, tolerance
+from onnx_runtime import by_onnx_runtime
 
 ROOTS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
 
@@ -27,18 +25,6 @@ def exported(a, root="sqrt", **options):
     batch = torch.export.Dim("batch")
     program = torch.export.export(Root(root, **options), (a,), dynamic_shapes=({0: batch},))
     return program.module()
-
-
-def onnx(module, *inputs):
-    """The results of ONNX Runtime for an exported module."""
-    with warnings.catch_warnings():
-        # From inside the exporter: its own use of deprecated parts of PyTorch and ONNX.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(module.eval(), inputs, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    names = [x.name for x in session.get_inputs()]
-    given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
-    return torch.from_numpy(session.run(None, given)[0])
 
 
 @pytest.mark.parametrize("root", ROOTS)
@@ -130,14 +116,14 @@ def test_every_method_exports_as_it_computes(method):
 @pytest.mark.parametrize("root", ROOTS)
 def test_onnx_runtime_agrees(method, root):
     a = 5 * random_spd(6, 3, cond=20, dtype=torch.float32)
-    found = onnx(Root(root, method=method, eps=0.1), a)
+    found = by_onnx_runtime(Root(root, method=method, eps=0.1), (a,))
     torch.testing.assert_close(found, ROOTS[root](a, method=method, eps=0.1), rtol=1e-4, atol=1e-5)
 
 
 def test_onnx_runtime_tells_bad_matrices():
     a = random_spd(6, 3, cond=20, dtype=torch.float32)
     a[1] -= 0.5 * torch.eye(6)
-    found = onnx(Root(), a)
+    found = by_onnx_runtime(Root(), (a,))
     assert found.isnan().all(-1).all(-1).tolist() == [False, True, False]
 
 
@@ -145,7 +131,7 @@ def test_onnx_runtime_tells_bad_matrices():
 def test_what_factorises_says_that_onnx_cannot(method):
     a = random_spd(4, 2, dtype=torch.float32)
     with pytest.raises(torch.onnx.OnnxExporterError) as caught:
-        onnx(Root(method=method), a)
+        by_onnx_runtime(Root(method=method), (a,))
     assert f"method '{method}' factorises matrices, for which ONNX has no operator" in str(
         caught.value
     )

@@ -1,13 +1,11 @@
 """Layers in evaluation: torch.export and ONNX."""
 
-import warnings
-
-import onnxruntime
 import pytest
 import torch
 
 from matroot.nn import DecorrelatedBatchNorm2d, WhiteningColoring2d
 from nn.layers import INSTANCES, settled
+from onnx_runtime import by_onnx_runtime
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=str)
@@ -17,17 +15,10 @@ def test_exported_layers_agree(instance):
     expected = layer(*inputs)
     program = torch.export.export(layer, inputs)
     torch.testing.assert_close(program.module()(*inputs), expected, rtol=1e-4, atol=1e-4)
-    with warnings.catch_warnings():
-        # From inside the exporter: its own use of deprecated parts of PyTorch and ONNX.
-        warnings.simplefilter("ignore")
-        model = torch.onnx.export(layer, inputs, dynamo=True, verbose=False).model_proto
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    names = [x.name for x in session.get_inputs()]
     # Inputs other than those that were traced.
-    inputs = instance.inputs(seed=5)
-    given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
-    found = torch.from_numpy(session.run(None, given)[0])
-    torch.testing.assert_close(found, layer(*inputs).detach(), rtol=1e-4, atol=2e-4)
+    others = instance.inputs(seed=5)
+    found = by_onnx_runtime(layer, inputs, others)
+    torch.testing.assert_close(found, layer(*others).detach(), rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=str)

@@ -203,6 +203,7 @@ def _program(run: Callable[..., Any], function: Function, *tensors: Tensor) -> T
 def _compiled(run: Callable[..., Any], function: Function, *signature: Any) -> Any:
     import jax
 
+    # JAX publishes no type of this, either.
     shapes = [jax.ShapeDtypeStruct(*x) for x in signature]  # type: ignore[no-untyped-call]
     return jax.jit(lambda *arrays: run(function, *arrays)).lower(*shapes).compile()
 

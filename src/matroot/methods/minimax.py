@@ -153,9 +153,7 @@ class Minimax(Method):
         eigenvalues down to rounding; the result shows whether it is a root.
         """
         n, unit = a.shape[-1], spd.real_eps(a.dtype)
-        square = ops.matmul(a, a)
-        c = torch.minimum(spd.upper_bound(a), spd.upper_bound(square).sqrt())
-        c = spd.positive_or_one(c)
+        c = spd.positive_or_one(spd.upper_bound(a, ops.matmul(a, a)))
         # c may be n^{1/4} λ_max. More than 1/(n·e) would let rounding's negative eigenvalues grow.
         ratio = 1 / (max(n, spd.NULL_UNITS) * unit)
         if self.max_cond is not None:
@@ -173,11 +171,10 @@ class Minimax(Method):
             )
         good = (y if root != "inv_sqrt" else z).isfinite().all(-1).all(-1)
         if root != "inv_sqrt":
-            good &= _norm_at_most(ops.matmul(y, y) - a / c, 1e-2, a / c)
+            wrong, norm = spd.frobenius_norm(ops.matmul(y, y) - a / c), spd.frobenius_norm(a / c)
+            good &= (wrong <= 1e-2 * norm).flatten()
         if root != "sqrt" and self.max_cond is None:
-            whole = ops.matmul(z, ops.matmul(a / c, z))
-            identity = spd.identity_like(a)
-            good &= _norm_at_most(whole - identity, 0.1, identity / n**0.5)
+            good &= _from_identity(ops.matmul(z, ops.matmul(a / c, z))) <= 0.1
         return Solution(
             y * c.sqrt() if root != "inv_sqrt" else None,
             z / c.sqrt() if root != "sqrt" else None,
@@ -188,8 +185,7 @@ class Minimax(Method):
     def _interval(self, a: Tensor, square: Tensor) -> tuple[spd.Bounds | None, Tensor, Tensor]:
         """What is known of the spectrum, and c and the least eigenvalue to design the steps for."""
         if self.max_cond is not None:
-            high = torch.minimum(spd.upper_bound(a), spd.upper_bound(square).sqrt()).flatten()
-            high = spd.positive_or_one(high)
+            high = spd.positive_or_one(spd.upper_bound(a, square).flatten())
             low = spd.largest_at_least(a).flatten() / self.max_cond
             return None, high, torch.where(low > 0, low, high).minimum(high)
         bounds = spd.bounds(a, square)
@@ -228,12 +224,6 @@ class Minimax(Method):
 def _from_identity(p: Tensor) -> Tensor:
     """‖P − I‖_F, shape (b,), of a P that is the caller's own and changes."""
     return spd.frobenius_norm(spd.add_to_diagonal_(p, -1.0)).flatten()
-
-
-def _norm_at_most(a: Tensor, share: float, b: Tensor) -> Tensor:
-    """Whether ‖A‖_F ≤ share·‖B‖_F, shape (b,); False for NaN."""
-    within: Tensor = spd.frobenius_norm(a) <= share * spd.frobenius_norm(b)
-    return within.flatten()
 
 
 def _product_in_double(a: Tensor, b: Tensor, ops: Backend) -> Tensor:

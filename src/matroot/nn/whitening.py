@@ -17,7 +17,6 @@ from matroot.plan import check_names
 from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
 
 Running = Literal["covariance", "whitening"]
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class _DecorrelatedBatchNorm(nn.Module):
@@ -78,7 +77,7 @@ class _DecorrelatedBatchNorm(nn.Module):
         matrices = torch.empty(
             (self.groups, self.group_size, self.group_size),
             device=device,
-            dtype=torch.float32 if dtype in _HALF else dtype,
+            dtype=None if dtype is None else checks.computing_dtype(dtype),
         )
         buffers = {
             "running_mean": torch.empty(num_features, **where),
@@ -122,8 +121,7 @@ class _DecorrelatedBatchNorm(nn.Module):
             if (
                 old is not None
                 and new is not None
-                and new.dtype in _HALF
-                and old.dtype != new.dtype
+                and new.dtype != checks.computing_dtype(new.dtype)
             ):
                 self._buffers[name] = old.to(new.device)
         return self
@@ -152,8 +150,7 @@ class _DecorrelatedBatchNorm(nn.Module):
         self._check(x)
         # Half precision has too few digits for a covariance, and so has autocast.
         with autodiff.no_autocast(x):
-            wide = x.float() if x.dtype in _HALF else x
-            samples = self._samples(wide)
+            samples = self._samples(x.to(checks.computing_dtype(x.dtype)))
             if self.training or self.running_mean is None:
                 found = self.statistics(samples)
                 whitening = self._whitening(found.covariance)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
+
+from matroot.recipes.images import picture
 
 Part = Literal["train", "test"]
 
@@ -86,7 +87,7 @@ def textures(part: Part, size: int = 32, count: int = 200) -> TensorDataset:
     generator = torch.Generator().manual_seed(0 if part == "train" else 1)
     x, y = [], []
     for label, name in enumerate(TEXTURES):
-        grey = picture(name).mean(0)
+        grey = (picture(name).float() / 255).mean(0)
         height = len(grey)
         region = grey[: int(0.6 * height)] if part == "train" else grey[int(0.65 * height) :]
         for _ in range(count):
@@ -116,7 +117,7 @@ def motions(part: Part, frames: int = 8, size: int = 32, count: int = 60) -> Ten
     def between(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
-    scenes = [picture(name) for name in SCENES[part]]
+    scenes = [picture(name).float() / 255 for name in SCENES[part]]
     x, y = [], []
     for label, name in enumerate(MOTIONS):
         for i in range(count):
@@ -163,13 +164,3 @@ def _clip(
         align_corners=False,
     )
     return shown.transpose(0, 1)
-
-
-def picture(name: str) -> Tensor:
-    """A picture that scikit-image ships, float32 (3, H, W) in [0, 1]."""
-    from skimage import data
-
-    pixels = np.asarray(getattr(data, name)())
-    if pixels.ndim == 2:
-        pixels = np.stack([pixels] * 3, axis=-1)
-    return torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1).float() / 255

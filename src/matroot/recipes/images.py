@@ -90,15 +90,20 @@ def photograph(name: str) -> Tensor:
     Raises:
         ValueError: The name is not in ``CONTENTS`` or ``STYLES``.
     """
-    from skimage import data
-
     if name not in CONTENTS + STYLES:
         known = ", ".join(CONTENTS + STYLES)
         raise ValueError(f"unknown photograph {name!r}; known: {known}")
+    return picture(name)
+
+
+def picture(name: str) -> Tensor:
+    """Any picture of ``skimage.data``, uint8 of shape (3, H, W)."""
+    from skimage import data
+
     pixels = np.asarray(getattr(data, name)())
     if pixels.ndim == 2:
         pixels = np.stack([pixels] * 3, axis=-1)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1).contiguous()
 
 
 def contact_sheet(
