@@ -104,7 +104,7 @@ def stylize(
     result and of the style, before and after, measured on other patches than those used.
     """
     from matroot.recipes.images import check_output, load_image, save_image
-    from matroot.recipes.style import stylize as recipe
+    from matroot.recipes.stylize import stylize as recipe
 
     pixels, alpha = load_image(content)
     target, _ = load_image(style)
@@ -150,8 +150,8 @@ def demo(
     """
     from matroot.bench import rules
     from matroot.recipes import images
-    from matroot.recipes.style import patch_covariance
-    from matroot.recipes.style import stylize as recipe
+    from matroot.recipes.stylize import patch_covariance
+    from matroot.recipes.stylize import stylize as recipe
 
     start = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matroot.recipes import images
-from matroot.recipes import style as recipe
+from matroot.recipes import stylize as recipe
 
 
 def photograph(name: str, side: int = 256) -> Tensor:
@@ -271,7 +271,7 @@ def test_largest_images_fit_into_two_gibibytes(tmp_path: Path) -> None:
         """
         import resource, sys
         from matroot.recipes import images
-        from matroot.recipes import style as recipe
+        from matroot.recipes import stylize as recipe
         content, alpha = images.load_image(sys.argv[1])
         style, _ = images.load_image(sys.argv[2])
         result = recipe.stylize(content, style)

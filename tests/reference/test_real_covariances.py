@@ -13,7 +13,7 @@ from torch.nn.functional import unfold
 import matroot
 from matroot.methods import Minimax
 from matroot.recipes.images import CONTENTS, STYLES, photograph
-from matroot.recipes.style import patch_covariance
+from matroot.recipes.stylize import patch_covariance
 from matroot.testing import by_eigh, exact, exact_gradient, relative_error
 
 FUNCTIONS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
