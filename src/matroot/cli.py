@@ -1,4 +1,4 @@
-"""The command line: ``matroot demo``, ``stylize``, ``train`` and ``bench``."""
+"""The command line: ``matroot demo``, ``stylize``, ``train``, ``compare`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(bench.app, name="bench")
 app.command()(recipes.train)
+app.command()(recipes.compare)
 console = Console()
 
 # typer reads its choices from an enum; the registry stays the one list of methods.
@@ -97,6 +98,13 @@ def stylize(
         float,
         typer.Option(min=0, max=1, help="Share of style laid into flat regions."),
     ] = 0.8,
+    network: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a run of 'matroot train style': its network paints the picture; the "
+            "other options go unused."
+        ),
+    ] = None,
 ) -> None:
     """Give a photograph the colours and textures of another: whitening, then coloring.
 
@@ -109,6 +117,13 @@ def stylize(
     pixels, alpha = load_image(content)
     target, _ = load_image(style)
     check_output(output, alpha is not None, sources=(content, style))
+    if network is not None:
+        recipes.need_recipes()
+        from matroot.recipes.style import load, transfer
+
+        save_image(transfer(load(network), pixels, target), output, alpha)
+        console.print(f"{output} written by the network of {network}")
+        return
     with _progress() as progress:
         task = progress.add_task("whitening and coloring", total=None)
         result = recipe(

@@ -1,12 +1,15 @@
 """Training the applications: configurations, the loop, resuming, errors."""
 
+import functools
 import hashlib
 import itertools
 import json
+import math
 import pickle
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -19,14 +22,48 @@ from typer.testing import CliRunner
 
 from matroot.cli import app
 from matroot.nn import CovariancePooling2d, DecorrelatedBatchNorm2d
-from matroot.recipes import dbn, embedded, gcp
+from matroot.recipes import dbn, embedded, gcp, sovit, video
 from matroot.recipes.methods import NAMES, layer_options
-from matroot.recipes.training import APPLICATIONS, configurations, load_config, train
+from matroot.recipes.training import (
+    APPLICATIONS,
+    Classifier,
+    configurations,
+    load_config,
+    train,
+)
 
 QUICK = {
     "dbn": {"epochs": 2, "size": 8, "batch_size": 32},
     "gcp": {"epochs": 2, "size": 16, "widths": [8, 8, 8, 16], "reduced": 8, "batch_size": 32},
+    "sovit": {
+        "epochs": 2,
+        "size": 16,
+        "depth": 1,
+        "width": 16,
+        "features": 8,
+        "batch_size": 32,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+    },
+    "video": {
+        "epochs": 2,
+        "frames": 4,
+        "size": 16,
+        "widths": [8, 8, 8, 8],
+        "reduced": [8],
+        "batch_size": 16,
+    },
+    "style": {
+        "epochs": 2,
+        "pairs": 8,
+        "size": 32,
+        "test_size": 48,
+        "width": 4,
+        "filters": 8,
+        "batch_size": 4,
+    },
 }
+MEASURES = ("accuracy", "test_loss", "loss", "improvement")
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +77,8 @@ def few_pictures(monkeypatch):
             return torch.utils.data.TensorDataset(x[::10].clone(), y[::10])
 
         monkeypatch.setattr(embedded, name, part)
+    few_clips = functools.partial(embedded.motions, count=12)
+    monkeypatch.setattr(embedded, "motions", few_clips)
 
 
 def quick(name, tmp_path, folder="run", **options):
@@ -51,14 +90,16 @@ def quick(name, tmp_path, folder="run", **options):
 @pytest.mark.parametrize("name", APPLICATIONS)
 @pytest.mark.parametrize("method", NAMES)
 def test_every_method_trains_every_application(name, method, tmp_path):
-    if (name, method) == ("gcp", "svd"):
-        # Channels that never fire repeat the eigenvalue 0, where the textbook gradient is infinite.
+    if (name, method) in (("gcp", "svd"), ("video", "svd")):
+        # Channels that never fire, or are more than positions, repeat the lowest eigenvalue, where
+        # the textbook gradient is infinite.
         with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
             quick(name, tmp_path, method=method, changes={"epochs": 1})
         return
     result = quick(name, tmp_path, method=method, changes={"epochs": 1})
     assert result["epochs"] == 1
-    assert result["test_loss"] == result["test_loss"]
+    assert all(math.isfinite(result[key]) for key in MEASURES if key in result)
+    assert set(MEASURES) & result.keys() >= {"loss"}
     assert json.loads((tmp_path / "run/result.json").read_text()) == result
 
 
@@ -76,7 +117,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(name, tmp_path):
     assert not (tmp_path / "parts/result.json").exists()
     second = quick(name, tmp_path, "parts")
     assert second["epochs"] == 2
-    for key in ("accuracy", "test_loss", "loss"):
+    for key in set(MEASURES) & whole.keys():
         assert second[key] == whole[key]
     states = [
         torch.load(tmp_path / folder / "last.ckpt", weights_only=True)["state_dict"]
@@ -117,12 +158,127 @@ def test_the_published_networks():
     assert features.shape == (1, 2048, 14, 14)
 
 
+@pytest.mark.parametrize(("depth", "features"), [(7, 48), (10, 48), (14, 64), (19, 96)])
+def test_the_published_sovit(depth, features):
+    config = load_config("sovit", f"imagenet-{depth}")
+    network = sovit.build(config, 10, layer_options("mpa")).eval()
+    assert len(network.blocks) == depth
+    assert network.patch_embed.grid_size == (14, 14)
+    pooling = network.head.pooling
+    x = torch.randn(1, 3, 224, 224)
+    assert pooling.features(network.forward_features(x)[:, 1:]).shape == (1, features, 196)
+    assert network.head.visual_fc.in_features == features * (features + 1) // 2
+    assert network(x).shape == (1, 10)
+
+
+def test_sovit_without_its_second_order_part():
+    """The same transformer: only the covariance and its linear layer are gone."""
+    whole, plain = (
+        sovit.build(load_config("sovit", "small", {"head": head}), 10, {}).state_dict()
+        for head in ("second-order", "class-token")
+    )
+    assert {k: v.shape for k, v in whole.items() if not k.startswith("head.")} == {
+        k: v.shape for k, v in plain.items() if not k.startswith("head.")
+    }
+    assert plain["head.weight"].shape == whole["head.class_fc.weight"].shape
+
+
+def test_positions_of_sovit_are_fixed_or_learned():
+    for positions, learned in (("fixed", False), ("learned", True)):
+        config = load_config("sovit", "small", {"positions": positions})
+        assert sovit.build(config, 10, {}).pos_embed.requires_grad == learned
+
+
+def test_mixed_pictures_and_labels():
+    config = load_config("sovit", "small", {"mixup": 0.8, "cutmix": 1.0})
+    module = Classifier(torch.nn.Flatten(), config, 4, 0)
+    x, y = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 3, 4, 4), torch.arange(8) % 4
+    kinds = set()
+    for _ in range(20):
+        mixed, labels = module.mix(x, y)
+        assert labels.shape == (8, 4)
+        torch.testing.assert_close(labels.sum(1), torch.ones(8))
+        # Mixup leaves the constant pictures constant, CutMix makes patches.
+        kinds.add(bool((mixed == mixed[..., :1, :1]).all()))
+    assert kinds == {True, False}
+    assert Classifier(torch.nn.Flatten(), load_config("gcp", "small"), 4, 0).mix is None
+
+
+def small_video(**changes):
+    torch.manual_seed(0)
+    config = load_config("video", "small", {"differences": False} | changes)
+    network = video.build(config, 10, {}).eval()
+    # timm's residual blocks start as nothing but their shortcut.
+    for layer in network.frame_network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(layer.weight)
+    return network
+
+
+@torch.no_grad()
+def test_a_video_without_time_is_the_mean_over_its_frames():
+    network = small_video(pooling="average", excitation=False)
+    x = torch.randn(2, 3, 6, 32, 32)
+    frames = [network.fc(network.frame_network(x[:, :, t])) for t in range(6)]
+    torch.testing.assert_close(network(x), torch.stack(frames).mean(0))
+    torch.testing.assert_close(network(x.flip(2)), network(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["excitation", "differences"])
+def test_the_order_of_frames_is_seen(part):
+    network = small_video(pooling="average", **({"excitation": False} | {part: True}))
+    x = torch.randn(2, 3, 6, 32, 32)
+    assert (network(x.flip(2)) - network(x)).abs().max() > 1e-4
+    # Clips of a batch do not see each other.
+    torch.testing.assert_close(network(x)[:1], network(x[:1]))
+
+
+def test_excitation_starts_as_a_shift_where_nothing_changes():
+    layer = video.Excitation(16, 4).eval()
+    torch.nn.init.zeros_(layer.expand.weight)
+    torch.nn.init.zeros_(layer.expand.bias)
+    x = torch.randn(8, 16, 5, 5)
+    y, x = layer(x).unflatten(0, (2, 4)), x.unflatten(0, (2, 4))
+    assert torch.equal(y[:, 1:, :2], x[:, :-1, :2])
+    assert torch.equal(y[:, :-1, 2:4], x[:, 1:, 2:4])
+    assert torch.equal(y[:, :, 4:], x[:, :, 4:])
+
+
+@pytest.mark.parametrize("name", ["hmdb51", "ucf101"])
+def test_the_published_video_network(name, tmp_path, monkeypatch):
+    def read(root, frames, split, training, test):
+        clip = torch.randint(256, (frames, 3, 48, 64), dtype=torch.uint8)
+        return [(training(clip), 0)], [(test(clip), 0)], split
+
+    clips = types.SimpleNamespace(**{name: read})
+    monkeypatch.setitem(sys.modules, "matroot.recipes.clips", clips)
+    changes = {"size": 32, "pretrained": False, "split": 2}
+    config = load_config("video", f"{name}-resnet50", changes)
+    training, test, classes = video.datasets(config, tmp_path)
+    assert classes == 2
+    for ((x, _),) in (training, test):
+        assert (x.shape, x.dtype) == ((3, 8, 32, 32), torch.float32)
+    network = video.build(config, 51, layer_options("mpa")).eval()
+    assert network.fc.in_features == 128 * 129 // 2
+    assert sum(isinstance(m, video.Excitation) for m in network.modules()) == 16
+    assert network(x[None]).shape == (1, 51)
+
+
 @pytest.mark.parametrize("data", ["digits", "textures"])
 def test_train_and_test_are_apart(data):
     train_x, test_x = (
         getattr(embedded, data)(part).tensors[0].flatten(1) for part in ("train", "test")
     )
     assert torch.cdist(train_x, test_x).min() > 0
+
+
+def test_motions_are_seen_and_their_photographs_apart():
+    assert not set(embedded.SCENES["train"]) & set(embedded.SCENES["test"])
+    for part in ("train", "test"):
+        x, y = embedded.motions(part, count=7).tensors
+        assert y.bincount().tolist() == [7] * 10
+        assert x[:, :, 4].mean(1).flatten(1).std(1).min() > 0.02
 
 
 def test_motions_move_as_they_say():
@@ -160,7 +316,7 @@ def test_the_command_ends_with_the_result(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cnn"], "unknown application 'cnn'; known: dbn, gcp"),
+        (["cnn"], "unknown application 'cnn'; known: dbn, sovit, gcp"),
         (["dbn", "--config", "big"], "no configuration 'big' of dbn"),
         (["dbn", "--method", "lu"], "unknown method 'lu'; known: auto, svd"),
         (["dbn", "--gradient", "x"], "unknown gradient 'x'"),

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import FGVCAircraft, ImageFolder, StanfordCars
 from torchvision.transforms import v2
+
+from matroot.recipes.images import load_image
+
+Transform = Callable[[Any], Any]
+Split = tuple[Dataset[Any], Dataset[Any], int]
+"""Training set, test set, number of classes."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's channels."""
@@ -18,7 +25,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Transformed(Dataset[Any]):
     """A data set with its pictures changed."""
 
-    def __init__(self, dataset: Dataset[Any], transform: Callable[[Any], Any]) -> None:
+    def __init__(self, dataset: Dataset[Any], transform: Transform) -> None:
         self.dataset, self.transform = dataset, transform
 
     def __len__(self) -> int:
@@ -48,9 +55,125 @@ def to_numbers(*before: Any, mean: tuple[float, ...] = MEAN, std: tuple[float, .
     return v2.Compose([*before, *numbers])
 
 
-def image_folders(
-    root: Path, training: Callable[[Any], Any], test: Callable[[Any], Any]
-) -> tuple[ImageFolder, ImageFolder, int]:
+def read(path: str | Path) -> Tensor:
+    """The colours of a picture, uint8 (3, H, W); ValueError where it is none."""
+    return load_image(path)[0]
+
+
+def lines(file: Path) -> list[list[str]]:
+    """The words of each line that is not empty.
+
+    Raises:
+        ValueError: there is no such file, or it is no text.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected a list of the data set ({error})") from None
+    return [line.split() for line in text.splitlines() if line.strip()]
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder/name``.
+
+    Raises:
+        ValueError: the name, which a file gave, leads out of the folder.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise ValueError(f"{name!r} in a list of {folder} leads out of it")
+    return folder / path
+
+
+class Listed(Dataset[Any]):
+    """Pictures by their paths."""
+
+    def __init__(self, items: Sequence[tuple[Path, int]], transform: Transform) -> None:
+        self.items, self.transform = items, transform
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path, label = self.items[index]
+        return self.transform(read(path)), label
+
+
+def cub(root: Path, training: Transform, test: Transform) -> Split:
+    """CUB-200-2011 as it is unpacked: ``CUB_200_2011/images/CLASS/NAME.jpg`` and four lists.
+
+    Args:
+        root: that folder, or the one it lies in.
+        training: applied to training pictures, uint8 (3, H, W).
+        test: applied to test pictures.
+
+    Raises:
+        ValueError: a list is missing or does not fit the others.
+    """
+    folder = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
+    names, labels, parts, classes = (
+        dict(words[:2] for words in lines(folder / f"{name}.txt"))
+        for name in ("images", "image_class_labels", "train_test_split", "classes")
+    )
+    if not names.keys() == labels.keys() == parts.keys():
+        raise ValueError(f"{folder}: images, labels and split name different pictures")
+    if unknown := set(labels.values()) - classes.keys():
+        raise ValueError(f"{folder}: classes.txt has no class {', '.join(sorted(unknown))}")
+    order = {key: i for i, key in enumerate(classes)}
+    items = {
+        part: [
+            (inside(folder / "images", name), order[labels[key]])
+            for key, name in names.items()
+            if parts[key] == part
+        ]
+        for part in ("1", "0")
+    }
+    if not all(items.values()):
+        raise ValueError(f"{folder / 'train_test_split.txt'}: expected pictures of both parts")
+    return Listed(items["1"], training), Listed(items["0"], test), len(classes)
+
+
+def aircraft(root: Path, training: Transform, test: Transform) -> Split:
+    """FGVC-Aircraft's variants, from ``root/fgvc-aircraft-2013b`` as it is unpacked.
+
+    It is not downloaded: there is no published checksum. Arguments and errors are those of ``cub``.
+    """
+    sets = _torchvision(FGVCAircraft, root, "fgvc-aircraft-2013b", ("trainval", "test"))
+    for dataset, transform in zip(sets, (training, test), strict=True):
+        dataset.transform = transform
+    return sets[0], sets[1], len(sets[0].classes)
+
+
+def cars(root: Path, training: Transform, test: Transform) -> Split:
+    """Stanford Cars, from ``root/stanford_cars``, with the labels of the test set.
+
+    Arguments and errors are those of ``cub``.
+    """
+    sets = _torchvision(StanfordCars, root, "stanford_cars", ("train", "test"))
+    classes = len(sets[0].classes)
+    for dataset, transform in zip(sets, (training, test), strict=True):
+        dataset.transform = transform
+        # Files from elsewhere, which torchvision takes as they are.
+        for path, label in dataset._samples:
+            inside(root, Path(path).relative_to(root).as_posix())
+            if not 0 <= label < classes:
+                raise ValueError(f"{path}: class {label + 1}; expected 1 to {classes}")
+    return sets[0], sets[1], classes
+
+
+def _torchvision(kind: Any, root: Path, folder: str, parts: tuple[str, str]) -> list[Any]:
+    """The two parts of a data set of torchvision's."""
+    try:
+        sets = [kind(root, split=part, loader=read) for part in parts]
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        message = str(error).splitlines()[0]
+        raise ValueError(f"{root}: expected {folder} in it as it is unpacked ({message})") from None
+    if not all(len(part) for part in sets):
+        raise ValueError(f"{root / folder}: expected pictures in both {' and '.join(parts)}")
+    return sets
+
+
+def image_folders(root: Path, training: Transform, test: Transform) -> Split:
     """``root/train/CLASS/*.jpg`` and ``root/val/CLASS/*.jpg`` (or ``test``), as ImageNet is kept.
 
     Raises:
@@ -62,7 +185,7 @@ def image_folders(
         if not (root / part).is_dir():
             raise ValueError(f"{root}: expected the folders 'train' and 'val' (or 'test')")
         try:
-            found.append(ImageFolder(str(root / part), transform))
+            found.append(ImageFolder(str(root / part), transform, loader=read))
         except FileNotFoundError as error:
             raise ValueError(f"{root / part}: {error}") from None
     if found[0].classes != found[1].classes:

@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 
 from matroot.nn import convert_batchnorm
 from matroot.recipes import embedded
-from matroot.recipes.data import Transformed, need_root, to_numbers
-from matroot.recipes.training import Config, Split
+from matroot.recipes.data import Split, Transformed, need_root, to_numbers
+from matroot.recipes.training import Config
 
 
 class Settings(Config):

@@ -2,7 +2,7 @@
 
 ``digits``: scanned digits (scikit-learn). ``textures``: patches of scikit-image's pictures, train
 and test from regions apart. ``motions``: clips that a moving camera takes of a photograph, train
-and test from different photographs.
+and test from different photographs. ``photos``: photographs and styles for them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from matroot.recipes.images import picture
+from matroot.recipes.images import STYLES, picture
 
 Part = Literal["train", "test"]
+PARTS: tuple[Part, Part] = ("train", "test")
 
 TEXTURES = (
     "brick",
@@ -44,9 +45,39 @@ MOTIONS = (
     "shear",
 )
 SCENES: dict[Part, tuple[str, ...]] = {
-    "train": ("astronaut", "coffee", "brick", "hubble_deep_field", "grass", "immunohistochemistry"),
-    "test": ("chelsea", "rocket", "gravel", "retina"),
+    "train": (
+        "astronaut",
+        "coffee",
+        "brick",
+        "hubble_deep_field",
+        "grass",
+        "immunohistochemistry",
+        "rocket",
+    ),
+    "test": ("chelsea", "coins", "gravel", "camera"),
 }
+
+
+CONTENTS: dict[Part, tuple[str, ...]] = {
+    "train": ("astronaut", "coffee"),
+    "test": ("chelsea", "rocket"),
+}
+
+
+def photos(part: Part) -> tuple[list[Tensor], list[Tensor]]:
+    """Photographs, and pictures whose style they shall take: bricks, grass, gravel, galaxies.
+
+    Photographs of train and test differ; styles are the upper 55 % and the lower 45 % of a picture.
+
+    Returns:
+        Photographs and styles, uint8 (3, H, W).
+    """
+    styles = []
+    for name in STYLES:
+        whole = picture(name)
+        height = int(0.55 * whole.shape[1])
+        styles.append(whole[:, :height] if part == "train" else whole[:, height:])
+    return [picture(name) for name in CONTENTS[part]], styles
 
 
 def digits(part: Part, size: int = 16) -> TensorDataset:
@@ -98,16 +129,17 @@ def textures(part: Part, size: int = 32, count: int = 200) -> TensorDataset:
     return TensorDataset(torch.stack(x)[:, None].expand(-1, 3, -1, -1), torch.tensor(y))
 
 
-def motions(part: Part, frames: int = 8, size: int = 32, count: int = 60) -> TensorDataset:
+def motions(part: Part, frames: int = 8, size: int = 32, count: int | None = None) -> TensorDataset:
     """Clips that a moving camera takes of photographs; how does it move?
 
     Each is a window of a photograph that moves, grows, turns or slants at a speed drawn at random.
+    Windows without enough edges to tell are drawn again.
 
     Args:
         part: ``"train"`` or ``"test"``, of different photographs.
         frames: pictures of a clip.
         size: pixels of a picture.
-        count: clips of each motion.
+        count: clips of each motion; None: 180 for training, 60 for test.
 
     Returns:
         Clips, float32 (3, frames, size, size) in [0, 1], and classes 0 … 9.
@@ -118,18 +150,31 @@ def motions(part: Part, frames: int = 8, size: int = 32, count: int = 60) -> Ten
         return low + (high - low) * float(torch.rand((), generator=generator))
 
     scenes = [picture(name).float() / 255 for name in SCENES[part]]
+    if count is None:
+        count = {"train": 180, "test": 60}[part]
     x, y = [], []
     for label, name in enumerate(MOTIONS):
         for i in range(count):
             scene = scenes[i % len(scenes)]
             matrices = _camera(name, frames, between(0.6, 1.4))
-            # A window of some 100 pixels, away from the border by as much as it may move.
-            half = between(45, 60)
             height, width = scene.shape[1:]
-            middle = between(2 * half, width - 2 * half), between(2 * half, height - 2 * half)
-            x.append(_clip(scene, matrices, half, middle, size))
+            while True:
+                # A window of some 100 pixels, away from the border by as much as it may move.
+                half = between(45, 60)
+                middle = between(2 * half, width - 2 * half), between(2 * half, height - 2 * half)
+                clip = _clip(scene, matrices, half, middle, size)
+                if _shows_motion(clip):
+                    break
+            x.append(clip)
             y.append(label)
     return TensorDataset(torch.stack(x), torch.tensor(y))
+
+
+def _shows_motion(clip: Tensor) -> bool:
+    """Whether the middle picture has edges of all directions: sky does not, nor does a mast."""
+    middle = clip[:, clip.shape[1] // 2].mean(0)
+    edges = torch.stack(torch.gradient(middle)).flatten(1)
+    return bool(torch.linalg.eigvalsh(edges @ edges.T / edges.shape[1])[0] > 0.02**2)
 
 
 def _camera(motion: str, frames: int, speed: float) -> Tensor:

@@ -16,19 +16,33 @@ from torchvision.transforms import v2
 
 from matroot.nn import CovariancePooling2d
 from matroot.recipes import embedded
-from matroot.recipes.data import Transformed, image_folders, need_root, to_numbers
-from matroot.recipes.training import Config, Split
+from matroot.recipes.data import (
+    Split,
+    Transformed,
+    aircraft,
+    cars,
+    cub,
+    image_folders,
+    need_root,
+    to_numbers,
+)
+from matroot.recipes.training import Config
 
 
 class Settings(Config):
-    """``data``: ``"textures"`` (embedded) or ``"folder"``, laid out as ImageNet is.
+    """Global covariance pooling.
 
-    ``keep_size``: the stages, of 2 to 4, whose stride becomes 1.
+    ``data``: ``"textures"`` (embedded), ``"folder"``, laid out as ImageNet is, or fine-grained:
+    ``"cub"`` (birds), ``"aircraft"``, ``"cars"``.
+
+    ``layers``: blocks in the four stages, if not those of the backbone; ``keep_size``: the stages,
+    of 2 to 4, whose stride becomes 1.
     """
 
-    data: Literal["textures", "folder"]
+    data: Literal["textures", "folder", "cub", "aircraft", "cars"]
     backbone: str = "resnet50"
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    layers: tuple[int, int, int, int] | None = None
     small_pictures: bool = False
     keep_size: tuple[int, ...] = (4,)
     pooling: Literal["covariance", "average"] = "covariance"
@@ -45,16 +59,19 @@ def datasets(config: Settings, root: Path | None) -> Split:
         return Transformed(train, turn), test, len(embedded.TEXTURES)
     changed = to_numbers(v2.RandomResizedCrop(config.size), v2.RandomHorizontalFlip())
     plain = to_numbers(v2.Resize(config.size * 8 // 7), v2.CenterCrop(config.size))
-    return image_folders(need_root(config.data, root), changed, plain)
+    readers = {"folder": image_folders, "cub": cub, "aircraft": aircraft, "cars": cars}
+    return readers[config.data](need_root(config.data, root), changed, plain)
 
 
 def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:
     """The network; ``options`` are those of the pooling layer."""
+    layers: dict[str, Any] = {} if config.layers is None else {"layers": config.layers}
     model: Any = timm.create_model(
         config.backbone,
         num_classes=classes,
         channels=config.widths,
         pretrained=config.pretrained,
+        **layers,
     )
     if config.small_pictures:
         model.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)

@@ -28,12 +28,10 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
         with Image.open(path) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
-                raise ValueError(
-                    f"{path}: {width} x {height} pixels; at most 4096 x 4096 are supported"
-                )
+                raise ValueError(f"{width} x {height} pixels; at most 4096 x 4096 are supported")
             picture = ImageOps.exif_transpose(opened)
             if picture.mode == "F":
-                raise ValueError(f"{path}: floating-point pixels; expected 8 or 16 bit")
+                raise ValueError("floating-point pixels; expected 8 or 16 bit")
             if picture.mode.startswith("I"):  # 16-bit grey: convert() would clip it to 8 bit
                 wide = np.asarray(picture).astype(np.int32).clip(0, 65535)
                 picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
@@ -41,8 +39,9 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
             pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+    except Exception as error:  # Pillow's parsers raise many kinds.
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a readable image ({reason})") from error
     planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     return planes[:3], planes[3] if has_alpha else None
 

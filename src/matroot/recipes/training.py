@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import statistics
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,16 +28,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision.transforms import v2
 
 from matroot.recipes.methods import layer_options
 
-APPLICATIONS = ("dbn", "gcp")
+APPLICATIONS = ("dbn", "sovit", "gcp", "video", "style")
 _UNREADABLE = "unreadable data"
-Split = tuple[Dataset[Any], Dataset[Any], int]
-"""Training set, test set, number of classes."""
 
 
-class Config(BaseModel):
+class Common(BaseModel):
     """What every application is told. One YAML file a configuration, in ``recipes/configs``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,15 +45,22 @@ class Config(BaseModel):
     eps: float
     batch_size: int
     epochs: int
-    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float
+    workers: int = 0
+
+
+class Config(Common):
+    """What is told to those that classify."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: Literal["cosine", "steps"] = "cosine"
     milestones: tuple[int, ...] = ()
     warmup_epochs: int = 0
     label_smoothing: float = 0.0
-    workers: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 def application(name: str) -> ModuleType:
@@ -75,7 +82,7 @@ def configurations(name: str) -> list[str]:
     )
 
 
-def load_config(name: str, config: str, changes: dict[str, Any] | None = None) -> Config:
+def load_config(name: str, config: str, changes: dict[str, Any] | None = None) -> Common:
     """A named configuration or a YAML file, with changes.
 
     Raises:
@@ -99,7 +106,7 @@ def load_config(name: str, config: str, changes: dict[str, Any] | None = None) -
     if not isinstance(values, dict):
         raise ValueError(f"{config}: expected fields and values, got {type(values).__name__}")
     try:
-        settings: Config = module.Settings(**(values | (changes or {})))
+        settings: Common = module.Settings(**(values | (changes or {})))
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()
@@ -123,7 +130,7 @@ class _Keyed(Dataset[Any]):
             random.seed(seed)
             try:
                 return self.dataset[index]
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise ValueError(f"{_UNREADABLE}, item {index}: {error}") from None
             finally:
                 random.setstate(before)
@@ -139,7 +146,7 @@ class _Order(DistributedSampler[Any]):
 class Data(lightning.LightningDataModule):
     """The loaders."""
 
-    def __init__(self, train: Dataset[Any], test: Dataset[Any], config: Config, seed: int) -> None:
+    def __init__(self, train: Dataset[Any], test: Dataset[Any], config: Common, seed: int) -> None:
         super().__init__()
         self.parts = {"train": train, "test": test}
         self.config, self.seed = config, seed
@@ -179,19 +186,23 @@ class Classifier(lightning.LightningModule):
         super().__init__()
         self.model, self.config, self.seed = model, config, seed
         self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=classes)
+        kinds = ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
+        mixes = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
+        # One of them, drawn anew for each batch.
+        self.mix = v2.RandomChoice(mixes) if mixes else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits."""
         logits: Tensor = self.model(x)
         return logits
 
-    def on_train_epoch_start(self) -> None:
-        """What is dropped at random depends on seed and epoch, not on what ran before."""
-        torch.manual_seed(self.seed * 100_003 + self.current_epoch)
+    def on_train_batch_start(self, _batch: Any, _index: int) -> None:
+        """What is dropped or mixed at random depends on seed and step, not on what ran before."""
+        torch.manual_seed(hash((self.seed, self.global_step)) % 2**63)
 
     def training_step(self, batch: Any, _index: int) -> Tensor:
         """One loss."""
-        x, y = batch
+        x, y = batch if self.mix is None else self.mix(*batch)
         loss = F.cross_entropy(self(x), y, label_smoothing=self.config.label_smoothing)
         self.log("loss", loss, prog_bar=True)
         return loss
@@ -238,9 +249,36 @@ class Classifier(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": main, "interval": "step"}}
 
 
+class StepTimes(Callback):
+    """Milliseconds of each training step."""
+
+    def __init__(self) -> None:
+        self.ms: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Start the clock."""
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Stop it."""
+        self.ms.append(1e3 * (time.perf_counter() - self.start))
+
+
+def learner(
+    module: ModuleType, config: Common, classes: int, options: dict[str, Any], seed: int
+) -> lightning.LightningModule:
+    """The network of an application with its losses: a Classifier, unless it has one of its own."""
+    lightning.seed_everything(seed, workers=True, verbose=False)
+    if hasattr(module, "Learner"):
+        own: lightning.LightningModule = module.Learner(config, options)
+        return own
+    assert isinstance(config, Config)
+    return Classifier(module.build(config, classes, options), config, classes, seed)
+
+
 def train(
     name: str,
-    config: Config,
+    config: Common,
     output: Path,
     *,
     method: str = "auto",
@@ -285,15 +323,15 @@ def train(
     if finished.exists():
         known: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
         return known
-    lightning.seed_everything(seed, workers=True, verbose=False)
     training, test, classes = module.datasets(config, root)
-    model = Classifier(module.build(config, classes, options), config, classes, seed)
+    model = learner(module, config, classes, options, seed)
     data = Data(training, test, config, seed)
     last = output / "last.ckpt"
     checkpoint = ModelCheckpoint(output, save_last=True, save_top_k=0)
+    times = StepTimes()
     loop = lightning.Trainer(
         max_epochs=config.epochs,
-        callbacks=[checkpoint, *callbacks, *([RichProgressBar()] if progress else [])],
+        callbacks=[checkpoint, times, *callbacks, *([RichProgressBar()] if progress else [])],
         logger=CSVLogger(output, name="logs"),  # Each start has a folder of its own.
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -321,6 +359,8 @@ def train(
     seconds = time.perf_counter() - start
     metrics = {k: round(float(v), 5) for k, v in loop.callback_metrics.items()}
     result = {**told, "epochs": loop.current_epoch, "seconds": round(seconds, 1), **metrics}
+    if times.ms:
+        result["step_ms"] = round(statistics.median(times.ms), 2)
     if loop.current_epoch >= config.epochs:
         finished.write_text(json.dumps(result), encoding="utf-8")
     return result

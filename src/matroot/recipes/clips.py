@@ -1,0 +1,178 @@
+"""HMDB51 and UCF101: videos in folders, official splits, a few frames of each.
+
+torchvision's classes of these names need its reading of videos, which it no longer has; here PyAV
+reads them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from matroot.recipes.data import Split, Transform, inside, lines
+
+
+class Clips(Dataset[Any]):
+    """Frames of videos, (3, frames, H, W) after the transform, and classes.
+
+    A video is cut into as many segments of equal length as there are frames (Temporal Segment
+    Networks): training takes a frame of each at random, test the middle one.
+
+    Args:
+        items: paths and classes.
+        frames: number of frames.
+        transform: of all frames of a clip together, uint8 (frames, 3, H, W).
+        training: whether frames are drawn at random.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[tuple[Path, int]],
+        frames: int,
+        transform: Transform,
+        training: bool,
+    ) -> None:
+        self.items, self.frames = items, frames
+        self.transform, self.training = transform, training
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.items[index]
+        count = count_frames(path)
+        start = torch.arange(self.frames + 1) * count / self.frames
+        where = torch.rand(self.frames) if self.training else torch.tensor(0.5)
+        chosen = (start[:-1] + where * start.diff()).long().clamp(max=count - 1)
+        clip: Tensor = self.transform(read_frames(path, chosen.tolist()))
+        return clip.transpose(0, 1), label
+
+
+def count_frames(path: Path) -> int:
+    """How many frames a video has, by its packets: nothing is decoded.
+
+    Raises:
+        ValueError: no readable video, or an empty one.
+    """
+    try:
+        with av.open(str(path)) as video:
+            count = sum(packet.size > 0 for packet in video.demux(video=0))
+    except (OSError, ValueError, IndexError, av.FFmpegError) as error:
+        raise ValueError(f"{path}: not a readable video ({error})") from None
+    if count == 0:
+        raise ValueError(f"{path}: not a readable video (no frames)")
+    return count
+
+
+def read_frames(path: Path, chosen: Sequence[int]) -> Tensor:
+    """These frames of a video, ascending, uint8 (frames, 3, H, W).
+
+    Frames are decoded one after the other up to the last one wanted; only those wanted are kept.
+
+    Raises:
+        ValueError: no readable video.
+    """
+    found: dict[int, Tensor] = {}
+    last = None
+    try:
+        with av.open(str(path)) as video:
+            for i, frame in enumerate(itertools.islice(video.decode(video=0), chosen[-1] + 1)):
+                last = i
+                if i in chosen:
+                    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+                    found[i] = pixels.permute(2, 0, 1)
+    except (OSError, ValueError, IndexError, av.FFmpegError) as error:
+        raise ValueError(f"{path}: not a readable video ({error})") from None
+    if last is None or last < chosen[-1]:
+        raise ValueError(
+            f"{path}: not a readable video (frame {chosen[-1]} of those announced is missing)"
+        )
+    return torch.stack([found[i] for i in chosen])
+
+
+def hmdb51(root: Path, frames: int, split: int, training: Transform, test: Transform) -> Split:
+    """HMDB51 as it is unpacked.
+
+    ``hmdb51_org/CLASS/NAME.avi`` (or ``CLASS/NAME.avi``) and
+    ``testTrainMulti_7030_splits/CLASS_test_split1.txt``.
+
+    Args:
+        root: the folder of both.
+        frames: of each video.
+        split: 1, 2 or 3.
+        training: applied to training clips, uint8 (frames, 3, H, W).
+        test: applied to test clips.
+
+    Raises:
+        ValueError: lists or folders are missing, or do not fit.
+    """
+    _check_split(split)
+    videos = root / "hmdb51_org" if (root / "hmdb51_org").is_dir() else root
+    ending = f"_test_split{split}.txt"
+    files = sorted((root / "testTrainMulti_7030_splits").glob(f"*{ending}"))
+    if not files:
+        raise ValueError(f"{root}: expected testTrainMulti_7030_splits with CLASS{ending}")
+    items: dict[str, list[tuple[Path, int]]] = {"1": [], "2": [], "0": []}
+    for label, file in enumerate(files):
+        folder = videos / file.name.removesuffix(ending)
+        for words in lines(file):
+            if len(words) != 2 or words[1] not in items:
+                raise ValueError(f"{file}: expected lines 'NAME 0', 1 or 2, got {' '.join(words)}")
+            items[words[1]].append((inside(folder, words[0]), label))
+    return _split(root, items["1"], items["2"], len(files), frames, training, test)
+
+
+def ucf101(root: Path, frames: int, split: int, training: Transform, test: Transform) -> Split:
+    """UCF101 as it is unpacked.
+
+    ``UCF-101/CLASS/v_….avi`` and ``ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt``.
+    Arguments and errors are those of ``hmdb51``.
+    """
+    _check_split(split)
+    lists, videos = root / "ucfTrainTestlist", root / "UCF-101"
+    classes = {words[-1]: i for i, words in enumerate(lines(lists / "classInd.txt"))}
+    parts = []
+    for part in ("train", "test"):
+        file = lists / f"{part}list0{split}.txt"
+        items = []
+        for words in lines(file):
+            folder = words[0].partition("/")[0]
+            if folder not in classes:
+                raise ValueError(f"{file}: {words[0]} is of no class of classInd.txt")
+            items.append((inside(videos, words[0]), classes[folder]))
+        parts.append(items)
+    return _split(root, parts[0], parts[1], len(classes), frames, training, test)
+
+
+def _check_split(split: int) -> None:
+    if split not in (1, 2, 3):
+        raise ValueError(f"split must be 1, 2 or 3, got {split}")
+
+
+def _split(
+    root: Path,
+    train: Sequence[tuple[Path, int]],
+    held_out: Sequence[tuple[Path, int]],
+    classes: int,
+    frames: int,
+    training: Transform,
+    test: Transform,
+) -> Split:
+    for part, items in (("training", train), ("test", held_out)):
+        if not items:
+            raise ValueError(f"{root}: the lists name no {part} videos")
+        missing = next((path for path, _ in items if not path.is_file()), None)
+        if missing is not None:
+            raise ValueError(f"{missing}: named in a list of {root}, but not there")
+    return (
+        Clips(train, frames, training, training=True),
+        Clips(held_out, frames, test, training=False),
+        classes,
+    )

@@ -1,0 +1,176 @@
+"""Covariance pooling of video: a ResNet sees frames, one covariance sees the clip.
+
+As published (temporal-attentive covariance pooling, with TEA's motion excitation in the network):
+2048 channels of each frame are reduced to 256 and then 128, frames attend to those before them, and
+the upper triangle of the root of the covariance over all frames and positions is classified.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from matroot.nn import TemporalCovariancePooling
+from matroot.recipes import embedded
+from matroot.recipes.data import MEAN, STD, Split, Transformed, need_root
+from matroot.recipes.training import Config
+
+
+class Settings(Config):
+    """``data``: ``"motions"`` (embedded), ``"hmdb51"`` or ``"ucf101"``, their ``split`` 1 to 3.
+
+    ``layers``: blocks of each stage, None for those of the backbone. ``excitation``: whether its
+    blocks see the frame before and the frame after. ``differences``: the first convolution sees,
+    beside each frame, its change to the next; not published, for networks that are shallow.
+    ``small_pictures``: three 3×3 convolutions come first, and no pooling after them.
+    """
+
+    data: Literal["motions", "hmdb51", "ucf101"]
+    split: Literal[1, 2, 3] = 1
+    backbone: str = "resnet50"
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    layers: tuple[int, int, int, int] | None = None
+    small_pictures: bool = False
+    excitation: bool = True
+    differences: bool = False
+    pooling: Literal["covariance", "average"] = "covariance"
+    reduced: tuple[int, ...] = (256, 128)
+    frames: int = 8
+    size: int = 224
+    pretrained: bool = False
+
+
+def datasets(config: Settings, root: Path | None) -> Split:
+    """Training set, test set, number of classes."""
+    if config.data == "motions":
+        train, test = (embedded.motions(p, config.frames, config.size) for p in ("train", "test"))
+        return Transformed(train, _recoloured), Transformed(test, _equal), len(embedded.MOTIONS)
+    clips: Any = importlib.import_module("matroot.recipes.clips")
+    read = clips.hmdb51 if config.data == "hmdb51" else clips.ucf101
+    changed = _to_clip(v2.RandomResizedCrop(config.size, (0.25, 1.0)), v2.RandomHorizontalFlip())
+    plain = _to_clip(v2.Resize(config.size * 8 // 7), v2.CenterCrop(config.size))
+    folder = need_root(config.data, root)
+    split: Split = read(folder, config.frames, config.split, changed, plain)
+    return split
+
+
+def _equal(clip: Tensor) -> Tensor:
+    """Brightness and contrast do not tell."""
+    return (clip - clip.mean()) / clip.std()
+
+
+def _recoloured(clip: Tensor) -> Tensor:
+    """Channels in another order, perhaps as a negative: there are few photographs."""
+    sign = 1 - 2 * torch.randint(2, ())
+    return sign * _equal(clip)[torch.randperm(3)]
+
+
+def _to_clip(*before: Any) -> Any:
+    """Frames (T, 3, H, W), uint8, to a normalised clip (3, T, H, W); all change alike."""
+    numbers = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    turned = v2.Lambda(partial(torch.transpose, dim0=0, dim1=1))
+    return v2.Compose([*before, *numbers, turned])
+
+
+class Excitation(nn.Module):
+    """Tell a network of single frames what moves.
+
+    Channels are weighed by the change from each frame to the next, averaged over the positions:
+    x + x·(2σ(w) − 1). Then a convolution over time, channel by channel, adds up three frames; it
+    starts as a shift: an eighth of the channels comes from the frame before, an eighth from the
+    frame after.
+
+    Args:
+        channels: C.
+        frames: T; the input holds the frames of a clip one after the other.
+        reduction: the change is looked for in C / reduction channels.
+    """
+
+    def __init__(self, channels: int, frames: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.frames = frames
+        few = max(channels // reduction, 1)
+        self.reduce = nn.Sequential(nn.Conv2d(channels, few, 1, bias=False), nn.BatchNorm2d(few))
+        self.follow = nn.Conv2d(few, few, 3, padding=1, groups=few, bias=False)
+        self.expand = nn.Linear(few, channels)
+        time = torch.zeros(3, channels, 1, 1)
+        eighth = channels // 8
+        time[0, :eighth] = 1
+        time[2, eighth : 2 * eighth] = 1
+        time[1, 2 * eighth :] = 1
+        self.time = nn.Parameter(time)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (N·T, C, H, W) in and out."""
+        clips = (-1, self.frames)
+        less = self.reduce(x)
+        now, following = (y.unflatten(0, clips).mean((3, 4)) for y in (less, self.follow(less)))
+        # Nothing follows the last frame.
+        change = F.pad(following[:, 1:] - now[:, :-1], (0, 0, 0, 1))
+        weight = 2 * torch.sigmoid(self.expand(change)).flatten(0, 1)[..., None, None]
+        y = torch.unflatten(x * weight, 0, clips)
+        around = F.pad(y, (0, 0, 0, 0, 0, 0, 1, 1))
+        mixed = sum(w * around[:, i : i + self.frames] for i, w in enumerate(self.time))
+        assert isinstance(mixed, Tensor)
+        return mixed.flatten(0, 1)
+
+
+class VideoNetwork(nn.Module):
+    """A network of pictures on every frame, pooling over the clip, and a linear layer."""
+
+    def __init__(
+        self, frame_network: Any, pooling: nn.Module, fc: nn.Linear, differences: bool
+    ) -> None:
+        super().__init__()
+        self.differences = differences
+        self.frame_network, self.pooling, self.fc = frame_network, pooling, fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (N, 3, T, H, W) to logits."""
+        pictures = _with_differences(x) if self.differences else x
+        pictures = pictures.transpose(1, 2).flatten(0, 1)
+        features = self.frame_network.forward_features(pictures)
+        clips = features.unflatten(0, (-1, x.shape[2])).transpose(1, 2)
+        logits: Tensor = self.fc(self.pooling(clips))
+        return logits
+
+
+def _with_differences(x: Tensor) -> Tensor:
+    """(N, 3, T, H, W) to (N, 6, T, H, W); the last frame does not change."""
+    return torch.cat([x, F.pad(x.diff(dim=2), (0, 0, 0, 0, 0, 1))], 1)
+
+
+def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:
+    """The network; ``options`` are those of the pooling layer."""
+    shape: dict[str, Any] = {"channels": config.widths, "in_chans": 6 if config.differences else 3}
+    if config.small_pictures:
+        shape |= {"stem_type": "deep", "stem_width": config.widths[0]}  # 3×3, not 7×7.
+    if config.layers is not None:
+        shape["layers"] = config.layers
+    network: Any = timm.create_model(config.backbone, config.pretrained, num_classes=0, **shape)
+    if config.small_pictures:
+        network.maxpool = nn.Identity()
+    if config.excitation:
+        for block in list(network.modules()):
+            if isinstance(block, (BasicBlock, Bottleneck)):
+                inner: Any = block.conv2
+                motion = Excitation(inner.in_channels, config.frames)
+                block.set_submodule("conv2", nn.Sequential(motion, inner))
+    width = network.num_features
+    if config.pooling == "average":
+        average = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten())
+        return VideoNetwork(network, average, nn.Linear(width, classes), config.differences)
+    if options.get("normalization") == "power":
+        options = options | {"eps": 0.0}  # No root, no ridge.
+    pooling = TemporalCovariancePooling(width, config.reduced, **options)
+    fc = nn.Linear(pooling.out_features, classes)
+    return VideoNetwork(network, pooling, fc, config.differences)
