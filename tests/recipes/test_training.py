@@ -1,23 +1,13 @@
 """Training the applications: configurations, the loop, resuming, errors."""
 
 import functools
-import hashlib
-import itertools
 import json
 import math
-import pickle
-import re
-import subprocess
-import sys
-import types
 
-import numpy as np
 import pytest
 import torch
-import torchvision
 import yaml
 from lightning.pytorch.callbacks import Callback
-from PIL import Image
 from typer.testing import CliRunner
 
 from matroot.cli import app
@@ -249,10 +239,9 @@ def test_excitation_starts_as_a_shift_where_nothing_changes():
 def test_the_published_video_network(name, tmp_path, monkeypatch):
     def read(root, frames, split, training, test):
         clip = torch.randint(256, (frames, 3, 48, 64), dtype=torch.uint8)
-        return [(training(clip), 0)], [(test(clip), 0)], split
+        return *([(change(clip).transpose(0, 1), 0)] for change in (training, test)), split
 
-    clips = types.SimpleNamespace(**{name: read})
-    monkeypatch.setitem(sys.modules, "matroot.recipes.clips", clips)
+    monkeypatch.setattr(video.clips, name, read)
     changes = {"size": 32, "pretrained": False, "split": 2}
     config = load_config("video", f"{name}-resnet50", changes)
     training, test, classes = video.datasets(config, tmp_path)
@@ -336,83 +325,6 @@ def test_errors_are_one_line(arguments, message, tmp_path):
     assert isinstance(found.exception, (ValueError, SystemExit))
     assert message in str(found.exception)
     assert "\n" not in str(found.exception)
-
-
-def write_cifar10(root, count=20):
-    """CIFAR-10 as it is unpacked, with few pictures, and torchvision's checksums of these."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    sums = {}
-    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-        batch = {
-            "data": generator.integers(0, 256, (count, 3072), dtype=np.uint8),
-            "labels": [i % 10 for i in range(count)],
-        }
-        (folder / name).write_bytes(pickle.dumps(batch))
-        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    names = pickle.dumps({"label_names": [str(i) for i in range(10)]})
-    (folder / "batches.meta").write_bytes(names)
-    return sums, hashlib.md5(names).hexdigest()
-
-
-def test_cifar_is_read_as_it_is_unpacked(tmp_path, monkeypatch):
-    sums, of_names = write_cifar10(tmp_path)
-    cifar = torchvision.datasets.CIFAR10
-    names = [f"data_batch_{i}" for i in range(1, 6)]
-    monkeypatch.setattr(cifar, "train_list", [[name, sums[name]] for name in names])
-    monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(cifar, "meta", cifar.meta | {"md5": of_names})
-    config = load_config("dbn", "cifar10-resnet18")
-    training, test, classes = dbn.datasets(config, tmp_path)
-    assert (len(training), len(test), classes) == (100, 20, 10)
-    x, y = training[3]
-    assert (x.shape, x.dtype, y) == ((3, 32, 32), torch.float32, 3)
-    # A file that was changed is not read, and cannot be fetched anew where there is no network.
-    (tmp_path / "cifar-10-batches-py/data_batch_2").write_bytes(b"other")
-    monkeypatch.setattr(cifar, "url", "http://127.0.0.1:9/none")
-    with pytest.raises(ValueError, match=r"cifar10: neither in .* nor to be had"):
-        dbn.datasets(config, tmp_path)
-
-
-def test_folders_laid_out_as_imagenet(tmp_path):
-    for part in ("train", "val"):
-        for label, colour in (("cat", "red"), ("dog", "blue")):
-            (tmp_path / part / label).mkdir(parents=True)
-            for i in range(3):
-                Image.new("RGB", (40, 30), colour).save(tmp_path / part / label / f"{i}.jpg")
-    config = load_config("gcp", "imagenet-resnet50", {"size": 32})
-    training, test, classes = gcp.datasets(config, tmp_path)
-    assert (len(training), len(test), classes) == (6, 6, 2)
-    x, y = training[0]
-    assert x.shape == (3, 32, 32)
-    assert y == 0
-    (tmp_path / "val/dog").rename(tmp_path / "val/wolf")
-    with pytest.raises(ValueError, match="different classes"):
-        gcp.datasets(config, tmp_path)
-    with pytest.raises(ValueError, match="expected the folders 'train' and 'val'"):
-        gcp.datasets(config, tmp_path / "train")
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_is_named_and_ends_the_run(tmp_path, workers):
-    for part, label in itertools.product(("train", "val"), ("cat", "dog")):
-        (tmp_path / part / label).mkdir(parents=True)
-        for i in range(8):
-            Image.new("RGB", (40, 30), "red").save(tmp_path / part / label / f"{i}.jpg")
-    (tmp_path / "train/cat/5.jpg").write_bytes(b"no picture")
-    changes = {"data": "folder", "workers": workers, "batch_size": 4, "size": 32, "epochs": 1}
-    arguments = ["gcp", "--data-root", tmp_path, "-o", tmp_path / "run", "--no-progress"]
-    arguments += [f"--set={name}={value}" for name, value in changes.items()]
-    # A process of its own: reading processes are forked, which JAX, loaded by others, warns of.
-    code = "from matroot.cli import main; main()"
-    command = [sys.executable, "-c", code, "train", *map(str, arguments)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert found.returncode == 1
-    assert re.search(
-        r"^matroot: unreadable data, item \d+: .*5\.jpg.*$", found.stderr, re.MULTILINE
-    )
-    assert "Traceback" not in found.stderr
 
 
 def test_configurations_are_safe_yaml(tmp_path):

@@ -7,16 +7,19 @@ reads them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import av
 import torch
+from av.container import InputContainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from matroot.recipes.data import Split, Transform, inside, lines
+from matroot.recipes.images import MAX_PIXELS
 
 
 class Clips(Dataset[Any]):
@@ -61,11 +64,8 @@ def count_frames(path: Path) -> int:
     Raises:
         ValueError: no readable video, or an empty one.
     """
-    try:
-        with av.open(str(path)) as video:
-            count = sum(packet.size > 0 for packet in video.demux(video=0))
-    except (OSError, ValueError, IndexError, av.FFmpegError) as error:
-        raise ValueError(f"{path}: not a readable video ({error})") from None
+    with _opened(path) as video:
+        count = sum(packet.size > 0 for packet in video.demux(video=0))
     if count == 0:
         raise ValueError(f"{path}: not a readable video (no frames)")
     return count
@@ -75,26 +75,47 @@ def read_frames(path: Path, chosen: Sequence[int]) -> Tensor:
     """These frames of a video, ascending, uint8 (frames, 3, H, W).
 
     Frames are decoded one after the other up to the last one wanted; only those wanted are kept.
+    Where there are fewer, the last one stands for those missing: Xvid writes packets that show
+    nothing, so that there are some frames less than packets.
 
     Raises:
         ValueError: no readable video.
     """
     found: dict[int, Tensor] = {}
     last = None
+    with _opened(path) as video:
+        size = video.streams.video[0]
+        width, height = size.width, size.height
+
+        def pixels(frame: av.VideoFrame) -> Tensor:
+            # Frames may change their size on the way; a clip has one.
+            array = frame.to_ndarray(format="rgb24", width=width, height=height)
+            return torch.from_numpy(array).permute(2, 0, 1)
+
+        for i, last in enumerate(itertools.islice(video.decode(video=0), chosen[-1] + 1)):
+            if i in chosen:
+                found[i] = pixels(last)
+        if last is None:
+            raise ValueError("no frames")
+        end = pixels(last)
+    return torch.stack([found.get(i, end) for i in chosen])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[InputContainer]:
+    """A video; what is wrong with it, in here or while it is used, is a ValueError that names it.
+
+    Told the format, libav takes no file for a playlist of others; an absolute path is never taken
+    for an address.
+    """
     try:
-        with av.open(str(path)) as video:
-            for i, frame in enumerate(itertools.islice(video.decode(video=0), chosen[-1] + 1)):
-                last = i
-                if i in chosen:
-                    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-                    found[i] = pixels.permute(2, 0, 1)
+        with av.open(str(path.absolute()), format="avi", metadata_errors="ignore") as video:
+            width, height = video.streams.video[0].width, video.streams.video[0].height
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels; at most 4096 x 4096 are supported")
+            yield video
     except (OSError, ValueError, IndexError, av.FFmpegError) as error:
         raise ValueError(f"{path}: not a readable video ({error})") from None
-    if last is None or last < chosen[-1]:
-        raise ValueError(
-            f"{path}: not a readable video (frame {chosen[-1]} of those announced is missing)"
-        )
-    return torch.stack([found[i] for i in chosen])
 
 
 def hmdb51(root: Path, frames: int, split: int, training: Transform, test: Transform) -> Split:
@@ -148,6 +169,8 @@ def ucf101(root: Path, frames: int, split: int, training: Transform, test: Trans
                 raise ValueError(f"{file}: {words[0]} is of no class of classInd.txt")
             items.append((inside(videos, words[0]), classes[folder]))
         parts.append(items)
+    if both := set(parts[0]) & set(parts[1]):
+        raise ValueError(f"{lists}: {min(both)[0]} is listed for training and for test")
     return _split(root, parts[0], parts[1], len(classes), frames, training, test)
 
 

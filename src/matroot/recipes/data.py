@@ -60,17 +60,24 @@ def read(path: str | Path) -> Tensor:
     return load_image(path)[0]
 
 
-def lines(file: Path) -> list[list[str]]:
+def lines(file: Path, count: int | None = None) -> list[list[str]]:
     """The words of each line that is not empty.
 
+    Args:
+        file: the list.
+        count: how many words each must have, if that is known.
+
     Raises:
-        ValueError: there is no such file, or it is no text.
+        ValueError: there is no such file, or it is no text, or a line has another number of words.
     """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected a list of the data set ({error})") from None
-    return [line.split() for line in text.splitlines() if line.strip()]
+    found = [line.split() for line in text.splitlines() if line.strip()]
+    if wrong := next((words for words in found if count not in (None, len(words))), None):
+        raise ValueError(f"{file}: line {' '.join(wrong)[:80]!r}; expected {count} words")
+    return found
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -112,7 +119,7 @@ def cub(root: Path, training: Transform, test: Transform) -> Split:
     """
     folder = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
     names, labels, parts, classes = (
-        dict(words[:2] for words in lines(folder / f"{name}.txt"))
+        dict(lines(folder / f"{name}.txt", 2))
         for name in ("images", "image_class_labels", "train_test_split", "classes")
     )
     if not names.keys() == labels.keys() == parts.keys():
@@ -141,6 +148,8 @@ def aircraft(root: Path, training: Transform, test: Transform) -> Split:
     sets = _torchvision(FGVCAircraft, root, "fgvc-aircraft-2013b", ("trainval", "test"))
     for dataset, transform in zip(sets, (training, test), strict=True):
         dataset.transform = transform
+        for path in dataset._image_files:
+            inside(root, Path(path).relative_to(root).as_posix())
     return sets[0], sets[1], len(sets[0].classes)
 
 
@@ -165,8 +174,8 @@ def _torchvision(kind: Any, root: Path, folder: str, parts: tuple[str, str]) -> 
     """The two parts of a data set of torchvision's."""
     try:
         sets = [kind(root, split=part, loader=read) for part in parts]
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        message = str(error).splitlines()[0]
+    except Exception as error:  # What reads .mat raises many kinds.
+        message = " ".join(str(error).split())
         raise ValueError(f"{root}: expected {folder} in it as it is unpacked ({message})") from None
     if not all(len(part) for part in sets):
         raise ValueError(f"{root / folder}: expected pictures in both {' and '.join(parts)}")

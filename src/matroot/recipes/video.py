@@ -7,8 +7,6 @@ the upper triangle of the root of the covariance over all frames and positions i
 
 from __future__ import annotations
 
-import importlib
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +18,8 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from matroot.nn import TemporalCovariancePooling
-from matroot.recipes import embedded
-from matroot.recipes.data import MEAN, STD, Split, Transformed, need_root
+from matroot.recipes import clips, embedded
+from matroot.recipes.data import Split, Transformed, need_root, to_numbers
 from matroot.recipes.training import Config
 
 
@@ -54,13 +52,11 @@ def datasets(config: Settings, root: Path | None) -> Split:
     if config.data == "motions":
         train, test = (embedded.motions(p, config.frames, config.size) for p in ("train", "test"))
         return Transformed(train, _recoloured), Transformed(test, _equal), len(embedded.MOTIONS)
-    clips: Any = importlib.import_module("matroot.recipes.clips")
     read = clips.hmdb51 if config.data == "hmdb51" else clips.ucf101
-    changed = _to_clip(v2.RandomResizedCrop(config.size, (0.25, 1.0)), v2.RandomHorizontalFlip())
-    plain = _to_clip(v2.Resize(config.size * 8 // 7), v2.CenterCrop(config.size))
+    changed = to_numbers(v2.RandomResizedCrop(config.size, (0.25, 1.0)), v2.RandomHorizontalFlip())
+    plain = to_numbers(v2.Resize(config.size * 8 // 7), v2.CenterCrop(config.size))
     folder = need_root(config.data, root)
-    split: Split = read(folder, config.frames, config.split, changed, plain)
-    return split
+    return read(folder, config.frames, config.split, changed, plain)
 
 
 def _equal(clip: Tensor) -> Tensor:
@@ -72,13 +68,6 @@ def _recoloured(clip: Tensor) -> Tensor:
     """Channels in another order, perhaps as a negative: there are few photographs."""
     sign = 1 - 2 * torch.randint(2, ())
     return sign * _equal(clip)[torch.randperm(3)]
-
-
-def _to_clip(*before: Any) -> Any:
-    """Frames (T, 3, H, W), uint8, to a normalised clip (3, T, H, W); all change alike."""
-    numbers = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    turned = v2.Lambda(partial(torch.transpose, dim0=0, dim1=1))
-    return v2.Compose([*before, *numbers, turned])
 
 
 class Excitation(nn.Module):

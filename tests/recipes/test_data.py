@@ -1,0 +1,575 @@
+"""Data sets on disk, laid out as their archives unpack, with few and small pictures and videos."""
+
+import hashlib
+import itertools
+import pickle
+import re
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+import scipy.io
+import torch
+import torchvision
+from PIL import Image
+
+from matroot.recipes import clips, data, dbn, gcp, video
+from matroot.recipes.training import load_config
+
+
+def as_read(x):
+    return x
+
+
+def write_picture(path, value, size=(40, 30), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value,) * 3).convert(mode).save(path)
+
+
+def values(dataset):
+    """(Brightness, class) of each item: which pictures are where."""
+    found = []
+    for i in range(len(dataset)):
+        x, y = dataset[i]
+        assert (x.shape, x.dtype) == ((3, 30, 40), torch.uint8)
+        found.append((round(x.float().mean().item()), y))
+    return found
+
+
+def one_line(read, *arguments, match):
+    with pytest.raises(ValueError, match=match) as raised:
+        read(*arguments)
+    assert "\n" not in str(raised.value)
+
+
+def replace(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def write_cifar10(root, count=20):
+    """CIFAR-10 as it is unpacked, with few pictures, and torchvision's checksums of these."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    sums = {}
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        batch = {
+            "data": generator.integers(0, 256, (count, 3072), dtype=np.uint8),
+            "labels": [i % 10 for i in range(count)],
+        }
+        (folder / name).write_bytes(pickle.dumps(batch))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    names = pickle.dumps({"label_names": [str(i) for i in range(10)]})
+    (folder / "batches.meta").write_bytes(names)
+    return sums, hashlib.md5(names).hexdigest()
+
+
+def test_cifar_is_read_as_it_is_unpacked(tmp_path, monkeypatch):
+    sums, of_names = write_cifar10(tmp_path)
+    cifar = torchvision.datasets.CIFAR10
+    names = [f"data_batch_{i}" for i in range(1, 6)]
+    monkeypatch.setattr(cifar, "train_list", [[name, sums[name]] for name in names])
+    monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(cifar, "meta", cifar.meta | {"md5": of_names})
+    config = load_config("dbn", "cifar10-resnet18")
+    training, test, classes = dbn.datasets(config, tmp_path)
+    assert (len(training), len(test), classes) == (100, 20, 10)
+    x, y = training[3]
+    assert (x.shape, x.dtype, y) == ((3, 32, 32), torch.float32, 3)
+    # A file that was changed is not read, and cannot be fetched anew where there is no network.
+    (tmp_path / "cifar-10-batches-py/data_batch_2").write_bytes(b"other")
+    monkeypatch.setattr(cifar, "url", "http://127.0.0.1:9/none")
+    with pytest.raises(ValueError, match=r"cifar10: neither in .* nor to be had"):
+        dbn.datasets(config, tmp_path)
+
+
+def test_folders_laid_out_as_imagenet(tmp_path):
+    for part in ("train", "val"):
+        for label, colour in (("cat", "red"), ("dog", "blue")):
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (40, 30), colour).save(tmp_path / part / label / f"{i}.jpg")
+    config = load_config("gcp", "imagenet-resnet50", {"size": 32})
+    training, test, classes = gcp.datasets(config, tmp_path)
+    assert (len(training), len(test), classes) == (6, 6, 2)
+    x, y = training[0]
+    assert x.shape == (3, 32, 32)
+    assert y == 0
+    (tmp_path / "val/dog").rename(tmp_path / "val/wolf")
+    with pytest.raises(ValueError, match="different classes"):
+        gcp.datasets(config, tmp_path)
+    with pytest.raises(ValueError, match="expected the folders 'train' and 'val'"):
+        gcp.datasets(config, tmp_path / "train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_named_and_ends_the_run(tmp_path, workers):
+    for part, label in itertools.product(("train", "val"), ("cat", "dog")):
+        (tmp_path / part / label).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (40, 30), "red").save(tmp_path / part / label / f"{i}.jpg")
+    (tmp_path / "train/cat/5.jpg").write_bytes(b"no picture")
+    changes = {"data": "folder", "workers": workers, "batch_size": 4, "size": 32, "epochs": 1}
+    arguments = ["gcp", "--data-root", tmp_path, "-o", tmp_path / "run", "--no-progress"]
+    arguments += [f"--set={name}={value}" for name, value in changes.items()]
+    # A process of its own: reading processes are forked, which JAX, loaded by others, warns of.
+    code = "from matroot.cli import main; main()"
+    command = [sys.executable, "-c", code, "train", *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 1
+    assert re.search(
+        r"^matroot: unreadable data, item \d+: .*5\.jpg.*$", found.stderr, re.MULTILINE
+    )
+    assert "Traceback" not in found.stderr
+
+
+def write_cub(root):
+    """Three birds of two classes; numbers in an order that is not that of the classes."""
+    folder = root / "CUB_200_2011"
+    names = ["002.Crow/b_1.jpg", "001.Albatross/a_1.jpg", "001.Albatross/a_2.jpg"]
+    for i, name in enumerate(names):
+        write_picture(folder / "images" / name, 10 * i)
+    lists = {
+        "classes": "1 001.Albatross\n2 002.Crow\n",
+        "images": "".join(f"{i} {name}\n" for i, name in enumerate(names, 1)),
+        "image_class_labels": "1 2\n2 1\n3 1\n",
+        "train_test_split": "1 1\n2 0\n3 1\n",
+    }
+    for name, text in lists.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+def write_aircraft(root):
+    """Three aircraft; a variant has blanks and slashes in its name."""
+    folder = root / "fgvc-aircraft-2013b/data"
+    for i in range(3):
+        write_picture(folder / f"images/{i:07d}.jpg", 10 * i)
+    (folder / "variants.txt").write_text("707-320\nF/A-18 Hornet\n")
+    (folder / "images_variant_trainval.txt").write_text("0000000 F/A-18 Hornet\n0000002 707-320\n")
+    (folder / "images_variant_test.txt").write_text("0000001 707-320\n")
+    return folder
+
+
+def write_annotations(file, names, labels):
+    """As in the archive: a structure array (1, N), classes from 1 in uint8."""
+    kinds = [("bbox_x1", object), ("class", object), ("fname", object)]
+    rows = np.zeros((1, len(names)), kinds)
+    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+        rows[0, i] = (np.uint16(1), np.uint8(label), name)
+    scipy.io.savemat(file, {"annotations": rows})
+
+
+def write_cars(root):
+    folder = root / "stanford_cars"
+    for part, value in (("train", 0), ("train", 10), ("test", 20), ("test", 30)):
+        write_picture(folder / f"cars_{part}" / f"{value:05d}.jpg", value)
+    (folder / "devkit").mkdir()
+    names = np.array([["AM General Hummer SUV 2000", "Acura RL Sedan 2012"]], object)
+    scipy.io.savemat(folder / "devkit/cars_meta.mat", {"class_names": names})
+    write_annotations(folder / "devkit/cars_train_annos.mat", ["00000.jpg", "00010.jpg"], [2, 1])
+    names = ["00020.jpg", "00030.jpg"]
+    write_annotations(folder / "cars_test_annos_withlabels.mat", names, [1, 2])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.FGVCAircraft, "_URL", "http://127.0.0.1:9/none")
+
+
+FINE = {
+    "cub": (write_cub, [(0, 1), (20, 0)], [(10, 0)]),
+    "aircraft": (write_aircraft, [(0, 1), (20, 0)], [(10, 0)]),
+    "cars": (write_cars, [(0, 1), (10, 0)], [(20, 0), (30, 1)]),
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_the_official_split_of_fine_grained_pictures(name, tmp_path):
+    write, in_training, in_test = FINE[name]
+    write(tmp_path)
+    training, test, classes = getattr(data, name)(tmp_path, as_read, as_read)
+    assert classes == 2
+    assert (values(training), values(test)) == (in_training, in_test)
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_a_configuration_reads_them(name, tmp_path):
+    FINE[name][0](tmp_path)
+    config = load_config("gcp", f"{name}-resnet50", {"size": 32})
+    assert (config.data, config.reduced, config.pretrained) == (name, 64, True)
+    torch.manual_seed(0)
+    for part in gcp.datasets(config, tmp_path)[:2]:
+        x, y = torch.utils.data.default_collate([part[0], part[0]])
+        assert (x.shape, x.dtype, y.dtype) == ((2, 3, 32, 32), torch.float32, torch.int64)
+
+
+def test_cub_is_found_by_its_own_folder(tmp_path):
+    training, _, _ = data.cub(write_cub(tmp_path), as_read, as_read)
+    assert len(training) == 2
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_a_missing_folder_says_what_was_expected(name, tmp_path):
+    match = {"cub": r"\.txt", "aircraft": "fgvc-aircraft-2013b|aircraft", "cars": "stanford_cars"}
+    one_line(getattr(data, name), tmp_path, as_read, as_read, match=match[name])
+
+
+@pytest.mark.parametrize("missing", ["images", "image_class_labels", "train_test_split", "classes"])
+def test_lists_of_cub_that_are_missing(missing, tmp_path):
+    (write_cub(tmp_path) / f"{missing}.txt").unlink()
+    one_line(data.cub, tmp_path, as_read, as_read, match=rf"{missing}\.txt.*expected")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "match"),
+    [
+        ("images", "001.Albatross/a_1", "../001", r"\.\./001"),
+        ("images", "001.Albatross/a_1", "/etc/a", r"/etc/a\.jpg"),
+        ("images", "2 001.Albatross/a_1.jpg", "", "different pictures"),
+        ("image_class_labels", "2 1", "2", r"image_class_labels\.txt: line '2'; expected 2 words"),
+        ("image_class_labels", "2 1", "2 3", "class.* 3"),
+        ("image_class_labels", "2 1", "2 0", "class.* 0"),
+        ("train_test_split", "2 0", "2 1", "train_test_split"),
+    ],
+)
+def test_lists_of_cub_that_do_not_fit(name, old, new, match, tmp_path):
+    replace(write_cub(tmp_path) / f"{name}.txt", old, new)
+    one_line(data.cub, tmp_path, as_read, as_read, match=match)
+
+
+@pytest.mark.parametrize("missing", ["variants.txt", "images_variant_test.txt"])
+def test_lists_of_aircraft_that_are_missing(missing, tmp_path):
+    (write_aircraft(tmp_path) / missing).unlink()
+    one_line(data.aircraft, tmp_path, as_read, as_read, match=re.escape(missing))
+
+
+def test_lists_of_aircraft_that_do_not_fit(tmp_path):
+    file = write_aircraft(tmp_path) / "images_variant_test.txt"
+    replace(file, "707-320", "747")
+    one_line(data.aircraft, tmp_path, as_read, as_read, match="747")
+    file.write_text("../0000001 707-320\n")
+    one_line(data.aircraft, tmp_path, as_read, as_read, match=r"\.\./0000001")
+    file.write_text("")
+    one_line(data.aircraft, tmp_path, as_read, as_read, match="expected")
+
+
+@pytest.mark.parametrize("missing", ["devkit/cars_meta.mat", "cars_test_annos_withlabels.mat"])
+def test_lists_of_cars_that_are_missing(missing, tmp_path):
+    (write_cars(tmp_path) / missing).unlink()
+    one_line(data.cars, tmp_path, as_read, as_read, match="expected.* stanford_cars|no such file")
+
+
+def test_lists_of_cars_that_do_not_fit(tmp_path):
+    file = write_cars(tmp_path) / "cars_test_annos_withlabels.mat"
+    for label in (0, 3):
+        write_annotations(file, ["00020.jpg", "00030.jpg"], [1, label])
+        one_line(data.cars, tmp_path, as_read, as_read, match=f"class {label}.*expected 1 to 2")
+    for name in ("/etc/a.jpg", "../cars_train/00000.jpg"):
+        write_annotations(file, ["00020.jpg", name], [1, 2])
+        one_line(data.cars, tmp_path, as_read, as_read, match=re.escape(name))
+    for content in (b"", b"no matrices at all" * 20):
+        file.write_bytes(content)
+        one_line(data.cars, tmp_path, as_read, as_read, match="expected stanford_cars")
+
+
+def test_a_picture_that_is_cut_off_is_named(tmp_path):
+    file = write_cub(tmp_path) / "images/001.Albatross/a_1.jpg"
+    file.write_bytes(file.read_bytes()[:-60])
+    _, test, _ = data.cub(tmp_path, as_read, as_read)
+    one_line(test.__getitem__, 0, match=re.escape(str(file)))
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"a_1\.jpg"):
+        test[0]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "LA", "1"])
+def test_pictures_of_every_kind_have_three_channels(mode, tmp_path):
+    file = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    write_picture(file, 255, mode=mode)
+    x = data.load_image(file)[0]
+    assert (x.shape, x.dtype) == ((3, 30, 40), torch.uint8)
+    assert x.float().mean() > 253
+
+
+def test_a_picture_that_is_too_large_is_named(tmp_path):
+    write_cub(tmp_path)
+    file = tmp_path / "CUB_200_2011/images/001.Albatross/a_1.jpg"
+    Image.new("1", (4097, 4096)).save(file, "png")
+    _, test, _ = data.cub(tmp_path, as_read, as_read)
+    one_line(test.__getitem__, 0, match=f"{re.escape(str(file))}: .*4097 x 4096 pixels")
+
+
+def test_numbers_are_those_of_pillow():
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    to_numbers = data.to_numbers()
+    found = to_numbers(tensor)
+    torch.testing.assert_close(found, to_numbers(Image.fromarray(pixels)))
+    mean, std = (torch.tensor(x)[:, None, None] for x in (data.MEAN, data.STD))
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), (tensor / 255 - mean) / std)
+
+
+class Forward:
+    """A file that cannot be written to again: the header tells no true number of frames."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, part):
+        return self.file.write(part)
+
+
+def write_video(path, count=20, skipped=0, seekable=True):
+    """Frame i has brightness 10·i + 20; at the end packets that show nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        target = file if seekable else Forward(file)
+        with av.open(target, "w", format="avi") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+            for i in range(count):
+                pixels = np.full((32, 48, 3), 10 * i + 20, np.uint8)
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+            for i in range(skipped):
+                # A picture "not coded", as Xvid writes after two pictures in one packet.
+                packet = av.Packet(b"\x00\x00\x01\xb6\x50\x00\x20")
+                packet.stream, packet.pts, packet.dts = stream, count + i, count + i
+                container.mux(packet)
+
+
+def shown(clip):
+    """Numbers of the frames of a clip (3, frames, H, W)."""
+    assert clip.shape[0] == 3
+    assert clip.shape[2:] == (32, 48)
+    assert clip.dtype == torch.uint8
+    return ((clip.float().mean((0, 2, 3)) - 20) / 10).round().int().tolist()
+
+
+def write_hmdb51(root, videos="hmdb51_org"):
+    lists = {"wave": "a.avi 1 \nb.avi 2 \nc.avi 0 \n", "hit": "a.avi 2 \n#b&c.avi 1 \n\n"}
+    for name, text in lists.items():
+        for line in text.split("\n"):
+            if line:
+                write_video(root / videos / name / line.split()[0])
+        for split in (1, 2):
+            file = root / "testTrainMulti_7030_splits" / f"{name}_test_split{split}.txt"
+            file.parent.mkdir(exist_ok=True)
+            # In the second split what was trained on is for test.
+            file.write_text(text if split == 1 else text.translate({49: 50, 50: 49}))
+
+
+def write_ucf101(root):
+    lists = {
+        "classInd.txt": "1 Archery\r\n2 Surfing\r\n",
+        "trainlist01.txt": "Archery/v_1.avi 1\nSurfing/v_1.avi 2\n",
+        "testlist01.txt": "Surfing/v_2.avi\n",
+        "trainlist02.txt": "Surfing/v_2.avi 2\n",
+        "testlist02.txt": "Surfing/v_1.avi\nArchery/v_1.avi\n",
+    }
+    for name in ("Archery/v_1.avi", "Surfing/v_1.avi", "Surfing/v_2.avi"):
+        write_video(root / "UCF-101" / name)
+    (root / "ucfTrainTestlist").mkdir()
+    for name, text in lists.items():
+        (root / "ucfTrainTestlist" / name).write_bytes(text.encode())
+
+
+def read_videos(name, root, split=1, frames=4):
+    return getattr(clips, name)(root, frames, split, as_read, as_read)
+
+
+WRITE = {"hmdb51": write_hmdb51, "ucf101": write_ucf101}
+
+
+@pytest.mark.parametrize("name", WRITE)
+def test_official_splits_of_videos(name, tmp_path):
+    WRITE[name](tmp_path)
+    expected = {
+        "hmdb51": ([("hit/#b&c.avi", 0), ("wave/a.avi", 1)], [("hit/a.avi", 0), ("wave/b.avi", 1)]),
+        "ucf101": ([("Archery/v_1.avi", 0), ("Surfing/v_1.avi", 1)], [("Surfing/v_2.avi", 1)]),
+    }[name]
+    opened = []
+
+    def watch(path, *arguments, **options):
+        opened.append("/".join(str(path).split("/")[-2:]))
+        return av_open(path, *arguments, **options)
+
+    av_open = av.open
+    for split, parts in ((1, expected), (2, expected[::-1])):
+        *sets, classes = read_videos(name, tmp_path, split)
+        assert classes == 2
+        for dataset, items in zip(sets, parts, strict=True):
+            found = []
+            for i in range(len(dataset)):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(av, "open", watch)
+                    _, label = dataset[i]
+                found.append((opened[-1], label))
+            assert sorted(found) == sorted(items)
+
+
+def test_hmdb51_with_its_classes_beside_the_lists(tmp_path):
+    write_hmdb51(tmp_path, videos=".")
+    training, test, classes = read_videos("hmdb51", tmp_path)
+    assert (len(training), len(test), classes) == (2, 2, 2)
+    assert shown(training[0][0])
+
+
+@pytest.mark.parametrize("name", WRITE)
+def test_a_frame_of_each_segment(name, tmp_path):
+    WRITE[name](tmp_path)
+    training, test, _ = read_videos(name, tmp_path)
+    assert shown(test[0][0]) == shown(test[0][0]) == [2, 7, 12, 17]
+    torch.manual_seed(0)
+    drawn = [shown(training[0][0]) for _ in range(30)]
+    segments = [[place // 5 for place in places] for places in drawn]
+    assert segments == [[0, 1, 2, 3]] * 30
+    # Every frame has its turn, and the generator decides.
+    assert {place for places in drawn for place in places} == set(range(20))
+    torch.manual_seed(0)
+    assert shown(training[0][0]) == drawn[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "skipped", "seekable", "expected"),
+    [
+        (3, 0, True, [0, 0, 0, 1, 1, 1, 2, 2]),
+        (1, 0, True, [0] * 8),
+        (20, 0, False, [1, 3, 6, 8, 11, 13, 16, 18]),
+    ],
+)
+def test_videos_that_are_short_or_of_unknown_length(count, skipped, seekable, expected, tmp_path):
+    write_ucf101(tmp_path)
+    write_video(tmp_path / "UCF-101/Surfing/v_2.avi", count, skipped, seekable)
+    _, test, _ = read_videos("ucf101", tmp_path, frames=8)
+    found = shown(test[0][0])
+    # Where a segment has no whole frame, the one before or after it will do.
+    assert sorted(found) == found
+    assert all(abs(a - b) <= (count < 8) for a, b in zip(found, expected, strict=True))
+
+
+def test_packets_that_show_nothing_are_no_frames(tmp_path):
+    write_ucf101(tmp_path)
+    write_video(tmp_path / "UCF-101/Archery/v_1.avi", skipped=4)
+    training, _, _ = read_videos("ucf101", tmp_path)
+    torch.manual_seed(0)
+    for _ in range(20):
+        assert max(shown(training[0][0])) < 20
+
+
+@pytest.mark.parametrize("content", ["empty", "text", "no frames", "playlist"])
+def test_a_broken_video_is_named(content, tmp_path):
+    write_ucf101(tmp_path)
+    file = tmp_path / "UCF-101/Surfing/v_2.avi"
+    if content == "no frames":
+        write_video(file, 0)
+    else:
+        texts = {"empty": "", "text": "no video", "playlist": "ffconcat version 1.0\nfile v_1.avi"}
+        file.write_text(texts[content])
+    _, test, _ = read_videos("ucf101", tmp_path)
+    one_line(test.__getitem__, 0, match=re.escape(str(file)))
+
+
+def test_a_video_that_is_cut_off_is_named(tmp_path):
+    write_ucf101(tmp_path)
+    file = tmp_path / "UCF-101/Surfing/v_2.avi"
+    file.write_bytes(file.read_bytes()[:-2000])
+    _, test, _ = read_videos("ucf101", tmp_path, frames=20)
+    one_line(test.__getitem__, 0, match=re.escape(str(file)))
+
+
+def test_few_frames_become_pixels(tmp_path, monkeypatch):
+    """Of a long video only what is wanted is kept, and the last one seen."""
+    write_ucf101(tmp_path)
+    write_video(tmp_path / "UCF-101/Surfing/v_2.avi", 23)
+    _, test, _ = read_videos("ucf101", tmp_path)
+    converted = []
+    convert = torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda x: converted.append(x.shape) or convert(x))
+    assert shown(test[0][0]) == [2, 8, 14, 20]
+    assert 4 <= len(converted) <= 5
+    assert set(converted) == {(32, 48, 3)}
+
+
+def test_a_video_with_too_many_pixels_is_named(tmp_path, monkeypatch):
+    write_ucf101(tmp_path)
+    _, test, _ = read_videos("ucf101", tmp_path)
+    monkeypatch.setattr(clips, "MAX_PIXELS", 48 * 32)
+    assert shown(test[0][0])
+    monkeypatch.setattr(clips, "MAX_PIXELS", 48 * 32 - 1)
+    one_line(test.__getitem__, 0, match=r"v_2\.avi: .*48 x 32 pixels")
+
+
+def test_what_is_said_of_a_video_may_be_in_any_encoding(tmp_path):
+    write_ucf101(tmp_path)
+    file = tmp_path / "UCF-101/Surfing/v_2.avi"
+    with av.open(str(file), "w", format="avi") as container:
+        container.metadata["title"] = "XXXX"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 20, np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    whole = file.read_bytes()
+    assert b"XXXX" in whole
+    file.write_bytes(whole.replace(b"XXXX", b"\xe9\xff\xfe\xe9"))
+    _, test, _ = read_videos("ucf101", tmp_path)
+    assert shown(test[0][0]) == [0] * 4
+
+
+@pytest.mark.parametrize("name", WRITE)
+def test_clips_for_the_network(name, tmp_path):
+    WRITE[name](tmp_path)
+    changes = {"size": 16, "frames": 5, "pretrained": False}
+    config = load_config("video", f"{name}-resnet50", changes)
+    training, test, classes = video.datasets(config, tmp_path)
+    assert classes == 2
+    for part in (training, test):
+        x, y = part[0]
+        assert (x.shape, x.dtype) == ((3, 5, 16, 16), torch.float32)
+        assert y in (0, 1)
+    # One after the other: brightness grows.
+    assert (test[0][0].mean((0, 2, 3)).diff() > 0).all()
+
+
+@pytest.mark.parametrize("name", ["../wave/a.avi", "/etc/a.avi", "../../a.avi"])
+def test_names_that_lead_out_of_the_videos(name, tmp_path):
+    (tmp_path / "h").mkdir()
+    (tmp_path / "u").mkdir()
+    write_hmdb51(tmp_path / "h")
+    replace(tmp_path / "h/testTrainMulti_7030_splits/wave_test_split1.txt", "a.avi 1", f"{name} 1")
+    one_line(read_videos, "hmdb51", tmp_path / "h", match=re.escape(name))
+    write_ucf101(tmp_path / "u")
+    replace(tmp_path / "u/ucfTrainTestlist/testlist01.txt", "Surfing/v_2.avi", f"Surfing/../{name}")
+    one_line(read_videos, "ucf101", tmp_path / "u", match=re.escape(f"Surfing/../{name}"))
+
+
+@pytest.mark.parametrize("name", WRITE)
+def test_splits_are_three(name, tmp_path):
+    WRITE[name](tmp_path)
+    for split in (0, 4):
+        one_line(read_videos, name, tmp_path, split, match=r"1, 2 or 3")
+    one_line(read_videos, name, tmp_path, 3, match="expected")
+    one_line(read_videos, name, tmp_path / "nowhere", match="expected")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "match"),
+    [
+        ("hmdb51", "testTrainMulti_7030_splits/wave_test_split1.txt", "avi 1", "avi 3", "expected"),
+        ("hmdb51", "testTrainMulti_7030_splits/wave_test_split1.txt", "avi 1", "avi", "expected"),
+        ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Archery", "Boxing", "Boxing"),
+        ("ucf101", "ucfTrainTestlist/testlist01.txt", "Surfing/v_2.avi", "", "test"),
+        ("ucf101", "ucfTrainTestlist/testlist01.txt", "v_2", "v_1", "for training and for test"),
+    ],
+)
+def test_lists_of_videos_that_do_not_fit(name, file, old, new, match, tmp_path):
+    WRITE[name](tmp_path)
+    replace(tmp_path / file, old, new)
+    one_line(read_videos, name, tmp_path, match=match)
