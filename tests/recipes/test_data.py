@@ -236,11 +236,19 @@ def test_lists_of_cub_that_are_missing(missing, tmp_path):
         ("image_class_labels", "2 1", "2 3", "class.* 3"),
         ("image_class_labels", "2 1", "2 0", "class.* 0"),
         ("train_test_split", "2 0", "2 1", "train_test_split"),
+        ("train_test_split", "3 1", "3 2", r"train_test_split\.txt: expected"),
     ],
 )
 def test_lists_of_cub_that_do_not_fit(name, old, new, match, tmp_path):
     replace(write_cub(tmp_path) / f"{name}.txt", old, new)
     one_line(data.cub, tmp_path, as_read, as_read, match=match)
+
+
+def test_folders_of_pictures_that_are_missing(tmp_path):
+    for read, write in ((data.cub, write_cub), (data.aircraft, write_aircraft)):
+        folder = write(tmp_path)
+        (folder / "images").rename(folder / "pictures")
+        one_line(read, tmp_path, as_read, as_read, match="images is no folder")
 
 
 @pytest.mark.parametrize("missing", ["variants.txt", "images_variant_test.txt"])
@@ -550,6 +558,12 @@ def test_names_that_lead_out_of_the_videos(name, tmp_path):
     one_line(read_videos, "ucf101", tmp_path / "u", match=re.escape(f"Surfing/../{name}"))
 
 
+def test_a_class_of_hmdb51_without_its_list(tmp_path):
+    write_hmdb51(tmp_path)
+    (tmp_path / "testTrainMulti_7030_splits/wave_test_split1.txt").unlink()
+    one_line(read_videos, "hmdb51", tmp_path, match=r"wave_test_split1\.txt.*expected")
+
+
 @pytest.mark.parametrize("name", WRITE)
 def test_splits_are_three(name, tmp_path):
     WRITE[name](tmp_path)
@@ -565,6 +579,9 @@ def test_splits_are_three(name, tmp_path):
         ("hmdb51", "testTrainMulti_7030_splits/wave_test_split1.txt", "avi 1", "avi 3", "expected"),
         ("hmdb51", "testTrainMulti_7030_splits/wave_test_split1.txt", "avi 1", "avi", "expected"),
         ("ucf101", "ucfTrainTestlist/trainlist01.txt", "Archery", "Boxing", "Boxing"),
+        ("ucf101", "ucfTrainTestlist/trainlist01.txt", "v_1.avi 1", "v_1.avi 2", "v_1.avi 2"),
+        ("ucf101", "ucfTrainTestlist/trainlist01.txt", "v_1.avi 1", "v_1.avi", "expected 2 words"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", "1 Archery", "Archery", "expected 2 words"),
         ("ucf101", "ucfTrainTestlist/testlist01.txt", "Surfing/v_2.avi", "", "test"),
         ("ucf101", "ucfTrainTestlist/testlist01.txt", "v_2", "v_1", "for training and for test"),
     ],

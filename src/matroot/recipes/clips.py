@@ -136,18 +136,19 @@ def hmdb51(root: Path, frames: int, split: int, training: Transform, test: Trans
     """
     _check_split(split)
     videos = root / "hmdb51_org" if (root / "hmdb51_org").is_dir() else root
-    ending = f"_test_split{split}.txt"
-    files = sorted((root / "testTrainMulti_7030_splits").glob(f"*{ending}"))
-    if not files:
-        raise ValueError(f"{root}: expected testTrainMulti_7030_splits with CLASS{ending}")
+    lists, ending = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt"
+    # Classes of all splits: that one has no list in this split must not go unseen.
+    found = {file.name.rpartition("_test_split")[0] for file in lists.glob("*_test_split?.txt")}
+    if not found:
+        raise ValueError(f"{root}: expected {lists.name} with CLASS{ending}")
     items: dict[str, list[tuple[Path, int]]] = {"1": [], "2": [], "0": []}
-    for label, file in enumerate(files):
-        folder = videos / file.name.removesuffix(ending)
-        for words in lines(file):
-            if len(words) != 2 or words[1] not in items:
-                raise ValueError(f"{file}: expected lines 'NAME 0', 1 or 2, got {' '.join(words)}")
-            items[words[1]].append((inside(folder, words[0]), label))
-    return _split(root, items["1"], items["2"], len(files), frames, training, test)
+    for label, name in enumerate(sorted(found)):
+        file = lists / f"{name}{ending}"
+        for video, part in lines(file, 2):
+            if part not in items:
+                raise ValueError(f"{file}: expected lines 'NAME 0', 1 or 2, got '{video} {part}'")
+            items[part].append((inside(videos / name, video), label))
+    return _split(root, items["1"], items["2"], len(found), frames, training, test)
 
 
 def ucf101(root: Path, frames: int, split: int, training: Transform, test: Transform) -> Split:
@@ -158,20 +159,23 @@ def ucf101(root: Path, frames: int, split: int, training: Transform, test: Trans
     """
     _check_split(split)
     lists, videos = root / "ucfTrainTestlist", root / "UCF-101"
-    classes = {words[-1]: i for i, words in enumerate(lines(lists / "classInd.txt"))}
+    numbers = {name: number for number, name in lines(lists / "classInd.txt", 2)}
+    order = {name: i for i, name in enumerate(numbers)}
     parts = []
-    for part in ("train", "test"):
+    for part, count in (("train", 2), ("test", 1)):
         file = lists / f"{part}list0{split}.txt"
         items = []
-        for words in lines(file):
-            folder = words[0].partition("/")[0]
-            if folder not in classes:
-                raise ValueError(f"{file}: {words[0]} is of no class of classInd.txt")
-            items.append((inside(videos, words[0]), classes[folder]))
+        for name, *label in lines(file, count):
+            folder = name.partition("/")[0]
+            # Lists for training tell the class, too.
+            if folder not in order or label not in ([], [numbers[folder]]):
+                line = " ".join([name, *label])
+                raise ValueError(f"{file}: {line!r} does not fit the classes of classInd.txt")
+            items.append((inside(videos, name), order[folder]))
         parts.append(items)
     if both := set(parts[0]) & set(parts[1]):
         raise ValueError(f"{lists}: {min(both)[0]} is listed for training and for test")
-    return _split(root, parts[0], parts[1], len(classes), frames, training, test)
+    return _split(root, parts[0], parts[1], len(order), frames, training, test)
 
 
 def _check_split(split: int) -> None:

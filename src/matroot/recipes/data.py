@@ -60,12 +60,12 @@ def read(path: str | Path) -> Tensor:
     return load_image(path)[0]
 
 
-def lines(file: Path, count: int | None = None) -> list[list[str]]:
+def lines(file: Path, count: int) -> list[list[str]]:
     """The words of each line that is not empty.
 
     Args:
         file: the list.
-        count: how many words each must have, if that is known.
+        count: how many words each must have.
 
     Raises:
         ValueError: there is no such file, or it is no text, or a line has another number of words.
@@ -75,7 +75,7 @@ def lines(file: Path, count: int | None = None) -> list[list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected a list of the data set ({error})") from None
     found = [line.split() for line in text.splitlines() if line.strip()]
-    if wrong := next((words for words in found if count not in (None, len(words))), None):
+    if wrong := next((words for words in found if len(words) != count), None):
         raise ValueError(f"{file}: line {' '.join(wrong)[:80]!r}; expected {count} words")
     return found
 
@@ -126,10 +126,13 @@ def cub(root: Path, training: Transform, test: Transform) -> Split:
         raise ValueError(f"{folder}: images, labels and split name different pictures")
     if unknown := set(labels.values()) - classes.keys():
         raise ValueError(f"{folder}: classes.txt has no class {', '.join(sorted(unknown))}")
+    if not set(parts.values()) <= {"0", "1"}:
+        raise ValueError(f"{folder / 'train_test_split.txt'}: expected lines 'NUMBER 0' or 1")
+    pictures = need_root("cub", folder / "images")
     order = {key: i for i, key in enumerate(classes)}
     items = {
         part: [
-            (inside(folder / "images", name), order[labels[key]])
+            (inside(pictures, name), order[labels[key]])
             for key, name in names.items()
             if parts[key] == part
         ]
@@ -145,7 +148,9 @@ def aircraft(root: Path, training: Transform, test: Transform) -> Split:
 
     It is not downloaded: there is no published checksum. Arguments and errors are those of ``cub``.
     """
-    sets = _torchvision(FGVCAircraft, root, "fgvc-aircraft-2013b", ("trainval", "test"))
+    name = "fgvc-aircraft-2013b"
+    sets = _torchvision(FGVCAircraft, root, name, ("trainval", "test"))
+    need_root("aircraft", root / name / "data/images")
     for dataset, transform in zip(sets, (training, test), strict=True):
         dataset.transform = transform
         for path in dataset._image_files:
