@@ -8,36 +8,40 @@ from typing import Annotated, Any
 
 import typer
 
+# What both commands take.
+_Application = Annotated[str, typer.Argument(help="dbn, sovit, gcp, video or style.")]
+_Config = Annotated[str, typer.Option(help="A named configuration, or a YAML file of your own.")]
+_Eps = Annotated[float | None, typer.Option(help="Ridge, if not that of the configuration.")]
+_DataRoot = Annotated[Path | None, typer.Option(help="Folder of data that are not embedded.")]
+_Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Another value for a field of the configuration: epochs=3."),
+]
+_Accelerator = Annotated[str, typer.Option(help="cpu, gpu … as Lightning knows them.")]
+_Devices = Annotated[str, typer.Option(help="How many, or which.")]
+_Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed …")]
+
 
 def train(
-    application: Annotated[str, typer.Argument(help="dbn, sovit, gcp, video or style.")],
-    config: Annotated[
-        str, typer.Option(help="A named configuration, or a YAML file of your own.")
-    ] = "small",
+    application: _Application,
+    config: _Config = "small",
     method: Annotated[
         str, typer.Option(help="How the roots are found: auto, mpa, mtp, ns, pi, svd, svd-pade …")
     ] = "auto",
     gradient: Annotated[
         str | None, typer.Option(help="Gradient rule, if not the method's own.")
     ] = None,
-    eps: Annotated[
-        float | None, typer.Option(help="Ridge, if not that of the configuration.")
-    ] = None,
+    eps: _Eps = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Folder of data that are not embedded.")
-    ] = None,
+    data_root: _DataRoot = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder of the run; resumed if it holds one."),
     ] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Another value for a field of the configuration: epochs=3."),
-    ] = None,
-    accelerator: Annotated[str, typer.Option(help="cpu, gpu … as Lightning knows them.")] = "auto",
-    devices: Annotated[str, typer.Option(help="How many, or which.")] = "auto",
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed …")] = "32-true",
+    change: _Changes = None,
+    accelerator: _Accelerator = "auto",
+    devices: _Devices = "auto",
+    precision: _Precision = "32-true",
     progress: Annotated[bool, typer.Option(help="Show a bar.")] = True,
 ) -> None:
     """Train an application of the paper; ends with one line: result {json}.
@@ -49,10 +53,7 @@ def train(
     from matroot.recipes.training import load_config
     from matroot.recipes.training import train as run
 
-    changes = _changes(change or [])
-    if eps is not None:
-        changes["eps"] = eps
-    settings = load_config(application, config, changes)
+    settings = load_config(application, config, _changes(change, eps))
     if output is None:
         output = Path("runs") / application / f"{Path(config).stem}-{method}-{seed}"
     result = run(
@@ -72,34 +73,25 @@ def train(
 
 
 def compare(
-    application: Annotated[str, typer.Argument(help="dbn, sovit, gcp, video or style.")],
+    application: _Application,
     methods: Annotated[
         str, typer.Option(help="Names with commas between them.")
     ] = "svd,svd-clip,svd-taylor,svd-pade,svd-pi,pi,ns,mtp,mpa,auto",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method: seeds 0, 1 …")] = 3,
-    config: Annotated[
-        str, typer.Option(help="A named configuration, or a YAML file of your own.")
-    ] = "small",
+    config: _Config = "small",
     gradient: Annotated[
         str | None, typer.Option(help="One gradient rule for all, if not to each its own.")
     ] = None,
-    eps: Annotated[
-        float | None, typer.Option(help="Ridge, if not that of the configuration.")
-    ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Folder of data that are not embedded.")
-    ] = None,
+    eps: _Eps = None,
+    data_root: _DataRoot = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder of all runs; resumed if it holds some."),
     ] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Another value for a field of the configuration: epochs=3."),
-    ] = None,
-    accelerator: Annotated[str, typer.Option(help="cpu, gpu … as Lightning knows them.")] = "auto",
-    devices: Annotated[str, typer.Option(help="How many, or which.")] = "auto",
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed …")] = "32-true",
+    change: _Changes = None,
+    accelerator: _Accelerator = "auto",
+    devices: _Devices = "auto",
+    precision: _Precision = "32-true",
     progress: Annotated[bool, typer.Option(help="Show which run is under way, and a bar.")] = True,
 ) -> None:
     """Train an application by several methods and print the paper's table for it.
@@ -113,10 +105,7 @@ def compare(
     from matroot.recipes.compare import table
     from matroot.recipes.training import load_config
 
-    changes = _changes(change or [])
-    if eps is not None:
-        changes["eps"] = eps
-    settings = load_config(application, config, changes)
+    settings = load_config(application, config, _changes(change, eps))
     if output is None:
         output = Path("runs") / "compare" / f"{application}-{Path(config).stem}"
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -157,12 +146,12 @@ def need_recipes() -> None:
         ) from None
 
 
-def _changes(pairs: list[str]) -> dict[str, Any]:
-    """``["epochs=3"]`` as values."""
+def _changes(pairs: list[str] | None, eps: float | None) -> dict[str, Any]:
+    """``["epochs=3"]`` as values, and the ridge."""
     import yaml
 
-    found = {}
-    for pair in pairs:
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set: expected FIELD=VALUE, got {pair!r}")
@@ -170,4 +159,4 @@ def _changes(pairs: list[str]) -> dict[str, Any]:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ValueError(f"--set {name}: {value!r} is no YAML value") from None
-    return found
+    return found if eps is None else found | {"eps": eps}

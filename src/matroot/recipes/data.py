@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import FGVCAircraft, ImageFolder, StanfordCars
 from torchvision.transforms import v2
 
+from matroot.recipes import embedded
 from matroot.recipes.images import load_image
 
 Transform = Callable[[Any], Any]
@@ -53,6 +54,24 @@ def to_numbers(*before: Any, mean: tuple[float, ...] = MEAN, std: tuple[float, .
     """Pictures to normalised float32, after other changes."""
     numbers = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     return v2.Compose([*before, *numbers])
+
+
+def crops(size: int, least: float = 0.08) -> tuple[Transform, Transform]:
+    """What is usual for photographs: random crops, mirrored; the middle for test.
+
+    Args:
+        size: pixels of a side.
+        least: share of the picture that a random crop has at least.
+    """
+    changed = to_numbers(v2.RandomResizedCrop(size, (least, 1.0)), v2.RandomHorizontalFlip())
+    return changed, to_numbers(v2.Resize(size * 8 // 7), v2.CenterCrop(size))
+
+
+def textures(size: int) -> Split:
+    """``embedded.textures``, mirrored at random for training."""
+    turn = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
+    train, test = (embedded.textures(part, size) for part in embedded.PARTS)
+    return Transformed(train, turn), test, len(embedded.TEXTURES)
 
 
 def read(path: str | Path) -> Tensor:

@@ -35,7 +35,7 @@ def datasets(config: Settings, root: Path | None) -> Split:
     if config.data == "digits":
         # Digits are shifted, never mirrored.
         shift = v2.RandomCrop(config.size, padding=config.size // 8)
-        train, test = (embedded.digits(part, config.size) for part in ("train", "test"))
+        train, test = (embedded.digits(part, config.size) for part in embedded.PARTS)
         return Transformed(train, shift), test, 10
     kind, classes = (tv.CIFAR10, 10) if config.data == "cifar10" else (tv.CIFAR100, 100)
     folder = need_root(config.data, root)

@@ -12,19 +12,17 @@ from typing import Any, Literal
 
 import timm
 from torch import nn
-from torchvision.transforms import v2
 
 from matroot.nn import CovariancePooling2d
-from matroot.recipes import embedded
 from matroot.recipes.data import (
     Split,
-    Transformed,
     aircraft,
     cars,
+    crops,
     cub,
     image_folders,
     need_root,
-    to_numbers,
+    textures,
 )
 from matroot.recipes.training import Config
 
@@ -54,13 +52,9 @@ class Settings(Config):
 def datasets(config: Settings, root: Path | None) -> Split:
     """Training set, test set, number of classes."""
     if config.data == "textures":
-        turn = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
-        train, test = (embedded.textures(part, config.size) for part in ("train", "test"))
-        return Transformed(train, turn), test, len(embedded.TEXTURES)
-    changed = to_numbers(v2.RandomResizedCrop(config.size), v2.RandomHorizontalFlip())
-    plain = to_numbers(v2.Resize(config.size * 8 // 7), v2.CenterCrop(config.size))
+        return textures(config.size)
     readers = {"folder": image_folders, "cub": cub, "aircraft": aircraft, "cars": cars}
-    return readers[config.data](need_root(config.data, root), changed, plain)
+    return readers[config.data](need_root(config.data, root), *crops(config.size))
 
 
 def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:

@@ -15,11 +15,9 @@ from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torchvision.transforms import v2
 
 from matroot.nn import SecondOrderHead
-from matroot.recipes import embedded
-from matroot.recipes.data import Split, Transformed, image_folders, need_root, to_numbers
+from matroot.recipes.data import Split, crops, image_folders, need_root, textures
 from matroot.recipes.training import Config
 
 
@@ -47,12 +45,8 @@ class Settings(Config):
 def datasets(config: Settings, root: Path | None) -> Split:
     """Training set, test set, number of classes."""
     if config.data == "textures":
-        turn = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
-        train, test = (embedded.textures(part, config.size) for part in ("train", "test"))
-        return Transformed(train, turn), test, len(embedded.TEXTURES)
-    changed = to_numbers(v2.RandomResizedCrop(config.size), v2.RandomHorizontalFlip())
-    plain = to_numbers(v2.Resize(config.size * 8 // 7), v2.CenterCrop(config.size))
-    return image_folders(need_root(config.data, root), changed, plain)
+        return textures(config.size)
+    return image_folders(need_root(config.data, root), *crops(config.size))
 
 
 def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:

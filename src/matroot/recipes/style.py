@@ -130,9 +130,13 @@ def to_bytes(x: Tensor) -> Tensor:
 
 def datasets(config: Settings, root: Path | None) -> Split:
     """Training pairs, test pairs, and 0: there are no classes."""
-    found: list[tuple[Sequence[Tensor], Sequence[Tensor]]]
+    found: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
     if config.data == "photos":
-        found = [embedded.photos(part) for part in embedded.PARTS]
+        # Once, not at every crop.
+        resize = v2.Resize(config.test_size)
+        for part in embedded.PARTS:
+            photographs, styles = embedded.photos(part)
+            found.append(([resize(x) for x in photographs], [resize(x) for x in styles]))
     else:
         folder = need_root(config.data, root)
         found = [(Files(folder / f"{p}A"), Files(folder / f"{p}B")) for p in embedded.PARTS]

@@ -15,11 +15,10 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from matroot.nn import TemporalCovariancePooling
 from matroot.recipes import clips, embedded
-from matroot.recipes.data import Split, Transformed, need_root, to_numbers
+from matroot.recipes.data import Split, Transformed, crops, need_root
 from matroot.recipes.training import Config
 
 
@@ -50,13 +49,11 @@ class Settings(Config):
 def datasets(config: Settings, root: Path | None) -> Split:
     """Training set, test set, number of classes."""
     if config.data == "motions":
-        train, test = (embedded.motions(p, config.frames, config.size) for p in ("train", "test"))
+        train, test = (embedded.motions(p, config.frames, config.size) for p in embedded.PARTS)
         return Transformed(train, _recoloured), Transformed(test, _equal), len(embedded.MOTIONS)
     read = clips.hmdb51 if config.data == "hmdb51" else clips.ucf101
-    changed = to_numbers(v2.RandomResizedCrop(config.size, (0.25, 1.0)), v2.RandomHorizontalFlip())
-    plain = to_numbers(v2.Resize(config.size * 8 // 7), v2.CenterCrop(config.size))
     folder = need_root(config.data, root)
-    return read(folder, config.frames, config.split, changed, plain)
+    return read(folder, config.frames, config.split, *crops(config.size, least=0.25))
 
 
 def _equal(clip: Tensor) -> Tensor:
