@@ -91,7 +91,11 @@ def _evaluate(plan: Plan, x: Tensor, prepare: bool) -> Evaluated:
             torch.where(ok.reshape((-1,) + (1,) * (c.ndim - 1)), c, torch.nan)
             for c in plan.rule.prepare(a.detach(), solution, scale, plan.ops)
         )
-    steps = torch.as_tensor(solution.steps, device=x.device).expand_as(status)
+    steps = solution.steps
+    if not isinstance(steps, Tensor):
+        # Filled there: a number that is copied to a device waits for it.
+        steps = torch.full((), steps, device=x.device)
+    steps = steps.expand_as(status)
     told = 2 * torch.ones_like(status) if solution.converged is None else solution.converged.long()
     info = torch.stack([status, steps, torch.where(ok[:, 0, 0], told, 0)], -1)
     info, *rest = (t.reshape((*batch, *t.shape[1:])) for t in (info, *constants))
@@ -117,7 +121,7 @@ def _fused(plan: Plan, x: Tensor, prepare: bool) -> Evaluated | None:
         return None
     roots = tuple(t for t in (fused.sqrt, fused.inv_sqrt) if t is not None)
     found = Evaluated(fused.info, roots, fused.constants, fused.statuses == 1 << Status.OK)
-    if fused.statuses & 1 << Status.DIVERGED:
+    if fused.statuses is not None and fused.statuses & 1 << Status.DIVERGED:
         left = fused.info[..., 0] == Status.DIVERGED
         for whole, few in zip(found.flat(), _evaluate(plan, x[left], prepare).flat(), strict=True):
             whole[left] = few

@@ -198,8 +198,10 @@ def _method(a: Tensor, singular: Singular, ops: Backend) -> tuple[Method, str]:
         return Eigh(), "the pseudo-inverse root needs eigenvalues"
     if torch.compiler.is_exporting():
         return Minimax(), "products only, which every exporter knows"
-    if ops.roots is not None:
-        return Eigh(), "by the compiled kernels the fastest and the most accurate"
+    if ops.method is not None:
+        return METHODS.resolve(
+            ops.method
+        ), "by the compiled kernels the fastest and the most accurate"
     if a.device.type == "cpu":
         return Eigh(), "on a CPU faster than some 25 products by PyTorch's operations"
     return Minimax(), "products only; an eigendecomposition would wait for the device"

@@ -52,7 +52,7 @@ def best_quintic(low: Tensor) -> tuple[Tensor, Tensor]:
 
 OCTAVE = 64  # Schedules are tabulated for c/λ_min = 2^(i/64) …
 OCTAVES = 52  # … up to the rounding of float64,
-_STEPS = {3: 40, 5: 16}  # which takes so many steps.
+STEPS = {3: 40, 5: 16}  # which takes so many steps.
 
 
 def schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -86,10 +86,19 @@ def fixed_schedule(
     return [(a, b, c) for a, b, c, _ in rows[: min(count, most or count)]]
 
 
+def most_steps(step_degree: int, dtype: torch.dtype, ratio: float, tol: float) -> int:
+    """How many steps of ``schedules`` leave at most ``tol`` for every c/λ_min up to ``ratio``."""
+    with torch.inference_mode(False), _disable_current_modes():
+        table = _schedules(step_degree, dtype, torch.device("cpu"))
+        place = math.ceil(math.log2(min(ratio, 2.0**OCTAVES)) * OCTAVE)
+        return 1 + int((table[place, :, 3] > tol).sum())
+
+
 # What torch.compiler.assume_constant_result does, less the import of the compiler: the table is
 # taken for what it is instead of being traced.
 schedules._dynamo_marked_constant = True  # type: ignore[attr-defined]
 fixed_schedule._dynamo_marked_constant = True  # type: ignore[attr-defined]
+most_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache
@@ -99,7 +108,7 @@ def _schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Te
     low, high = torch.exp2(-grid / (2 * OCTAVE)), torch.ones_like(grid)
     powers = torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64, device="cpu")
     coefficients, errors = [], []
-    for _ in range(_STEPS[step_degree]):
+    for _ in range(STEPS[step_degree]):
         p, error = best(low / high)
         coefficients.append(p / high[:, None] ** powers)
         errors.append(error)

@@ -98,14 +98,16 @@ class StopEarly(Callback):
         trainer.should_stop = True
 
 
-@pytest.mark.parametrize("name", APPLICATIONS)
-def test_an_interrupted_run_goes_on_to_the_same_result(name, tmp_path):
-    whole = quick(name, tmp_path, "whole")
+@pytest.mark.parametrize(
+    ("name", "changes"), [*((name, {}) for name in APPLICATIONS), ("sovit", {"average": 0.9})]
+)
+def test_an_interrupted_run_goes_on_to_the_same_result(name, changes, tmp_path):
+    whole = quick(name, tmp_path, "whole", changes=changes)
     # A stop after one of two epochs; the schedule is that of two.
-    first = quick(name, tmp_path, "parts", callbacks=[StopEarly()])
+    first = quick(name, tmp_path, "parts", callbacks=[StopEarly()], changes=changes)
     assert first["epochs"] == 1
     assert not (tmp_path / "parts/result.json").exists()
-    second = quick(name, tmp_path, "parts")
+    second = quick(name, tmp_path, "parts", changes=changes)
     assert second["epochs"] == 2
     for key in set(MEASURES) & whole.keys():
         assert second[key] == whole[key]
@@ -114,6 +116,29 @@ def test_an_interrupted_run_goes_on_to_the_same_result(name, tmp_path):
         for folder in ("whole", "parts")
     ]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_averaged_weights_are_the_mean_that_they_should_be(tmp_path):
+    """Of three steps, decay ½: a quarter of the first two each, half of the third."""
+    weights = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            weights.append(module.model.head.class_fc.weight.detach().clone())
+
+    changes = {"average": 0.5, "epochs": 1, "batch_size": 60}
+    quick("sovit", tmp_path, changes=changes, callbacks=[Watch()])
+    assert len(weights) == 3
+    state = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["state_dict"]
+    (averaged,) = (v for k, v in state.items() if k.endswith("head.class_fc.weight"))
+    expected = weights[0] / 4 + weights[1] / 4 + weights[2] / 2
+    torch.testing.assert_close(averaged, expected)
+
+
+def test_logs(tmp_path):
+    quick("gcp", tmp_path, changes={"epochs": 1}, tensorboard=True)
+    assert "accuracy" in (tmp_path / "run/logs/version_0/metrics.csv").read_text()
+    assert list((tmp_path / "run/tensorboard/version_0").glob("events.out.tfevents.*"))
 
 
 def test_seeds_differ_and_repeat(tmp_path):

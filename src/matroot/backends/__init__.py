@@ -7,10 +7,13 @@ from torch import Tensor
 from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem
 from matroot.backends.native import NATIVE
 from matroot.backends.torch_ops import TORCH
+from matroot.backends.triton import TRITON, TRITON_TF32
 
 __all__ = [
     "NATIVE",
     "TORCH",
+    "TRITON",
+    "TRITON_TF32",
     "Backend",
     "FusedRoots",
     "GradientProblem",
@@ -19,17 +22,20 @@ __all__ = [
     "select",
 ]
 
-_BACKENDS = {backend.name: backend for backend in (TORCH, NATIVE)}
+_BACKENDS = {backend.name: backend for backend in (TORCH, NATIVE, TRITON, TRITON_TF32)}
 
 
 def select(name: str, a: Tensor) -> Backend:
-    """The backend called ``name``; ``"auto"`` is ``"native"`` where that takes ``a``.
+    """The backend called ``name``; ``"auto"`` is the first with kernels that takes ``a`` unasked.
 
     Raises:
         ValueError: no such backend, or the named one declines this tensor.
     """
     if name == "auto":
-        return TORCH if NATIVE.declines(a) else NATIVE
+        for backend in (NATIVE, TRITON):
+            if backend.on_request is None and backend.declines(a) is None:
+                return backend
+        return TORCH
     if name not in _BACKENDS:
         known = ", ".join(map(repr, ("auto", *_BACKENDS)))
         raise ValueError(f"unknown backend {name!r}; known: {known}")
@@ -41,5 +47,11 @@ def select(name: str, a: Tensor) -> Backend:
 
 def reasons(a: Tensor) -> dict[str, str]:
     """Every known backend, with ``"takes it"`` or the reason why it declines ``a``."""
-    found = {name: backend.declines(a) for name, backend in _BACKENDS.items()}
-    return {name: "takes it" if why is None else f"declines: {why}" for name, why in found.items()}
+    return {name: _reason(backend, a) for name, backend in _BACKENDS.items()}
+
+
+def _reason(backend: Backend, a: Tensor) -> str:
+    why = backend.declines(a)
+    if why is not None:
+        return f"declines: {why}"
+    return "takes it" + (f" if asked for: {backend.on_request}" if backend.on_request else "")

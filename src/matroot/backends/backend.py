@@ -51,14 +51,14 @@ class FusedRoots:
         sqrt: A^{1/2}, exactly Hermitian, NaN where the status is not OK; None if not wanted.
         inv_sqrt: the same of A^{-1/2}.
         constants: what the rule's ``prepare`` returns.
-        statuses: which statuses occur, status k as bit k.
+        statuses: which statuses occur, status k as bit k; None if the host does not know.
     """
 
     info: Tensor
     sqrt: Tensor | None
     inv_sqrt: Tensor | None
     constants: tuple[Tensor, ...]
-    statuses: int
+    statuses: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ class Backend:
         declines: None where the backend takes this tensor, else the reason why not.
         roots: a kernel for whole calls, where there is one.
         gradient: a kernel for whole gradients, where there is one.
+        method: the name of the method whose kernel is the best; None: no matter.
+        on_request: why ``"auto"`` passes it by; None: it does not.
     """
 
     name: str
@@ -116,3 +118,5 @@ class Backend:
     declines: Callable[[Tensor], str | None]
     roots: RootKernel | None = None
     gradient: GradientKernel | None = None
+    method: str | None = None
+    on_request: str | None = None

@@ -369,4 +369,5 @@ NATIVE = Backend(
     declines=_declines,
     roots=_roots,
     gradient=_gradient,
+    method="eigh",
 )

@@ -22,7 +22,7 @@ from matroot.backends import Backend
 from matroot.methods.coupled import grown
 from matroot.methods.eigh import Eigh
 from matroot.methods.method import Method
-from matroot.schedules import OCTAVE, OCTAVES, fixed_schedule, schedules
+from matroot.schedules import OCTAVE, OCTAVES, fixed_schedule, most_steps, schedules
 from matroot.solution import Root, Solution
 
 
@@ -86,14 +86,26 @@ class Minimax(Method):
         schedule = self._schedule(seen, high / low)
         tol = 2 * spd.real_eps(a.dtype) if self.tol is None else self.tol
         wanted = 1 + (schedule[..., 3] > tol).sum(-1)
-        always, most = 1, min(self.max_steps or schedule.shape[1], schedule.shape[1])
+        most = min(self.max_steps or schedule.shape[1], schedule.shape[1])
         needed = wanted.clamp(max=most)
         if checks.host_reads_are_free(a):
-            always, most = int(needed.min()), int(needed.max())
+            most = int(needed.max())
+        elif self.max_cond is None or not torch.compiler.is_compiling():
+            # What _interval designs for at most: to rounding, or, by a promise, for bounds of λ_max
+            # that are at most n^{1/4} times too high and n^{1/2} times too low. (A compiled program
+            # may not know n.)
+            ratio = 1 / (spd.NULL_UNITS * spd.real_eps(a.dtype))
+            if self.max_cond is not None:
+                ratio = min(ratio, 1.01 * self.max_cond * a.shape[-1] ** 0.75)
+            most = min(most, most_steps(self.step_degree, spd.real_dtype(a.dtype), ratio, tol))
 
         # h of P = Z Y/c takes the division by c, so that A is not rounded before the first product.
         c = high[:, None, None]
         h = (schedule[..., :3] / torch.cat([torch.ones_like(c), c, c.square()], -1))[..., None]
+        # Matrices that are done stand still (H = I), so that none feels how long others take.
+        done = torch.arange(h.shape[1], device=a.device) >= needed[:, None]
+        h = torch.where(done[..., None, None], 0.0, h)
+        h[:, :, 0] += done[..., None]
         z = spd.add_to_diagonal_(h[:, 0, 1, None] * a + h[:, 0, 2, None] * square, h[:, 0, 0])
         y = _product_in_double(a, z, ops)
         if self.max_cond is not None:
@@ -106,13 +118,10 @@ class Minimax(Method):
                 deviation = torch.where(needed == step + 1, norm, deviation)
             d = self._rest(h[:, step], p, ops)
             final = step == most - 1
-            new_z = z if final and root == "sqrt" else ops.addmm(z, d, z)
-            new_y = y if final and root == "inv_sqrt" else ops.addmm(y, y, d)
-            if step >= always:
-                # Matrices that are done stand still, so that none feels how long others take.
-                active = (needed > step)[:, None, None]
-                new_y, new_z = torch.where(active, new_y, y), torch.where(active, new_z, z)
-            y, z = new_y, new_z
+            y, z = (
+                y if final and root == "inv_sqrt" else ops.addmm(y, y, d),
+                z if final and root == "sqrt" else ops.addmm(z, d, z),
+            )
 
         converged = needed == wanted
         if self.max_cond is not None:

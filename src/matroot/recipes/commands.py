@@ -43,6 +43,9 @@ def train(
     devices: _Devices = "auto",
     precision: _Precision = "32-true",
     progress: Annotated[bool, typer.Option(help="Show a bar.")] = True,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard's logs, too.")
+    ] = False,
 ) -> None:
     """Train an application of the paper; ends with one line: result {json}.
 
@@ -65,6 +68,7 @@ def train(
         seed=seed,
         root=data_root,
         progress=progress,
+        tensorboard=tensorboard,
         accelerator=accelerator,
         devices=devices,
         precision=precision,

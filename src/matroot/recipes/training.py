@@ -22,9 +22,14 @@ import lightning
 import torch
 import torchmetrics
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
-from pydantic import BaseModel, ConfigDict, ValidationError
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -50,7 +55,11 @@ class Common(BaseModel):
 
 
 class Config(Common):
-    """What is told to those that classify."""
+    """What is told to those that classify.
+
+    ``average``: decay of an exponential moving average of the weights, which is tested and kept in
+    place of the last ones; 0 is none.
+    """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
@@ -61,6 +70,7 @@ class Config(Common):
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    average: float = Field(0.0, ge=0, lt=1)
 
 
 def application(name: str) -> ModuleType:
@@ -287,6 +297,7 @@ def train(
     seed: int = 0,
     root: Path | None = None,
     progress: bool = True,
+    tensorboard: bool = False,
     callbacks: Sequence[Callback] = (),
     **trainer: Any,
 ) -> dict[str, Any]:
@@ -301,6 +312,7 @@ def train(
         seed: of the weights, the order and what is random in the data.
         root: folder of data that are not embedded.
         progress: whether to show a bar.
+        tensorboard: whether to write TensorBoard's logs beside those in CSV.
         callbacks: more of Lightning's.
         trainer: options of ``lightning.Trainer``: ``accelerator``, ``devices``, ``precision`` …
 
@@ -330,10 +342,19 @@ def train(
     last = output / "last.ckpt"
     checkpoint = ModelCheckpoint(output, save_last=True, save_top_k=0)
     times = StepTimes()
+    watching: list[Callback] = [checkpoint, times, *callbacks]
+    if isinstance(config, Config) and config.average:
+        watching.append(EMAWeightAveraging(decay=config.average))
+    if progress:
+        watching.append(RichProgressBar())
+    # Each start has a folder of its own.
+    loggers: list[Logger] = [CSVLogger(output, name="logs")]
+    if tensorboard:
+        loggers.append(TensorBoardLogger(output, name="tensorboard"))
     loop = lightning.Trainer(
         max_epochs=config.epochs,
-        callbacks=[checkpoint, times, *callbacks, *([RichProgressBar()] if progress else [])],
-        logger=CSVLogger(output, name="logs"),  # Each start has a folder of its own.
+        callbacks=watching,
+        logger=loggers,
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,

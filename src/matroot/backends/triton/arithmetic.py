@@ -1,0 +1,253 @@
+"""What the kernels are made of: one program that works on one matrix, padded with zeros to N×N.
+
+Between operations a matrix rests where ``put`` leaves it: up to N = 32 in registers, beyond in
+memory of the program's own, which the caches hold. Both kinds are called ``held`` here: ``get``
+makes the numbers of either, and ``product`` multiplies either. Padding stays zero, or its own
+block, in every operation.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Numbers that kernels use must be known when they are compiled.
+EPS = tl.constexpr(2.0**-23)
+LARGEST = tl.constexpr(3.4028234663852886e38)
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)
+# More of a larger matrix than one product's result has no room in the registers.
+IN_REGISTERS = tl.constexpr(32)
+BLOCK = tl.constexpr(16)  # Rows that are eliminated at once; the least that tl.dot takes.
+STRIP = tl.constexpr(32)  # Columns of a factor that a product reads at once.
+
+
+@triton.jit
+def place(N: tl.constexpr):
+    """Where the entries of a held matrix are."""
+    line = tl.arange(0, N)
+    return line[:, None] * N + line[None, :]
+
+
+@triton.jit
+def put(a, memory):
+    """Hold A: in registers if it is small, else in ``memory``, which may be that of A's makers."""
+    N: tl.constexpr = a.shape[0]
+    if N <= IN_REGISTERS:
+        return a
+    else:
+        # Other threads may still read what was there; then they must not read before it is written.
+        tl.debug_barrier()
+        tl.store(memory + place(N), a)
+        tl.debug_barrier()
+        return memory
+
+
+@triton.jit
+def get(held, N: tl.constexpr):
+    """The numbers of a held matrix."""
+    if N <= IN_REGISTERS:
+        return held
+    else:
+        return tl.load(held + place(N))
+
+
+@triton.jit
+def product(a, b, N: tl.constexpr, PRECISION: tl.constexpr):
+    """AB, not yet held, of held A and B."""
+    if N <= IN_REGISTERS:
+        return tl.dot(a, b, input_precision=PRECISION)
+    else:
+        line, strip = tl.arange(0, N), tl.arange(0, STRIP)
+        c = tl.zeros((N, N), tl.float32)
+        for k in range(0, N, STRIP):
+            columns = tl.load(a + line[:, None] * N + (k + strip)[None, :])
+            rows = tl.load(b + (k + strip)[:, None] * N + line[None, :])
+            c = tl.dot(columns, rows, c, input_precision=PRECISION)
+        return c
+
+
+@triton.jit
+def total(x):
+    """The sum of all entries."""
+    return tl.sum(tl.sum(x, axis=1), axis=0)
+
+
+@triton.jit
+def max_abs(x):
+    """The largest entry in magnitude."""
+    return tl.max(tl.max(tl.abs(x), axis=1), axis=0)
+
+
+@triton.jit
+def trace(a):
+    """The trace."""
+    line = tl.arange(0, a.shape[0])
+    return total(tl.where(line[:, None] == line[None, :], a, 0.0))
+
+
+@triton.jit
+def norm(a):
+    """‖A‖_F."""
+    return tl.sqrt(total(a * a))
+
+
+@triton.jit
+def hermitian_part(a):
+    """(A + Aᵀ)/2."""
+    return (a + tl.trans(a)) * 0.5
+
+
+@triton.jit
+def plus_diagonal(a, d, n):
+    """A + d I, not in the padding."""
+    line = tl.arange(0, a.shape[0])
+    here = (line[:, None] == line[None, :]) & (line[:, None] < n)
+    return tl.where(here, a + d, a)
+
+
+@triton.jit
+def positive_or_one(x):
+    """See spd.positive_or_one."""
+    return tl.where(x > 0, x, 1.0)
+
+
+@triton.jit
+def upper_bound(a, n):
+    """See spd.upper_bound."""
+    square = total(a * a)
+    rows = tl.max(tl.sum(tl.abs(a), axis=1), axis=0)
+    mean = trace(a) / n
+    spread = tl.sqrt(tl.maximum(square / n - mean * mean, 0.0) * (n - 1))
+    bound = tl.minimum(tl.minimum(tl.sqrt(square), rows), mean + spread)
+    return bound * (1.0 + (8.0 + n) * EPS)
+
+
+@triton.jit
+def largest_at_least(a):
+    """See spd.largest_at_least."""
+    sum = trace(a)
+    return tl.where(sum > 0, total(a * a) / positive_or_one(sum), 0.0)
+
+
+@triton.jit
+def swept(a, n):
+    """−A⁻¹ by sweeping n pivots, and whether all were positive.
+
+    One that is not is taken for 1, and the result means nothing.
+    """
+    line = tl.arange(0, a.shape[0])
+    good = True
+    for k in range(n):
+        i = line[:, None] == k
+        j = line[None, :] == k
+        row = tl.sum(tl.where(i, a, 0.0), axis=0)
+        pivot = tl.sum(tl.where(line == k, row, 0.0), axis=0)
+        good = good & (pivot > 0)
+        r = 1.0 / positive_or_one(pivot)
+        rest = a - (row[:, None] * row[None, :]) * r
+        cross = tl.where(i, row[None, :], row[:, None]) * r
+        a = tl.where(i & j, -r, tl.where(i | j, cross, rest))
+    return a, good
+
+
+@triton.jit
+def swept_rows(rows, start, count):
+    """What sweeping pivots start, start + 1 … leaves of their own rows.
+
+    Returns:
+        Those rows; F, whose FᵀF is what it takes from the others; whether all pivots were positive.
+    """
+    block, line = tl.arange(0, rows.shape[0]), tl.arange(0, rows.shape[1])
+    factor = tl.zeros_like(rows)
+    good = True
+    for k in range(count):
+        i = block[:, None] == k
+        j = line[None, :] == start + k
+        row = tl.sum(tl.where(i, rows, 0.0), axis=0)
+        column = tl.sum(tl.where(j, rows, 0.0), axis=1)
+        pivot = tl.sum(tl.where(line == start + k, row, 0.0), axis=0)
+        good = good & (pivot > 0)
+        r = 1.0 / positive_or_one(pivot)
+        factor = tl.where(i, row[None, :] * tl.sqrt(r), factor)
+        rest = rows - (column[:, None] * row[None, :]) * r
+        cross = tl.where(i, row[None, :], column[:, None]) * r
+        rows = tl.where(i & j, -r, tl.where(i | j, cross, rest))
+    return rows, factor, good
+
+
+@triton.jit
+def inverse(a, memory, n, PRECISION: tl.constexpr):
+    """A⁻¹, held, of an SPD A that is not yet held, and whether all pivots were positive.
+
+    By the sweep operator (Gauss and Jordan's elimination of a symmetric matrix in place), a large
+    matrix in blocks of rows. What a block takes from the rest is FᵀF, as in Cholesky's
+    factorisation: Rᵀ D⁻¹ R with an explicit D⁻¹ is not stable.
+    """
+    N: tl.constexpr = a.shape[0]
+    if N <= IN_REGISTERS:
+        a, good = swept(a, n)
+        return -a, good
+    else:
+        held = put(a, memory)
+        line, block = tl.arange(0, N), tl.arange(0, BLOCK)
+        good = True
+        for start in range(0, n, BLOCK):
+            few = start + block
+            rows = tl.load(held + few[:, None] * N + line[None, :])
+            rows, factor, positive = swept_rows(rows, start, tl.minimum(n - start, BLOCK))
+            good = good & positive
+            rest = tl.load(held + place(N))
+            rest -= tl.dot(tl.trans(factor), factor, input_precision=PRECISION)
+            outside = (line < start) | (line >= start + BLOCK)
+            tl.debug_barrier()  # All have read.
+            tl.store(held + place(N), rest, mask=outside[:, None] & outside[None, :])
+            tl.store(held + few[:, None] * N + line[None, :], rows)
+            tl.store(held + line[:, None] * N + few[None, :], tl.trans(rows), mask=outside[:, None])
+            tl.debug_barrier()  # All have written.
+        return put(-get(held, N), held), good
+
+
+@triton.jit
+def power_of_two(k):
+    """2ᵏ, exactly, for −126 ≤ k ≤ 127."""
+    return ((k + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exponent(x):
+    """The integer k with x/2ᵏ in [1/2, 1) of a number x ≥ 0; 0 for 0."""
+    small = x < SMALLEST_NORMAL
+    bits = tl.where(small, x * 16777216.0, x).to(tl.int32, bitcast=True)
+    k = (bits >> 23) - 126 - tl.where(small, 24, 0)
+    return tl.where(x > 0, k, 0)
+
+
+@triton.jit
+def times_power_of_two(a, k):
+    """A · 2ᵏ in two factors, since 2ᵏ alone may overflow."""
+    half = k >> 1
+    return a * power_of_two(half) * power_of_two(k - half)
+
+
+@triton.jit
+def is_finite(a):
+    """Whether all entries are."""
+    return tl.sum(tl.sum((tl.abs(a) <= LARGEST).to(tl.int32), axis=1), axis=0) == a.shape[0] ** 2
+
+
+@triton.jit
+def load(pointer, matrix, n, N: tl.constexpr):
+    """Matrix number ``matrix`` of a batch (b, n, n), padded with zeros."""
+    line = tl.arange(0, N)
+    inside = (line[:, None] < n) & (line[None, :] < n)
+    return tl.load(
+        pointer + matrix * n * n + line[:, None] * n + line[None, :], mask=inside, other=0.0
+    )
+
+
+@triton.jit
+def store(pointer, matrix, a, n):
+    """A without its padding becomes matrix number ``matrix`` of a batch (b, n, n)."""
+    line = tl.arange(0, a.shape[0])
+    inside = (line[:, None] < n) & (line[None, :] < n)
+    tl.store(pointer + matrix * n * n + line[:, None] * n + line[None, :], a, mask=inside)

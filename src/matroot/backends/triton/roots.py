@@ -1,0 +1,440 @@
+"""The roots, one matrix a program: see methods/minimax.py, taylor.py, pade.py for the reference."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from matroot.backends.triton.arithmetic import (
+    EPS,
+    LARGEST,
+    exponent,
+    get,
+    hermitian_part,
+    inverse,
+    is_finite,
+    largest_at_least,
+    load,
+    max_abs,
+    norm,
+    plus_diagonal,
+    positive_or_one,
+    power_of_two,
+    product,
+    put,
+    store,
+    times_power_of_two,
+    trace,
+    upper_bound,
+)
+from matroot.checks import Status
+from matroot.schedules import OCTAVE as GRID
+from matroot.schedules import OCTAVES as RANGE
+from matroot.schedules import STEPS as ROWS
+from matroot.spd import NULL_UNITS
+
+OK = tl.constexpr(Status.OK)
+DIVERGED = tl.constexpr(Status.DIVERGED)
+SINGULAR = tl.constexpr(Status.SINGULAR)
+INDEFINITE = tl.constexpr(Status.INDEFINITE)
+ASYMMETRIC = tl.constexpr(Status.ASYMMETRIC)
+NONFINITE = tl.constexpr(Status.NONFINITE)
+ZERO_UNITS = tl.constexpr(NULL_UNITS)
+HALF_DIGITS = tl.constexpr(2.0**-11.5)  # The root of the rounding unit.
+OCTAVE = tl.constexpr(GRID)
+OCTAVES = tl.constexpr(RANGE)
+STEPS = tl.constexpr(ROWS[5])
+
+
+@triton.jit
+def normalized(a, n, eps, max_skew):
+    """See normalize.normalized: the scaled matrix, the even exponent k, the status."""
+    finite = is_finite(a)
+    a = tl.where(finite, a, 0.0)
+    k = exponent(tl.maximum(max_abs(a), eps))
+    k = tl.where(finite, k + (k & 1), 0)
+    a = times_power_of_two(a, -k)
+    asymmetric = 0.5 * norm(a - tl.trans(a)) > max_skew * norm(a)
+    status = tl.where(asymmetric, ASYMMETRIC, OK)
+    status = tl.where(finite, status, NONFINITE)
+    a = plus_diagonal(hermitian_part(a), times_power_of_two(eps, -k), n)
+    identity = plus_diagonal(tl.zeros_like(a), 1.0, n)
+    return tl.where(status == OK, a, identity), k, status
+
+
+@triton.jit
+def is_indefinite(a, memory, n, below, PRECISION: tl.constexpr):
+    """See normalize.definiteness, of a matrix that has no factor."""
+    high = positive_or_one(upper_bound(a, n))
+    _, definite = inverse(plus_diagonal(a, below * high, n), memory, n, PRECISION)
+    # In half precision n·u may exceed 1, and a shift by it hide a negative matrix.
+    negative = (trace(a) <= 0) & (max_abs(a) > 0)
+    return (definite == 0) | negative
+
+
+@triton.jit
+def row_of(table_ptr, ratio):
+    """The best steps for c/λ_min: see Minimax._schedule."""
+    ratio = tl.minimum(tl.maximum(ratio, 1.0), 2.0**OCTAVES)
+    return table_ptr + tl.ceil(tl.log2(ratio) * OCTAVE).to(tl.int32) * (STEPS * 4)
+
+
+@triton.jit
+def steps_of(row, tol):
+    """How many of them leave no more than ``tol``."""
+    errors = tl.load(row + 4 * tl.arange(0, STEPS) + 3)
+    return 1 + tl.sum((errors > tol).to(tl.int32), axis=0)
+
+
+@triton.jit
+def without_negatives(a, first, second, third, table_ptr, n, PRECISION: tl.constexpr):
+    """(A + |A|)/2, not held: see normalize.without_rounded_negatives.
+
+    |A| = A sign A by minimax steps for eigenvalues above n·e of the largest. The memory is for one
+    matrix each.
+    """
+    N: tl.constexpr = a.shape[0]
+    least = n * EPS
+    c = positive_or_one(upper_bound(a, n))
+    row = row_of(table_ptr, 1.0 / (least * least))
+    x = put(a / c, first)
+    for step in range(steps_of(row, EPS)):
+        h0, h1 = tl.load(row + 4 * step), tl.load(row + 4 * step + 1)
+        h2 = tl.load(row + 4 * step + 2)
+        square = put(product(x, x, N, PRECISION), second)
+        d = h2 * product(square, square, N, PRECISION) + h1 * get(square, N)
+        d = put(plus_diagonal(d, h0, n), third)
+        x = put(hermitian_part(product(x, d, N, PRECISION)), first)
+    held = put(a, third)
+    return hermitian_part(0.5 * (a + product(held, x, N, PRECISION)))
+
+
+@triton.jit
+def prepared(
+    a_ptr,
+    matrix,
+    table_ptr,
+    first,
+    second,
+    third,
+    n,
+    eps,
+    max_skew,
+    below,
+    N: tl.constexpr,
+    REGULAR: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What all methods begin with.
+
+    Returns:
+        A as normalize.normalized makes it, not held; its exponent; its status, with
+        normalize.definiteness; lower and upper bound of λ_min, 0 where A has no factor.
+    """
+    a, k, status = normalized(load(a_ptr, matrix, n, N), n, eps, max_skew)
+    inverted, definite = inverse(a, first, n, PRECISION)
+    if HALF:
+        if definite == 0:
+            # Only what is not indefinite by the rounding of half precision.
+            if is_indefinite(a, first, n, below, PRECISION) == 0:
+                a = without_negatives(a, first, second, third, table_ptr, n, PRECISION)
+            inverted, definite = inverse(a, first, n, PRECISION)
+    most = upper_bound(get(inverted, N), n)
+    least = largest_at_least(get(inverted, N))
+    found = definite & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
+    low = tl.where(found, 1.0 / positive_or_one(most), 0.0)
+    low_at_most = tl.where(found, 1.0 / positive_or_one(least), 0.0)
+    if REGULAR:
+        singular = low_at_most <= largest_at_least(a) * (ZERO_UNITS * EPS)
+        status = tl.maximum(status, tl.where(singular, SINGULAR, OK))
+    if low <= 0:
+        indefinite = is_indefinite(a, first, n, below, PRECISION)
+        status = tl.maximum(status, tl.where(indefinite, INDEFINITE, OK))
+    return a, k, status, low, low_at_most
+
+
+@triton.jit
+def grown(y, z, trace_bound, memory, n, SQRT: tl.constexpr, PRECISION: tl.constexpr):
+    """See methods.coupled.grown."""
+    if SQRT:
+        size = norm(y)
+        shifted = plus_diagonal(hermitian_part(y), size * (2.0 * HALF_DIGITS), n)
+        _, definite = inverse(shifted, memory, n, PRECISION)
+        definite = definite | (size == 0)
+        bounded = size * size <= trace_bound * (1.0 + 20.0 * HALF_DIGITS)
+        return (is_finite(z) & definite & bounded) == 0
+    else:
+        return is_finite(z) == 0
+
+
+@triton.jit
+def write_info(info_ptr, matrix, status, steps, converged):
+    """Status, steps, whether converged."""
+    info = info_ptr + 3 * matrix
+    tl.store(info, status.to(tl.int64))
+    tl.store(info + 1, tl.cast(steps, tl.int64))
+    tl.store(info + 2, converged.to(tl.int64))
+
+
+@triton.jit
+def write_root(pointer, matrix, x, factor, k, n):
+    """X · factor · 2ᵏ, Hermitian."""
+    store(pointer, matrix, hermitian_part(x) * factor * power_of_two(k), n)
+
+
+@triton.jit
+def minimax_kernel(
+    memory_ptr,
+    batch,
+    n,
+    a_ptr,
+    sqrt_ptr,
+    inv_sqrt_ptr,
+    constants_ptr,
+    info_ptr,
+    table_ptr,
+    eps,
+    max_skew,
+    below,
+    tol,
+    max_steps,
+    N: tl.constexpr,
+    SQRT: tl.constexpr,
+    INV: tl.constexpr,
+    REGULAR: tl.constexpr,
+    HALF: tl.constexpr,
+    CONSTANTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Roots of A, (b, n, n), by the coupled minimax iteration.
+
+    Args:
+        memory_ptr: four matrices N×N a program, if N is above IN_REGISTERS.
+        batch: b.
+        n: rows.
+        a_ptr: A.
+        sqrt_ptr: A^{1/2}, written if SQRT.
+        inv_sqrt_ptr: A^{-1/2}, written if INV.
+        constants_ptr: what the gradient wants to know (gradients.Lyapunov.prepare), written if
+            CONSTANTS is 1: bounds of the spectrum of A^{1/2}, (b, 2), or 2: √‖A‖_F, (b,).
+        info_ptr: status, steps, whether converged, (b, 3), int64.
+        table_ptr: schedules(5, …).
+        eps: the ridge.
+        max_skew: share of the norm that a skew part may have.
+        below: eigenvalues below −below of the largest make a matrix indefinite.
+        tol: see Minimax.
+        max_steps: see Minimax.
+        N: the power of 2, at least 16, that n is padded to.
+        SQRT: whether the root is wanted.
+        INV: whether the inverse root is wanted.
+        REGULAR: whether a singular matrix has no result.
+        HALF: whether A was given in half precision.
+        CONSTANTS: 0, 1 or 2.
+        PRECISION: of products, as tl.dot names it.
+    """
+    # Who rests where, one after the other: A, D; A⁻¹, Y; A², P; Z.
+    first = memory_ptr + tl.program_id(0).to(tl.int64) * (4 * N * N)
+    second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
+    for index in range(tl.program_id(0), batch, tl.num_programs(0)):
+        matrix = tl.cast(index, tl.int64)
+        a, k, status, low, low_at_most = prepared(
+            a_ptr,
+            matrix,
+            table_ptr,
+            second,
+            third,
+            fourth,
+            n,
+            eps,
+            max_skew,
+            below,
+            N,
+            REGULAR,
+            HALF,
+            PRECISION,
+        )
+        sum, at_least, high, size = trace(a), largest_at_least(a), upper_bound(a, n), norm(a)
+        a = put(a, first)
+        square = put(product(a, a, N, PRECISION), third)
+
+        # Its steps.
+        high = positive_or_one(tl.minimum(high, tl.sqrt(upper_bound(get(square, N), n))))
+        units = tl.where(low > 0, ZERO_UNITS, tl.maximum(n * 1.0, ZERO_UNITS))
+        row = row_of(table_ptr, high / tl.maximum(low, units * high * EPS))
+        wanted = steps_of(row, tol)
+        # What has no root has a status, and no steps to blow it up.
+        needed = tl.where(status == OK, tl.minimum(wanted, max_steps), 1)
+
+        # h of P = Z Y/c takes the division by c, so that A is not rounded before the first product.
+        r = 1.0 / high
+        h0, h1, h2 = tl.load(row), tl.load(row + 1) * r, tl.load(row + 2) * r * r
+        z = put(plus_diagonal(h1 * get(a, N) + h2 * get(square, N), h0, n), fourth)
+        y = put(product(a, z, N, PRECISION), second)
+        for step in range(1, needed):
+            h0, h1 = tl.load(row + 4 * step), tl.load(row + 4 * step + 1) * r
+            h2 = tl.load(row + 4 * step + 2) * r * r
+            p = put(product(z, y, N, PRECISION), third)
+            d = h2 * product(p, p, N, PRECISION) + h1 * get(p, N)
+            # H − I: what a step adds gets small, and its rounding with it.
+            d = put(plus_diagonal(d, h0 - 1.0, n), first)
+            if INV | (step < needed - 1):
+                z = put(get(z, N) + product(d, z, N, PRECISION), fourth)
+            if SQRT | (step < needed - 1):
+                y = put(get(y, N) + product(y, d, N, PRECISION), second)
+
+        if (low <= 0) & (status == OK):
+            # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
+            left = 1.0 + tl.load(row + 4 * (needed - 1) + 3)
+            bound = sum * r * left * left
+            bad = grown(get(y, N) * r, get(z, N), bound, third, n, SQRT, PRECISION)
+            status = tl.where(bad, DIVERGED, status)
+
+        good = status == OK
+        write_info(info_ptr, matrix, status, needed, good & (needed == wanted))
+        half = k >> 1
+        factor = tl.where(good, tl.sqrt(r), float("nan"))
+        unit = tl.where(good, power_of_two(half), float("nan"))
+        if CONSTANTS == 1:
+            null = low_at_most <= at_least * (2.0 * ZERO_UNITS * EPS)
+            tl.store(constants_ptr + 2 * matrix, tl.where(null, 0.0, tl.sqrt(low)) * unit)
+            tl.store(constants_ptr + 2 * matrix + 1, tl.sqrt(high) * unit)
+        elif CONSTANTS == 2:
+            tl.store(constants_ptr + matrix, tl.sqrt(size) * unit)
+        if SQRT:
+            write_root(sqrt_ptr, matrix, get(y, N), factor, half, n)
+        if INV:
+            write_root(inv_sqrt_ptr, matrix, get(z, N), factor, -half, n)
+
+
+@triton.jit
+def coefficients_at(c_ptr, k, one, square, cube, n, N: tl.constexpr, TOP: tl.constexpr):
+    """c_k I + c_{k+1} Z + c_{k+2} Z², and at the top c_{k+3} Z³, not held."""
+    result = tl.load(c_ptr + k + 1) * get(one, N) + tl.load(c_ptr + k + 2) * get(square, N)
+    if TOP:
+        result += tl.load(c_ptr + k + 3) * get(cube, N)
+    return plus_diagonal(result, tl.load(c_ptr + k), n)
+
+
+@triton.jit
+def polynomial(
+    c_ptr, blocks, one, square, cube, memory, n, N: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Σ c_k Z^k, not held, by Paterson and Stockmeyer's scheme: Horner in Z³.
+
+    Args:
+        c_ptr: c_0 …, with zeros up to 3·blocks.
+        blocks: of three coefficients; the top one takes a fourth.
+        one: Z, held.
+        square: Z², held.
+        cube: Z³, held.
+        memory: for one matrix.
+        n: rows.
+    """
+    result = coefficients_at(c_ptr, 3 * (blocks - 1), one, square, cube, n, N, True)
+    for i in range(1, blocks):
+        result = product(put(result, memory), cube, N, PRECISION)
+        result += coefficients_at(c_ptr, 3 * (blocks - 1 - i), one, square, cube, n, N, False)
+    return result
+
+
+@triton.jit
+def solved(a, b, first, second, third, n, N: tl.constexpr, PRECISION: tl.constexpr):
+    """A⁻¹B, not held, of held A and B: by the inverse, and a step of refinement."""
+    inverted, _ = inverse(get(a, N), first, n, PRECISION)
+    x = put(product(inverted, b, N, PRECISION), second)
+    rest = put(get(b, N) - product(a, x, N, PRECISION), third)
+    return get(x, N) + product(inverted, rest, N, PRECISION)
+
+
+@triton.jit
+def published_kernel(
+    memory_ptr,
+    batch,
+    n,
+    a_ptr,
+    sqrt_ptr,
+    inv_sqrt_ptr,
+    constants_ptr,
+    info_ptr,
+    table_ptr,
+    coefficients_ptr,
+    eps,
+    max_skew,
+    below,
+    blocks,
+    degree,
+    N: tl.constexpr,
+    SQRT: tl.constexpr,
+    INV: tl.constexpr,
+    REGULAR: tl.constexpr,
+    HALF: tl.constexpr,
+    CONSTANTS: tl.constexpr,
+    PADE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Roots of A, (b, n, n), by the published polynomials P and Q in Z = I − A/‖A‖_F.
+
+    Taylor: A^{1/2} ≈ √‖A‖_F P, A^{-1/2} ≈ Q/√‖A‖_F; Padé: √‖A‖_F Q⁻¹P and P⁻¹Q/√‖A‖_F.
+
+    Args:
+        memory_ptr: five matrices N×N a program, if N is above IN_REGISTERS.
+        coefficients_ptr: those of P, then of Q, each with zeros up to 3·blocks.
+        blocks: ⌈degree/3⌉.
+        degree: of P and Q.
+        CONSTANTS: 0 or 2.
+        PADE: whether it is Padé's.
+
+    The other arguments are those of minimax_kernel.
+    """
+    # Who rests where, one after the other: Z, inverses; Z², quotients; Z³, what they miss; P; Q.
+    first = memory_ptr + tl.program_id(0).to(tl.int64) * (5 * N * N)
+    second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
+    fifth = first + 4 * N * N
+    for index in range(tl.program_id(0), batch, tl.num_programs(0)):
+        matrix = tl.cast(index, tl.int64)
+        a, k, status, _, _ = prepared(
+            a_ptr,
+            matrix,
+            table_ptr,
+            second,
+            third,
+            fourth,
+            n,
+            eps,
+            max_skew,
+            below,
+            N,
+            REGULAR,
+            HALF,
+            PRECISION,
+        )
+        size = norm(a)
+        one = put(plus_diagonal(-a / positive_or_one(size), 1.0, n), first)
+        square = put(product(one, one, N, PRECISION), second)
+        cube = put(product(one, square, N, PRECISION), third)
+        if SQRT | PADE:
+            p = polynomial(coefficients_ptr, blocks, one, square, cube, fourth, n, N, PRECISION)
+            p = put(p, fourth)
+        if INV | PADE:
+            of_q = coefficients_ptr + 3 * blocks + 1
+            q = put(polynomial(of_q, blocks, one, square, cube, fifth, n, N, PRECISION), fifth)
+        good = status == OK
+        write_info(info_ptr, matrix, status, degree, 2 * good.to(tl.int32))
+        half, scale = k >> 1, tl.sqrt(size)
+        if CONSTANTS == 2:
+            unit = tl.where(good, power_of_two(half), float("nan"))
+            tl.store(constants_ptr + matrix, scale * unit)
+        scale = tl.where(good, scale, float("nan"))
+        if SQRT:
+            if PADE:
+                s = solved(q, p, first, second, third, n, N, PRECISION)
+            else:
+                s = get(p, N)
+            write_root(sqrt_ptr, matrix, s, scale, half, n)
+        if INV:
+            if PADE:
+                z = solved(p, q, first, second, third, n, N, PRECISION)
+            else:
+                z = get(q, N)
+            write_root(inv_sqrt_ptr, matrix, z, 1.0 / scale, -half, n)
