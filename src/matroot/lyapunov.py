@@ -346,7 +346,9 @@ class _Lyapunov(torch.autograd.Function):
     """X of S X + X S = R as a function of S and R; flattening and vmap in one place."""
 
     @staticmethod
-    def forward(solver: Solver, ops: Backend, s: Tensor, r: Tensor, *constants: Tensor) -> Tensor:
+    def forward(
+        solver: Solver, ops: Backend, s: Tensor, r: Tensor, constants: tuple[Tensor, ...]
+    ) -> Tensor:
         n = s.shape[-1]
         batch = math.prod(s.shape[:-2])
         flat = tuple(c.reshape((batch, *c.shape[s.ndim - 2 :])) for c in constants)
@@ -357,7 +359,7 @@ class _Lyapunov(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        solver, ops, s, _, *constants = inputs
+        solver, ops, s, _, constants = inputs
         ctx.solver, ctx.ops = solver, ops
         ctx.save_for_backward(output, s, *constants)
 
@@ -369,13 +371,20 @@ class _Lyapunov(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             with autodiff.no_autocast(s):
                 s_grad = -(w @ x.mH + x.mH @ w)
-        return None, None, s_grad, w, *(None for _ in constants)
+        return None, None, s_grad, w, None
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], solver: Solver, ops: Backend, *tensors: Tensor
+        info: Any,
+        in_dims: tuple[Any, ...],
+        solver: Solver,
+        ops: Backend,
+        s: Tensor,
+        r: Tensor,
+        constants: tuple[Tensor, ...],
     ) -> tuple[Tensor, int]:
-        batched = autodiff.batch_first(info.batch_size, in_dims[2:], tensors)
+        dims = (*in_dims[2:4], *in_dims[4])
+        batched = autodiff.batch_first(info.batch_size, dims, (s, r, *constants))
         return lyapunov(solver, ops, *batched), 0
 
 
@@ -385,7 +394,7 @@ class _ForwardLyapunov(_Lyapunov):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _Lyapunov.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(output, inputs[2], *inputs[4:])
+        ctx.save_for_forward(output, inputs[2], *inputs[4])
 
     @staticmethod
     def jvp(
@@ -412,5 +421,5 @@ def lyapunov(solver: Solver, ops: Backend, s: Tensor, r: Tensor, *constants: Ten
     """
     function = autodiff.traceable(_Lyapunov, _ForwardLyapunov)
     with autodiff.no_autocast(s):
-        x: Tensor = function.apply(solver, ops, s, r, *constants)
+        x: Tensor = function.apply(solver, ops, s, r, constants)
     return x
