@@ -340,7 +340,10 @@ def train(
     model = learner(module, config, classes, options, seed)
     data = Data(training, test, config, seed)
     last = output / "last.ckpt"
-    checkpoint = ModelCheckpoint(output, save_last=True, save_top_k=0)
+    # After each epoch, over the one before. (Lightning's ``save_last`` alone saves at the end only.)
+    checkpoint = ModelCheckpoint(
+        output, last.stem, save_on_train_epoch_end=True, enable_version_counter=False
+    )
     times = StepTimes()
     watching: list[Callback] = [checkpoint, times, *callbacks]
     if isinstance(config, Config) and config.average:
@@ -365,8 +368,10 @@ def train(
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
-            # Lightning's use of what PyTorch deprecates, and its advice on reading data.
+            # Lightning's use of what PyTorch deprecates, and its advice on reading data and on
+            # folders that are not empty: ours holds what the run is.
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* not empty")
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             loop.fit(
                 model,
