@@ -396,14 +396,23 @@ class Learner(lightning.LightningModule):
         self.shown, self.ratios = [], []
 
     def configure_optimizers(self) -> Any:
-        """Adam for the generators and for the judges, as published."""
+        """Adam as published, for the generators and for the judges; a warm-up, then a cosine."""
         optimizers = [
             torch.optim.Adam(networks.parameters(), self.config.learning_rate, (0.5, 0.999))
             for networks in (self.generators, self.judges)
         ]
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR
-        return optimizers, [schedule(optimizer, steps) for optimizer in optimizers]
+        schedules = [
+            torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                self.config.learning_rate,
+                steps,
+                pct_start=0.15,
+                cycle_momentum=False,
+            )
+            for optimizer in optimizers
+        ]
+        return optimizers, schedules
 
 
 def load(run: Path) -> Learner:
