@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +54,7 @@ def train(
     goes on where an interrupted run has stopped.
     """
     need_recipes()
+    _no_small_talk()
     from matroot.recipes.training import load_config
     from matroot.recipes.training import train as run
 
@@ -105,6 +107,7 @@ def compare(
     compare.png. The same command again goes on where an interrupted one has stopped.
     """
     need_recipes()
+    _no_small_talk()
     from matroot.recipes.compare import compare as run
     from matroot.recipes.compare import table
     from matroot.recipes.training import load_config
@@ -138,6 +141,11 @@ def compare(
     )
     print(table(rows))
     print(f"written to {output}: compare.md, compare.json, compare.png")
+
+
+def _no_small_talk() -> None:
+    """Of Lightning only warnings: it tells of accelerators and other products at every fit."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 def need_recipes() -> None:

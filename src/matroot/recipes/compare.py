@@ -259,6 +259,7 @@ def _number(value: float | None, digits: int) -> str:
 def _plot(rows: list[Row], file: Path) -> None:
     """Time of the roots against what was reached."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -273,5 +274,9 @@ def _plot(rows: list[Row], file: Path) -> None:
         axes.annotate(row["method"], (row["root_ms"], row[key]), (5, 5), textcoords="offset points")
     axes.set(xscale="log", xlabel="roots, forward and backward, ms a step", ylabel=title)
     axes.set_title(rows[0]["application"])
+    # Plain numbers, and room for the last name.
+    axes.xaxis.set_major_formatter(LogFormatter())
+    axes.xaxis.set_minor_formatter(LogFormatter())
+    axes.margins(x=0.12)
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=150)

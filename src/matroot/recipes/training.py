@@ -365,6 +365,8 @@ def train(
         default_root_dir=output,
         **trainer,
     )
+    if last.exists():
+        print(f"going on from {last}")
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
