@@ -277,6 +277,6 @@ def _plot(rows: list[Row], file: Path) -> None:
     # Plain numbers, and room for the last name.
     axes.xaxis.set_major_formatter(LogFormatter())
     axes.xaxis.set_minor_formatter(LogFormatter())
-    axes.margins(x=0.12)
+    axes.margins(x=0.18)
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=150)

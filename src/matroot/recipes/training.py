@@ -340,7 +340,7 @@ def train(
     model = learner(module, config, classes, options, seed)
     data = Data(training, test, config, seed)
     last = output / "last.ckpt"
-    # After each epoch, over the one before. (Lightning's ``save_last`` alone saves at the end only.)
+    # After each epoch, over the one before. (``save_last`` alone saves at the end only.)
     checkpoint = ModelCheckpoint(
         output, last.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
