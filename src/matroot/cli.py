@@ -55,7 +55,7 @@ def main() -> None:
     """Run the command line; errors of the user's making are one line, without a traceback."""
     try:
         app()
-    except (ValueError, OSError, torch.linalg.LinAlgError) as error:
+    except (ValueError, OSError, FloatingPointError, torch.linalg.LinAlgError) as error:
         raise SystemExit(f"matroot: {error}") from None
 
 

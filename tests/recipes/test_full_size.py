@@ -44,7 +44,8 @@ def step(module, loss):
     optimizer.step()
     changed = [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
     assert any(changed)
-    assert all(p.isfinite().all() for p in module.parameters())
+    if not all(p.isfinite().all() for p in module.parameters()):
+        raise torch.linalg.LinAlgError("after the step parameters are not finite")
 
 
 def singular(method, run):

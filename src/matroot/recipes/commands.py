@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,21 +63,22 @@ def train(
     settings = load_config(application, config, _changes(change, eps))
     if output is None:
         output = Path("runs") / application / f"{Path(config).stem}-{method}-{seed}"
-    result = run(
-        application,
-        settings,
-        output,
-        method=method,
-        gradient=gradient,
-        seed=seed,
-        root=data_root,
-        progress=progress,
-        tensorboard=tensorboard,
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,
-    )
-    print("result", json.dumps(result))
+    with _interruptible():
+        result = run(
+            application,
+            settings,
+            output,
+            method=method,
+            gradient=gradient,
+            seed=seed,
+            root=data_root,
+            progress=progress,
+            tensorboard=tensorboard,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+        )
+    _say("result " + json.dumps(result))
 
 
 def compare(
@@ -123,24 +126,46 @@ def compare(
         nonlocal started
         started += 1
         if progress:
-            print(f"run {started} of {count}: {method}, seed {seed}", flush=True)
+            _say(f"run {started} of {count}: {method}, seed {seed}")
 
-    rows = run(
-        application,
-        settings,
-        names,
-        seeds,
-        output,
-        gradient=gradient,
-        root=data_root,
-        on_run=tell,
-        progress=progress,
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,
-    )
-    print(table(rows))
-    print(f"written to {output}: compare.md, compare.json, compare.png")
+    with _interruptible():
+        rows = run(
+            application,
+            settings,
+            names,
+            seeds,
+            output,
+            gradient=gradient,
+            root=data_root,
+            on_run=tell,
+            progress=progress,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+        )
+    if rows:
+        print(table(rows))
+        print(f"written to {output}: compare.md, compare.json, compare.png")
+        if not any(row["runs"] for row in rows):
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """One line after Ctrl-C or SIGTERM, which Lightning makes an exit without a word."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise SystemExit(
+            "matroot: interrupted; the same command goes on after the last whole epoch"
+        ) from None
+
+
+def _say(line: str) -> None:
+    """Print, of several processes in the first alone."""
+    from lightning_utilities.core.rank_zero import rank_zero_only
+
+    rank_zero_only(print)(line)
 
 
 def _no_small_talk() -> None:
@@ -169,6 +194,6 @@ def _changes(pairs: list[str] | None, eps: float | None) -> dict[str, Any]:
             raise ValueError(f"--set: expected FIELD=VALUE, got {pair!r}")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ValueError(f"--set {name}: {value!r} is no YAML value") from None
     return found if eps is None else found | {"eps": eps}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
@@ -26,7 +27,14 @@ from matroot.nn import (
 )
 from matroot.nn.functional import inverse_root, power_normalization
 from matroot.recipes.methods import layer_options
-from matroot.recipes.training import Common, Data, application, learner, train
+from matroot.recipes.training import (
+    Common,
+    Data,
+    application,
+    learner,
+    read_checkpoint,
+    train,
+)
 from matroot.statistics import moments
 
 Row = dict[str, Any]
@@ -144,13 +152,15 @@ def compare(
         A row a method: ``root_ms`` and ``step_ms``, the latter the median over its runs; mean and
         standard deviation over the seeds of ``error`` (%), ``test_loss`` or ``improvement``; and
         ``failed``, what a run ended with that did not reach the end. Written to ``compare.json``,
-        ``compare.md`` and ``compare.png``.
+        ``compare.md`` and ``compare.png``. Of several processes only the first has rows.
 
     Raises:
         ValueError: an unknown method, or what ``training.train`` raises.
     """
     if not methods:
         raise ValueError("no methods to compare; give names as in 'auto,mpa,ns'")
+    if len(set(methods)) < len(methods):
+        raise ValueError(f"a method is named twice: {', '.join(methods)}")
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     for method in methods:
@@ -164,8 +174,23 @@ def compare(
             told: Row = {"method": method, "gradient": gradient, "seed": seed, "root": root}
             try:
                 results[method].append(train(name, config, folder, **told, **options))
-            except torch.linalg.LinAlgError as error:
+            except (torch.linalg.LinAlgError, FloatingPointError) as error:
                 failed[method] = str(error).splitlines()[0]
+    return _rows(name, config, results, failed, output, gradient, root) or []
+
+
+@rank_zero_only
+def _rows(
+    name: str,
+    config: Common,
+    results: dict[str, list[Row]],
+    failed: dict[str, str],
+    output: Path,
+    gradient: str | None,
+    root: Path | None,
+) -> list[Row]:
+    """What ``compare`` returns, written, too. One process does this, whose times count."""
+    methods = list(results)
     times = _times(name, config, methods, results, output, gradient, root)
     rows = []
     for method, ms in zip(methods, times, strict=True):
@@ -204,14 +229,15 @@ def _times(
     training, test, classes = module.datasets(config, root)
     network = learner(module, config, classes, layer_options(trained, gradient, config.eps), 0)
     file = output / f"{trained}-{results[trained][0]['seed']}" / "last.ckpt"
-    state = torch.load(file, weights_only=True, map_location="cpu")["state_dict"]
-    network.load_state_dict(state)
+    network.load_state_dict(read_checkpoint(file)["state_dict"])
     batch = next(iter(Data(training, test, config, 0).train_dataloader()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = [x.to(device) for x in batch]
     network.to(device)
     inputs = batch if isinstance(batch[1], Tensor) and batch[1].is_floating_point() else batch[:1]
-    return root_times(roots(network, lambda: network(*inputs)), methods, gradient)
+    # Where a step does more than look at a batch once, the network says so.
+    step = getattr(network, "whole_step", network)
+    return root_times(roots(network, lambda: step(*inputs)), methods, gradient)
 
 
 def _measures(results: list[Row]) -> dict[str, list[float]]:
@@ -231,7 +257,7 @@ def _measures(results: list[Row]) -> dict[str, list[float]]:
 COLUMNS = (
     ("error", "error, %", 2),
     ("test_loss", "loss", 3),
-    ("improvement", "nearer to the style, times", 1),
+    ("improvement", "squared distance to the style, falls by", 1),
 )
 
 

@@ -13,8 +13,6 @@ picture goes through a learned filter bank of patches, is whitened and colored t
 from __future__ import annotations
 
 import itertools
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,11 +34,15 @@ from matroot.recipes.data import Split, need_root
 from matroot.recipes.images import contact_sheet, load_image
 from matroot.recipes.methods import layer_options
 from matroot.recipes.stylize import patch_covariance
-from matroot.recipes.training import Common
+from matroot.recipes.training import Common, read_checkpoint, read_json, settings
 from matroot.statistics import moments
 
 VGG = "vgg16-397923af.pth"
 """The file of torchvision's weights that LPIPS needs."""
+
+
+DISTRIBUTED_STRATEGY = "ddp_find_unused_parameters_true"
+"""Lightning's, of several processes: a step of the judges leaves the generators out."""
 
 
 class Settings(Common):
@@ -53,14 +55,14 @@ class Settings(Common):
     """
 
     data: Literal["photos", "folder"]
-    pairs: int
+    pairs: int = Field(ge=1)
     size: int = Field(216, multiple_of=4)
     test_size: int = Field(256, multiple_of=4)
-    width: int = 64
-    blocks: int = 4
-    transforms: int = 5
-    sweeps: int = 0
-    filters: int = 48
+    width: int = Field(64, ge=1)
+    blocks: int = Field(4, ge=0)
+    transforms: int = Field(5, ge=0)
+    sweeps: int = Field(0, ge=0)
+    filters: int = Field(48, ge=1)
     cycle: bool = True
     reconstruction: float = 10.0
     content: float = 1.0
@@ -310,6 +312,11 @@ class Learner(lightning.LightningModule):
         """The photograph in this style: pictures (N, 3, H, W) in [−1, 1], sides multiples of 4."""
         return self._make(self._ways(photograph, style)[0]).clamp(-1, 1)
 
+    def whole_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """The generators' loss: all that they do in a training step."""
+        ways = self._ways(x, y)
+        return torch.stack([self._loss(way, self._make(way)) for way in ways]).sum()
+
     def _ways(self, x: Tensor, y: Tensor) -> list[Way]:
         makers: Any = self.generators
         judges: Any = self.judges
@@ -378,17 +385,20 @@ class Learner(lightning.LightningModule):
         for content, style, made in zip(*pictures, strict=True):
             a, b, c = (patch_covariance(t, patch=5, eps=0.0) for t in (content, style, made))
             before, after = (float(bures_wasserstein_distance(t, b)) for t in (a, c))
-            self.ratios.append(before / after)
+            # Pictures that are flat or the same are at rounding's distance, not at none.
+            least = 1e-6 * float((a + b).trace()) + 1e-12
+            self.ratios.append(max(before, least) / max(after, least))
             self.shown.append((content, style, made))
 
     def on_validation_epoch_end(self) -> None:
         """The geometric mean of all pairs, and a sheet of the first sixteen."""
-        logs = [math.log(ratio) for ratio in self.ratios]
-        self.log("improvement", math.exp(sum(logs) / len(logs)), prog_bar=True)
-        self.log("least_improvement", min(self.ratios))
+        # Of all processes.
+        ratios: Any = self.all_gather(torch.tensor(self.ratios, device=self.device))
+        self.log("improvement", ratios.log().mean().exp(), prog_bar=True, sync_dist=True)
+        self.log("least_improvement", ratios.min(), sync_dist=True)
         if self.trainer.is_global_zero:
             rows = [
-                [(content, "content"), (style, "style"), (made, f"{ratio:.1f} times nearer")]
+                [(content, "content"), (style, "style"), (made, f"squared distance / {ratio:.1f}")]
                 for (content, style, made), ratio in zip(self.shown, self.ratios, strict=True)
             ][:16]
             sheet = contact_sheet(rows, side=192)
@@ -426,14 +436,16 @@ def load(run: Path) -> Learner:
         raise ValueError(
             f"{run}: expected run.json and last.ckpt of a run of 'matroot train style'"
         )
-    values = json.loads(told.read_text(encoding="utf-8"))
+    values = read_json(told)
     if values.get("application") != "style":
         raise ValueError(f"{run}: expected a run of style, got one of {values.get('application')}")
-    gradient = None if values["gradient"] == "auto" else values["gradient"]
-    config = Settings(**values["config"])
-    network = Learner(config, layer_options(values["method"], gradient, config.eps))
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
-    network.load_state_dict(state)
+    try:
+        gradient = None if values["gradient"] == "auto" else values["gradient"]
+        config: Any = settings("style", values["config"], str(told))
+        network = Learner(config, layer_options(values["method"], gradient, config.eps))
+        network.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+    except (KeyError, TypeError, RuntimeError):
+        raise ValueError(f"{run}: run.json and last.ckpt do not go together") from None
     return network.eval()
 
 
@@ -441,6 +453,11 @@ def load(run: Path) -> Learner:
 def transfer(network: Learner, photograph: Tensor, style: Tensor) -> Tensor:
     """A photograph in a style by a trained network, uint8 (3, H, W) all three."""
     height, width = photograph.shape[1:]
+    if min(height, width, *style.shape[1:]) < 16:
+        raise ValueError(
+            "expected pictures of at least 16×16 pixels, got "
+            f"{height}×{width} and {style.shape[1]}×{style.shape[2]}"
+        )
     x, y = (
         F.pad(from_bytes(t)[None], (0, -t.shape[2] % 4, 0, -t.shape[1] % 4), mode="reflect")
         for t in (photograph, style)

@@ -6,8 +6,11 @@ drawn and changed at random by seed, epoch and index alone, however many process
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import math
+import pickle
 import random
 import statistics
 import time
@@ -22,6 +25,7 @@ import lightning
 import torch
 import torchmetrics
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
     EMAWeightAveraging,
@@ -29,7 +33,8 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -47,11 +52,11 @@ class Common(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str
-    eps: float
-    batch_size: int
-    epochs: int
-    learning_rate: float
-    workers: int = 0
+    eps: float = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    workers: int = Field(0, ge=0)
 
 
 class Config(Common):
@@ -62,14 +67,14 @@ class Config(Common):
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "steps"] = "cosine"
-    milestones: tuple[int, ...] = ()
-    warmup_epochs: int = 0
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    milestones: tuple[PositiveInt, ...] = ()
+    warmup_epochs: int = Field(0, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
     average: float = Field(0.0, ge=0, lt=1)
 
 
@@ -98,12 +103,12 @@ def load_config(name: str, config: str, changes: dict[str, Any] | None = None) -
     Raises:
         ValueError: no such configuration, or one that does not fit the application.
     """
-    module = application(name)
+    application(name)
     if config in configurations(name):
         file = resources.files("matroot.recipes") / "configs" / name / f"{config}.yaml"
         text = file.read_text(encoding="utf-8")
     elif Path(config).is_file():
-        text = Path(config).read_text(encoding="utf-8")
+        text = _text(Path(config))
     else:
         raise ValueError(
             f"no configuration {config!r} of {name}, nor a file; known: "
@@ -111,18 +116,28 @@ def load_config(name: str, config: str, changes: dict[str, Any] | None = None) -
         )
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{config}: no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{config}: expected fields and values, got {type(values).__name__}")
+    return settings(name, values | (changes or {}), f"configuration {config!r} of {name}")
+
+
+def settings(name: str, values: dict[str, Any], source: str) -> Common:
+    """Values as what an application is told.
+
+    Raises:
+        ValueError: they do not fit; begins with ``source``.
+    """
     try:
-        settings: Common = module.Settings(**(values | (changes or {})))
+        found: Common = application(name).Settings(**values)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()
+            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {' '.join(e['msg'].split())}"
+            for e in error.errors()
         )
-        raise ValueError(f"configuration {config!r} of {name}: {wrong}") from None
-    return settings
+        raise ValueError(f"{source}: {wrong}") from None
+    return found
 
 
 class _Keyed(Dataset[Any]):
@@ -209,7 +224,8 @@ class Classifier(lightning.LightningModule):
 
     def on_train_batch_start(self, _batch: Any, _index: int) -> None:
         """What is dropped or mixed at random depends on seed and step, not on what ran before."""
-        torch.manual_seed(hash((self.seed, self.global_step)) % 2**63)
+        seed = self.seed + (self.global_rank << 32)
+        torch.manual_seed(hash((seed, self.global_step)) % 2**63)
 
     def training_step(self, batch: Any, _index: int) -> Tensor:
         """One loss."""
@@ -223,7 +239,7 @@ class Classifier(lightning.LightningModule):
         x, y = batch
         logits = self(x)
         self.accuracy(logits, y)
-        self.log("test_loss", F.cross_entropy(logits, y))
+        self.log("test_loss", F.cross_entropy(logits, y), sync_dist=True)
         self.log("accuracy", self.accuracy, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
@@ -260,19 +276,38 @@ class Classifier(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": main, "interval": "step"}}
 
 
-class StepTimes(Callback):
-    """Milliseconds of each training step."""
+class Record(Callback):
+    """Milliseconds of each step, seconds of all, the last metrics: kept in the checkpoint."""
 
     def __init__(self) -> None:
         self.ms: list[float] = []
+        self.metrics: dict[str, float] = {}
+        self.seconds = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        """Start the clock, or go on."""
+        self.start = time.perf_counter() - self.seconds
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Start the clock."""
-        self.start = time.perf_counter()
+        """Start the clock of a step."""
+        self.step_start = time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Stop it."""
-        self.ms.append(1e3 * (time.perf_counter() - self.start))
+        self.ms.append(1e3 * (time.perf_counter() - self.step_start))
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """What has been measured."""
+        self.seconds = time.perf_counter() - self.start
+        self.metrics = {k: round(float(v), 5) for k, v in trainer.callback_metrics.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return {"ms": self.ms, "metrics": self.metrics, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As it was."""
+        vars(self).update(state)
 
 
 def learner(
@@ -321,6 +356,8 @@ def train(
 
     Raises:
         ValueError: what was asked for does not fit, or the folder holds another run.
+        FloatingPointError: a metric is no longer finite.
+        torch.linalg.LinAlgError: the method ended the training.
     """
     module = application(name)
     options = layer_options(method, gradient, config.eps)
@@ -329,23 +366,35 @@ def train(
         "method": method,
         "gradient": gradient or "auto",
         "seed": seed,
+        "precision": str(trainer.get("precision", "32-true")),
         "config": config.model_dump(mode="json"),
     }
-    _same_run(output, told)
-    finished = output / "result.json"
+    last, finished = output / "last.ckpt", output / "result.json"
+    if last.exists() or finished.exists():
+        _same_run(output, told)
     if finished.exists():
-        known: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
-        return known
+        _say(f"{output}: finished before")
+        return read_json(finished)
+    if last.exists():
+        read_checkpoint(last)
+        _say(f"going on from {last}")
     training, test, classes = module.datasets(config, root)
-    model = learner(module, config, classes, options, seed)
+    try:
+        model = learner(module, config, classes, options, seed)
+    except (RuntimeError, TypeError, IndexError, AssertionError, ArithmeticError) as error:
+        # What timm and PyTorch say of sizes that do not go together.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"no network of {name} can be built like this: {reason}") from None
     data = Data(training, test, config, seed)
-    last = output / "last.ckpt"
+    if not len(data.train_dataloader()):
+        count = len(data.parts["train"])  # type: ignore[arg-type]
+        raise ValueError(f"{count} items for training make no batch of {config.batch_size}")
     # After each epoch, over the one before. (``save_last`` alone saves at the end only.)
     checkpoint = ModelCheckpoint(
         output, last.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    times = StepTimes()
-    watching: list[Callback] = [checkpoint, times, *callbacks]
+    record = Record()
+    watching: list[Callback] = [checkpoint, record, *callbacks]
     if isinstance(config, Config) and config.average:
         watching.append(EMAWeightAveraging(decay=config.average))
     if progress:
@@ -354,7 +403,8 @@ def train(
     loggers: list[Logger] = [CSVLogger(output, name="logs")]
     if tensorboard:
         loggers.append(TensorBoardLogger(output, name="tensorboard"))
-    loop = lightning.Trainer(
+    build = functools.partial(
+        lightning.Trainer,
         max_epochs=config.epochs,
         callbacks=watching,
         logger=loggers,
@@ -363,11 +413,16 @@ def train(
         num_sanity_val_steps=0,
         log_every_n_steps=max(1, min(50, len(data.train_dataloader()))),
         default_root_dir=output,
-        **trainer,
     )
-    if last.exists():
-        print(f"going on from {last}")
-    start = time.perf_counter()
+    try:
+        loop = build(**trainer)
+        if loop.world_size > 1 and hasattr(module, "DISTRIBUTED_STRATEGY"):
+            loop = build(strategy=module.DISTRIBUTED_STRATEGY, **trainer)
+    except (MisconfigurationException, TypeError, RuntimeError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    if loop.is_global_zero:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "run.json").write_text(json.dumps(told), encoding="utf-8")
     try:
         with warnings.catch_warnings():
             # Lightning's use of what PyTorch deprecates, and its advice on reading data and on
@@ -385,25 +440,73 @@ def train(
         # What a process that reads data has raised comes with its traceback.
         lines = [line for line in str(error).splitlines() if _UNREADABLE in line]
         raise ValueError(lines[-1].removeprefix("ValueError: ") if lines else error) from None
-    seconds = time.perf_counter() - start
-    metrics = {k: round(float(v), 5) for k, v in loop.callback_metrics.items()}
-    result = {**told, "epochs": loop.current_epoch, "seconds": round(seconds, 1), **metrics}
-    if times.ms:
-        result["step_ms"] = round(statistics.median(times.ms), 2)
-    if loop.current_epoch >= config.epochs:
+    except torch.linalg.LinAlgError as error:
+        raise torch.linalg.LinAlgError(
+            f"method {method!r} ended the training, as a gradient that is infinite where "
+            f"eigenvalues repeat does, or too high a learning rate: {error}"
+        ) from None
+    wrong = {k: v for k, v in record.metrics.items() if not math.isfinite(v)}
+    if wrong:
+        raise FloatingPointError(
+            f"{output}: after {loop.current_epoch} epochs by method {method!r} "
+            + ", ".join(f"{k} is {v}" for k, v in wrong.items())
+        )
+    result = {**told, "epochs": loop.current_epoch, "seconds": round(record.seconds, 1)}
+    result |= record.metrics
+    if record.ms:
+        result["step_ms"] = round(statistics.median(record.ms), 2)
+    if loop.current_epoch >= config.epochs and loop.is_global_zero:
         finished.write_text(json.dumps(result), encoding="utf-8")
     return result
 
 
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line)
+
+
 def _same_run(output: Path, told: dict[str, Any]) -> None:
-    """Write down what a folder is for, or raise ValueError if it is for something else."""
-    file = output / "run.json"
-    if file.exists():
-        known = json.loads(file.read_text(encoding="utf-8"))
-        different = sorted(k for k in told if known.get(k) != told[k])
-        if different:
-            raise ValueError(
-                f"{output} holds a run with another {', '.join(different)}; choose another folder"
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(told), encoding="utf-8")
+    """Raise ValueError if a folder is for something else."""
+    known = read_json(output / "run.json")
+    different = sorted(k for k in told if known.get(k) != told[k])
+    if different:
+        raise ValueError(
+            f"{output} holds a run with another {', '.join(different)}; choose another folder"
+        )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: expected text in UTF-8") from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a run has written down.
+
+    Raises:
+        ValueError: the file is not there, or holds something else.
+    """
+    try:
+        found = json.loads(_text(file))
+    except (FileNotFoundError, json.JSONDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: expected what 'matroot train' has written there")
+    return found
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint of ``train``, on the CPU; nothing in it is run.
+
+    Raises:
+        ValueError: it is none, or broken.
+    """
+    try:
+        found: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        if found.keys() >= {"state_dict", "epoch", "loops", "pytorch-lightning_version"}:
+            return found
+    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError):
+        pass
+    raise ValueError(f"{file}: expected a checkpoint of 'matroot train'; delete it to start anew")
