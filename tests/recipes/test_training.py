@@ -3,6 +3,11 @@
 import functools
 import json
 import math
+import pickle
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -165,6 +170,96 @@ def test_a_folder_holds_one_run(tmp_path):
     quick("gcp", tmp_path, changes={"epochs": 1})
     with pytest.raises(ValueError, match="holds a run with another method"):
         quick("gcp", tmp_path, method="mpa", changes={"epochs": 1})
+
+
+def test_a_mistake_takes_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="make no batch"):
+        quick("gcp", tmp_path, changes={"batch_size": 100000})
+    assert quick("gcp", tmp_path, changes={"epochs": 1})["epochs"] == 1
+
+
+def test_another_precision_is_another_run(tmp_path):
+    quick("gcp", tmp_path, changes={"epochs": 1})
+    with pytest.raises(ValueError, match="holds a run with another precision"):
+        quick("gcp", tmp_path, changes={"epochs": 1}, precision="bf16-mixed")
+
+
+def test_a_run_cut_before_its_result_has_it_later(tmp_path):
+    whole = quick("gcp", tmp_path)
+    (tmp_path / "run/result.json").unlink()
+    assert quick("gcp", tmp_path) == whole
+
+
+def test_numbers_that_are_not_finite_are_no_result(tmp_path):
+    changes = {"head": "class-token", "learning_rate": 1e9, "epochs": 1}
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="loss is nan"):
+            quick("sovit", tmp_path, changes=changes)
+        assert not (tmp_path / "run/result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", pickle.dumps(print, 2), None], ids=["empty", "cut", "pickle", "other"]
+)
+def test_a_broken_checkpoint_is_named(content, tmp_path):
+    quick("gcp", tmp_path, changes={"epochs": 1})
+    (tmp_path / "run/result.json").unlink()
+    file = tmp_path / "run/last.ckpt"
+    if content is None:
+        torch.save({"state_dict": {}}, file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"last\.ckpt: expected a checkpoint"):
+        quick("gcp", tmp_path, changes={"epochs": 1})
+
+
+def test_a_broken_run_is_named(tmp_path):
+    quick("gcp", tmp_path, changes={"epochs": 1})
+    (tmp_path / "run/run.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"run\.json: expected what 'matroot train' has written"):
+        quick("gcp", tmp_path, changes={"epochs": 1})
+
+
+def test_flat_pictures_have_an_improvement(tmp_path, monkeypatch):
+    flat = [torch.full((3, 64, 64), 90, dtype=torch.uint8)] * 2
+    monkeypatch.setattr(embedded, "photos", lambda part: (flat, flat))
+    assert quick("style", tmp_path, changes={"epochs": 1})["improvement"] > 0
+
+
+def program(folder):
+    script = folder / "program.py"
+    script.write_text("from matroot.cli import main\nmain()\n")
+    return [sys.executable, str(script)]
+
+
+@pytest.mark.parametrize("name", ["gcp", "style"])
+def test_two_processes_give_one_result(name, tmp_path):
+    changes = QUICK[name] | {"epochs": 1}
+    told = [f"--set={k}={json.dumps(v)}" for k, v in changes.items()]
+    options = ["--devices=2", "--accelerator=cpu", "--no-progress", f"-o{tmp_path / 'run'}"]
+    command = [*program(tmp_path), "train", name, *told, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("result {") == 1
+    assert json.loads((tmp_path / "run/result.json").read_text())["epochs"] == 1
+
+
+def test_a_terminated_run_says_so(tmp_path):
+    command = [*program(tmp_path), "train", "gcp", "--no-progress"]
+    with subprocess.Popen(
+        [*command, f"-o{tmp_path / 'run'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        while not list(tmp_path.glob("run/logs/*")):
+            time.sleep(0.1)
+            assert run.poll() is None
+        time.sleep(2)
+        run.send_signal(signal.SIGTERM)
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "matroot: interrupted; the same command goes on" in errors
 
 
 @pytest.mark.parametrize("name", APPLICATIONS)
@@ -353,6 +448,11 @@ def test_the_command_ends_with_the_result(tmp_path):
         (["dbn", "--set", "epochs"], "expected FIELD=VALUE, got 'epochs'"),
         (["dbn", "--set", "epochs=many"], "epochs: Input should be a valid integer"),
         (["dbn", "--set", "colour=1"], "colour: Extra inputs are not permitted"),
+        (["dbn", "--set", "epochs=0"], "epochs: Input should be greater than or equal to 1"),
+        (["dbn", "--set", "batch_size=100000"], "items for training make no batch of 100000"),
+        (["dbn", "--devices", "none"], "should be an int"),
+        (["sovit", "--set", "heads=5"], "no network of sovit can be built like this: dim"),
+        (["gcp", "--set", "backbone=x"], "no network of gcp can be built like this: Unknown model"),
         (["dbn", "--config", "cifar10-resnet18"], "give it with --data-root"),
         (
             ["gcp", "--config", "imagenet-resnet50", "--data-root", "nowhere"],
