@@ -57,7 +57,7 @@ def train(
     """
     need_recipes()
     _no_small_talk()
-    from matroot.recipes.training import load_config
+    from matroot.recipes.training import load_config, say
     from matroot.recipes.training import train as run
 
     settings = load_config(application, config, _changes(change, eps))
@@ -78,7 +78,7 @@ def train(
             devices=devices,
             precision=precision,
         )
-    _say("result " + json.dumps(result))
+    say("result " + json.dumps(result))
 
 
 def compare(
@@ -113,7 +113,7 @@ def compare(
     _no_small_talk()
     from matroot.recipes.compare import compare as run
     from matroot.recipes.compare import table
-    from matroot.recipes.training import load_config
+    from matroot.recipes.training import load_config, say
 
     settings = load_config(application, config, _changes(change, eps))
     if output is None:
@@ -126,7 +126,7 @@ def compare(
         nonlocal started
         started += 1
         if progress:
-            _say(f"run {started} of {count}: {method}, seed {seed}")
+            say(f"run {started} of {count}: {method}, seed {seed}")
 
     with _interruptible():
         rows = run(
@@ -159,13 +159,6 @@ def _interruptible() -> Iterator[None]:
         raise SystemExit(
             "matroot: interrupted; the same command goes on after the last whole epoch"
         ) from None
-
-
-def _say(line: str) -> None:
-    """Print, of several processes in the first alone."""
-    from lightning_utilities.core.rank_zero import rank_zero_only
-
-    rank_zero_only(print)(line)
 
 
 def _no_small_talk() -> None:

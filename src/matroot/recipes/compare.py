@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only
+from lightning.fabric.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 

@@ -315,7 +315,7 @@ class Learner(lightning.LightningModule):
     def whole_step(self, x: Tensor, y: Tensor) -> Tensor:
         """The generators' loss: all that they do in a training step."""
         ways = self._ways(x, y)
-        return torch.stack([self._loss(way, self._make(way)) for way in ways]).sum()
+        return self._losses(ways, [self._make(way) for way in ways])
 
     def _ways(self, x: Tensor, y: Tensor) -> list[Way]:
         makers: Any = self.generators
@@ -335,12 +335,11 @@ class Learner(lightning.LightningModule):
         schedules: Any = self.lr_schedulers()
         ways = self._ways(*batch)
         made = [self._make(way) for way in ways]
-        error = loss = batch[0].new_zeros(())
+        error = batch[0].new_zeros(())
         for way, picture in zip(ways, made, strict=True):
             error = error + way.judge.error(way.y, 1.0) + way.judge.error(picture.detach(), 0.0)
         self._step(optimizers[1], error)
-        for way, picture in zip(ways, made, strict=True):
-            loss = loss + self._loss(way, picture)
+        loss = self._losses(ways, made)
         self._step(optimizers[0], loss)
         for schedule in schedules:
             schedule.step()
@@ -350,6 +349,10 @@ class Learner(lightning.LightningModule):
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
+
+    def _losses(self, ways: list[Way], made: list[Tensor]) -> Tensor:
+        pairs = zip(ways, made, strict=True)
+        return torch.stack([self._loss(way, picture) for way, picture in pairs]).sum()
 
     def _loss(self, way: Way, made: Tensor) -> Tensor:
         """That of a generator."""
@@ -392,7 +395,7 @@ class Learner(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """The geometric mean of all pairs, and a sheet of the first sixteen."""
-        # Of all processes.
+        # Of all processes, which then agree; without sync_dist Lightning warns that they may not.
         ratios: Any = self.all_gather(torch.tensor(self.ratios, device=self.device))
         self.log("improvement", ratios.log().mean().exp(), prog_bar=True, sync_dist=True)
         self.log("least_improvement", ratios.min(), sync_dist=True)

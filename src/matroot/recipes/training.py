@@ -15,6 +15,7 @@ import random
 import statistics
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -25,6 +26,7 @@ import lightning
 import torch
 import torchmetrics
 import yaml
+from lightning.fabric.utilities import rank_zero_only
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
@@ -33,7 +35,6 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning_utilities.core.rank_zero import rank_zero_only
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,7 +104,7 @@ def load_config(name: str, config: str, changes: dict[str, Any] | None = None) -
     Raises:
         ValueError: no such configuration, or one that does not fit the application.
     """
-    application(name)
+    application(name)  # An unknown one has no folder of configurations.
     if config in configurations(name):
         file = resources.files("matroot.recipes") / "configs" / name / f"{config}.yaml"
         text = file.read_text(encoding="utf-8")
@@ -277,10 +278,11 @@ class Classifier(lightning.LightningModule):
 
 
 class Record(Callback):
-    """Milliseconds of each step, seconds of all, the last metrics: kept in the checkpoint."""
+    """Milliseconds of the last steps, seconds of all, the last metrics: kept in the checkpoint."""
 
     def __init__(self) -> None:
-        self.ms: list[float] = []
+        # As many as a median needs: each checkpoint holds them, and a large run has millions.
+        self.ms: deque[float] = deque(maxlen=1000)
         self.metrics: dict[str, float] = {}
         self.seconds = 0.0
 
@@ -303,11 +305,12 @@ class Record(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """All of it."""
-        return {"ms": self.ms, "metrics": self.metrics, "seconds": self.seconds}
+        return {"ms": list(self.ms), "metrics": self.metrics, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As it was."""
-        vars(self).update(state)
+        self.ms.extend(state["ms"])
+        self.metrics, self.seconds = state["metrics"], state["seconds"]
 
 
 def learner(
@@ -373,11 +376,12 @@ def train(
     if last.exists() or finished.exists():
         _same_run(output, told)
     if finished.exists():
-        _say(f"{output}: finished before")
+        say(f"{output}: finished before")
         return read_json(finished)
     if last.exists():
+        # Lightning reads it again; what it raises of a broken one is not told from other errors.
         read_checkpoint(last)
-        _say(f"going on from {last}")
+        say(f"going on from {last}")
     training, test, classes = module.datasets(config, root)
     try:
         model = learner(module, config, classes, options, seed)
@@ -386,9 +390,9 @@ def train(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"no network of {name} can be built like this: {reason}") from None
     data = Data(training, test, config, seed)
-    if not len(data.train_dataloader()):
-        count = len(data.parts["train"])  # type: ignore[arg-type]
-        raise ValueError(f"{count} items for training make no batch of {config.batch_size}")
+    batches = len(data.train_dataloader())
+    if not batches:
+        raise ValueError(f"{len(training)} items for training make no batch of {config.batch_size}")
     # After each epoch, over the one before. (``save_last`` alone saves at the end only.)
     checkpoint = ModelCheckpoint(
         output, last.stem, save_on_train_epoch_end=True, enable_version_counter=False
@@ -411,7 +415,7 @@ def train(
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=max(1, min(50, len(data.train_dataloader()))),
+        log_every_n_steps=min(50, batches),
         default_root_dir=output,
     )
     try:
@@ -461,8 +465,9 @@ def train(
 
 
 @rank_zero_only
-def _say(line: str) -> None:
-    print(line)
+def say(line: str) -> None:
+    """Print, of several processes in the first alone."""
+    print(line, flush=True)
 
 
 def _same_run(output: Path, told: dict[str, Any]) -> None:
