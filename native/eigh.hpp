@@ -683,7 +683,7 @@ static void solve_spectral(const SpectralTask& task, std::int64_t first, int cou
   auto load = [&](const void* g) {
     K::load(m.g, static_cast<const T*>(g) + offset, n, size, count);
     K::transpose(m.t, m.g, n);
-    for (int i = 0; i < n * w; ++i) m.g[i] = (m.g[i] + m.t[i]) * T(0.5);
+    for (int i = 0; i < n * w; ++i) m.g[i] = m.g[i] * T(0.5) + m.t[i] * T(0.5);
   };
   // to = left G right where that is symmetric; right is not m.t.
   auto between = [&](V* to, const V* left, const V* right) {

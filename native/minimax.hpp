@@ -240,9 +240,10 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
 
   // Store what is symmetric anyway but for rounding.
   N scale = T(1) / root(high);
+  const T null_share = (std::is_same_v<T, double> ? std::max(8, n) : 4) * eps<T>();  // as spd's
   for (int l = 0; l < count; ++l) {
     // Singular to rounding, or indefinite: left to whoever can decide it, see native.py.
-    if (status[l] == kOk && !(lane<T>(low_at_most, l) > 4 * eps<T>() * lane<T>(at_least, l)))
+    if (status[l] == kOk && !(lane<T>(low_at_most, l) > null_share * lane<T>(at_least, l)))
       status[l] = kUnsolved;
     std::int64_t m = first + l;
     bool good = status[l] == kOk;
@@ -252,8 +253,7 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
     const int half = exponent[l] / 2;
     if (task.bounds) {
       T* out = static_cast<T*>(task.bounds) + 2 * m;
-      const T units = std::is_same_v<T, double> ? std::max(8, n) : 4;  // see spd.null_units
-      bool null = lane<T>(low_at_most, l) <= 2 * units * eps<T>() * lane<T>(at_least, l);
+      bool null = lane<T>(low_at_most, l) <= 2 * null_share * lane<T>(at_least, l);
       T unit = good ? std::ldexp(T(1), half) : std::numeric_limits<T>::quiet_NaN();
       out[0] = null ? 0 * unit : std::sqrt(lane<T>(low, l)) * unit;
       out[1] = std::sqrt(lane<T>(high, l)) * unit;

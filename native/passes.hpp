@@ -80,7 +80,7 @@ static void symmetrise(const SymmetriseTask& task, std::int64_t index, int, void
   const int n = task.n, rows = tile_rows(n);
   T* x = static_cast<T*>(task.x) + index / rows * n * n;
   pairs(n, x, x, int(index % rows),
-        [](T& lower, T& upper, bool) { lower = upper = (lower + upper) * T(0.5); });
+        [](T& lower, T& upper, bool) { lower = upper = lower * T(0.5) + upper * T(0.5); });
 }
 
 // R_ij ← (R_ij − Q_ij/(s_i s_j))/(s_i + s_j), 0 on null × null space; Q may be null.

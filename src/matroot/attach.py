@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matroot import autodiff, normalize, spd
+from matroot import autodiff, checks, normalize, spd
 from matroot.backends import GradientProblem, RootProblem
 from matroot.checks import Status
-from matroot.gradients import ExplicitRule
+from matroot.gradients import ExplicitRule, Unrolled
 from matroot.plan import Plan
 
 
@@ -122,9 +122,12 @@ def _fused(plan: Plan, x: Tensor, prepare: bool) -> Evaluated | None:
     roots = tuple(t for t in (fused.sqrt, fused.inv_sqrt) if t is not None)
     found = Evaluated(fused.info, roots, fused.constants, fused.statuses == 1 << Status.OK)
     if fused.statuses is not None and fused.statuses & 1 << Status.DIVERGED:
-        left = fused.info[..., 0] == Status.DIVERGED
-        for whole, few in zip(found.flat(), _evaluate(plan, x[left], prepare).flat(), strict=True):
-            whole[left] = few
+        # One by one: the bits of a matrix must not depend on how many others are left.
+        for index in (fused.info[..., 0] == Status.DIVERGED).nonzero().tolist():
+            place = tuple(index)
+            one = _evaluate(plan, x[place], prepare)
+            for whole, part in zip(found.flat(), one.flat(), strict=True):
+                whole[place] = part
     return found
 
 
@@ -154,6 +157,23 @@ def _fused_vjp(
         g_inv=g_inv,
     )
     return plan.ops.gradient(problem)
+
+
+def run(plan: Plan, x: Tensor) -> Evaluated:
+    """The roots asked for, differentiable where a derivative may be asked for.
+
+    Args:
+        plan: the call.
+        x: shape (..., n, n), in the computing dtype.
+    """
+    differentiated = checks.differentiated(x)
+    if differentiated and isinstance(plan.rule, ExplicitRule):
+        found = apply(plan, x)
+    else:
+        if not differentiated and plan.solved != plan.root:
+            plan = replace(plan, rule=Unrolled())  # No root for a derivative's sake.
+        found = evaluate(plan, x, fuse=not differentiated)
+    return replace(found, roots=found.roots[-plan.asked :])
 
 
 def apply(plan: Plan, x: Tensor) -> Evaluated:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from matroot import autodiff, spd
 
@@ -40,17 +40,6 @@ class Status:
     INDEFINITE = 3
     ASYMMETRIC = 4
     NONFINITE = 5
-
-
-_REASONS = {
-    Status.DIVERGED: "too close to singular for this method, which diverged; take fewer steps or "
-    "another method, or add a ridge with eps=",
-    Status.SINGULAR: "singular ({rank}), so {they} no inverse root; add a ridge with eps=, or "
-    'ask for the pseudo-inverse root with singular="pinv" (method "eigh" or "svd")',
-    Status.INDEFINITE: "indefinite: an eigenvalue lies below the rounding level of zero",
-    Status.ASYMMETRIC: "not symmetric (Hermitian): the skew part is above {skew:g} of the norm",
-    Status.NONFINITE: "not finite (NaN or infinity)",
-}
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -232,14 +221,47 @@ def host_reads_are_free(a: Tensor) -> bool:
     """Whether values of ``a`` can be looked at without a device synchronisation or graph break.
 
     Tensors that torch.func transforms have wrapped have no values; what an autograd function is
-    given once a transform has been dealt with has.
+    given once a transform has been dealt with has. Subclasses that stand for other tensors
+    (DTensor, fake tensors) may have none, or ask other processes for them.
     """
-    if a.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(a, FakeTensor):
+    if a.device.type != "cpu" or torch.compiler.is_compiling() or jit_tracing():
         return False
-    if jit_tracing():
+    if type(a) not in PLAIN and _stands_for_others(a):
         return False
-    # PyTorch offers no public question for this; its own transforms ask the same way.
+    # PyTorch offers no public question for these; its own transforms ask the same way.
+    if torch._C._len_torch_dispatch_stack() and _tracing_mode_active():
+        return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(a)
+
+
+# Types whose memory is their values.
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _stands_for_others(a: Tensor) -> bool:
+    """Whether a tensor subclass says itself what operations do."""
+    return type(a).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+
+
+def _tracing_mode_active() -> bool:
+    """Whether a dispatch mode records operations (make_fx) or has no values (fake tensors)."""
+    keys = torch._C._TorchDispatchModeKey
+    modes = (keys.PROXY, keys.FAKE, keys.FUNCTIONAL)
+    return any(torch._C._get_dispatch_mode(key) is not None for key in modes)
+
+
+def operations_are_watched(*tensors: Tensor) -> str | None:
+    """Why PyTorch's operations must run and no plain function: for whom; None where nobody looks.
+
+    A TorchDispatchMode (make_fx, FlopCounterMode) sees operations alone, and a tensor subclass may
+    be made of other tensors and have no memory of its own.
+    """
+    if torch._C._len_torch_dispatch_stack():
+        return "a TorchDispatchMode is active, which sees PyTorch's operations alone"
+    for a in tensors:
+        if type(a) not in PLAIN:
+            return f"its kernels take plain tensors, not the subclass {type(a).__name__}"
+    return None
 
 
 def onnx_export_running() -> bool:
@@ -278,48 +300,94 @@ def differentiated(*inputs: Tensor) -> bool:
     return any(autodiff.tangent(x) is not None for x in inputs)
 
 
+@dataclass(frozen=True)
+class Named:
+    """What an error text calls an argument, and what the function at hand has against a bad one.
+
+    Attributes:
+        name: the argument's name in the function that the user called.
+        ridge: how a ridge is added there, a noun; "" where it cannot be.
+        pinv: how the pseudo-inverse is asked for, a noun; "" where it cannot be.
+        things: what a batch is made of.
+    """
+
+    name: str
+    ridge: str = "a multiple of the identity"
+    pinv: str = ""
+    things: str = "matrices"
+
+
 def raise_if_bad(
-    name: str, status: Tensor, a: Tensor, eps: float = 0.0, things: str = "matrices"
+    named: Named, status: Tensor, a: Tensor, dtype: torch.dtype, eps: float = 0.0
 ) -> None:
     """Raise LinAlgError if any matrix of the batch has a status other than OK.
 
     Args:
-        name: the argument's name.
+        named: the argument.
         status: shape (...), the Status of each matrix.
         a: the argument, shape (..., n, n).
+        dtype: the dtype that the user gave, which sets what counts as rounding.
         eps: the ridge that was added.
-        things: what the batch is made of.
 
     Raises:
-        torch.linalg.LinAlgError: with how many matrices are bad, the first few indices, and why.
+        torch.linalg.LinAlgError: with how many matrices are bad, the first few indices, why, by how
+            much, and what helps.
     """
     worst = int(status.max()) if status.numel() else 0
     if worst == Status.OK:
         return
     bad = status == worst
     total, many = status.numel(), int(bad.sum())
-    reason = _REASONS[worst].format(
-        they="they have" if many > 1 else "it has",
-        skew=max_skew(a.dtype),
-        rank=("the first: " if many > 1 else "") + _rank(a.detach()[bad][0], eps)
-        if worst == Status.SINGULAR
-        else "",
-    )
+    reason = _reason(worst, named, a.detach()[bad], dtype, eps)
     if status.ndim == 0:
-        raise torch.linalg.LinAlgError(f"{name} is {reason}")
+        raise torch.linalg.LinAlgError(f"{named.name} is {reason}")
     indices = [tuple(index) if len(index) > 1 else index[0] for index in bad.nonzero()[:4].tolist()]
     where = ", ".join(map(str, indices)) + (", …" if many > len(indices) else "")
     verb = "are" if many > 1 else "is"
     raise torch.linalg.LinAlgError(
-        f"{many} of the {total} {things} in {name} {verb} {reason} (batch index {where})"
+        f"{many} of the {total} {named.things} in {named.name} {verb} {reason} "
+        f"(batch index {where})"
     )
 
 
-def _rank(a: Tensor, eps: float) -> str:
-    """The rank of one matrix to the rounding of its computing dtype, in words."""
-    double = torch.complex128 if a.is_complex() else torch.float64
-    values = torch.linalg.eigvalsh(spd.hermitian_part(a.to(double))) + eps
-    unit = spd.real_eps(computing_dtype(a.dtype))
-    rank = int((values > spd.NULL_UNITS * unit * values[-1]).sum())
-    ratio = float(values[0] / values[-1]) if values[-1] > 0 else 0.0
-    return f"rank {rank} of {len(values)}, λ_min/λ_max = {ratio:.1e}"
+def _reason(status: int, named: Named, bad: Tensor, dtype: torch.dtype, eps: float) -> str:
+    """What is wrong with matrices (b, n, n) or vectors, by how much, and what helps."""
+    if status == Status.NONFINITE:
+        return "not finite (NaN or infinity)"
+    if status == Status.DIVERGED:
+        return (
+            "out of reach of this method, which diverged: too close to singular, or too badly "
+            f"scaled; take fewer steps or another method, or add {named.ridge}"
+        )
+    first = "the first: " if len(bad) > 1 else ""
+    a = bad[0].to(torch.complex128 if bad.is_complex() else torch.float64)
+    n = a.shape[-1]
+    cancelled = "covariances summed as E[xxᵀ] − μμᵀ lose digits: centre the samples first"
+    if status == Status.ASYMMETRIC:
+        skew = float(torch.linalg.matrix_norm(a - a.mH) / 2 / torch.linalg.matrix_norm(a))
+        return (
+            f"not symmetric (Hermitian): {first}the skew part is {skew:.1e} of the norm, "
+            f"tolerance {max_skew(dtype):g}; if that is rounding, give (A + Aᴴ)/2 ({cancelled})"
+        )
+    try:
+        values = torch.linalg.eigvalsh(spd.hermitian_part(a)) + eps
+    except torch.linalg.LinAlgError:
+        values = torch.full((n,), math.nan)
+    ratio = float(values[0] / values[-1]) if values[-1] > 0 else -math.inf
+    if status == Status.INDEFINITE:
+        if ratio == -math.inf:
+            return f"indefinite: {first}no eigenvalue is positive, λ_min = {float(values[0]):.1e}"
+        tolerance = -n * spd.real_eps(dtype)
+        return (
+            f"indefinite: {first}λ_min/λ_max = {ratio:.1e}, tolerance {tolerance:.1e}; if that "
+            f"is rounding, add {named.ridge}, here more than {-float(values[0]):.1e} in the units "
+            f"of the matrix ({cancelled})"
+        )
+    computing = computing_dtype(bad.dtype)
+    share = spd.null_share(n, computing)
+    rank = int((values > share * values[-1]).sum())
+    remedies = f"add {named.ridge}" + (f", or ask for {named.pinv}" if named.pinv else "")
+    return (
+        f"singular ({first}rank {rank} of {n}, λ_min/λ_max = {max(ratio, -9.9e99):.1e}, zero up to "
+        f"{share:.1e}), so {'they have' if len(bad) > 1 else 'it has'} no inverse root; {remedies}"
+    )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks, normalize, spd
+from matroot import autodiff, checks, normalize, spd, spectrum
 from matroot.checks import Status
 from matroot.functional import sqrtm, sqrtm_pair
 from matroot.lyapunov import solve_lyapunov
@@ -56,7 +56,8 @@ def bures_wasserstein_distance(
         keeps both gradients. Second derivatives and forward mode take a Lyapunov solve; inside
         torch.compile there are first derivatives alone.
 
-        Eigenvalues up to 4 units of rounding of the largest count as 0. On null × null space of a
+        Eigenvalues up to 4 units of rounding of the largest (in double precision max(8, n) units)
+        count as 0. On null × null space of a
         singular matrix the gradient is 0 (minimum norm). The gradient of d is 0 where d is.
 
     References:
@@ -149,7 +150,7 @@ def _finite(name: str, mean: Tensor) -> Tensor:
     finite = mean.detach().isfinite().all(-1, keepdim=True)
     if checks.checking(None, mean):
         status = torch.where(finite[..., 0], Status.OK, Status.NONFINITE)
-        checks.raise_if_bad(name, status, mean, things="means")
+        checks.raise_if_bad(checks.Named(name, things="means"), status, mean, mean.dtype)
     return torch.where(finite, mean, spd.nan_where(~finite, mean))
 
 
@@ -188,7 +189,9 @@ def _distances(matrices: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]
         )
         if check:
             for name, status in zip(matrices, outputs, strict=False):
-                checks.raise_if_bad(name, status.reshape(matrices[name].shape[:-2]), matrices[name])
+                named = checks.Named(name, ridge="a ridge with eps=")
+                status = status.reshape(matrices[name].shape[:-2])
+                checks.raise_if_bad(named, status, matrices[name], a.dtype, eps)
     return outputs[2], outputs[3]
 
 
@@ -214,7 +217,7 @@ class _Spectrum:
     def of(cls, call: _Call, a: Tensor) -> _Spectrum:
         """By eigh."""
         scaled, k, status = _scaled(call, a)
-        values, vectors = torch.linalg.eigh(scaled)
+        values, vectors = spectrum.eigh(scaled)
         found = normalize.definiteness(
             scaled.reshape(-1, *a.shape[-2:]),
             call.dtype,
@@ -222,7 +225,8 @@ class _Spectrum:
             eigenvalues=values.reshape(-1, a.shape[-1]),
         )
         # Rounding leaves of a zero eigenvalue what its root would make half of all digits.
-        kept = values > _null(values.dtype) * values.amax(-1, keepdim=True)
+        null = spd.null_share(a.shape[-1], a.dtype)
+        kept = values > null * values.amax(-1, keepdim=True)
         roots = torch.where(kept, values, 0.0).sqrt()
         return cls(roots, vectors, kept, k, torch.maximum(status, found.reshape(status.shape)))
 
@@ -230,11 +234,6 @@ class _Spectrum:
     def inverse_roots(self) -> Tensor:
         """1/s, 0 where s is."""
         return torch.where(self.kept, 1 / torch.where(self.kept, self.roots, 1.0), 0.0)
-
-
-def _null(dtype: torch.dtype) -> float:
-    """The share of the largest eigenvalue up to which one is zero to rounding."""
-    return spd.NULL_UNITS * spd.real_eps(dtype)
 
 
 def _scaled(call: _Call, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -261,7 +260,7 @@ def _evaluate(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tenso
     same = (a == b).all(-1).all(-1)[..., None, None]
     ok = ((first.status == Status.OK) & (second.status == Status.OK))[..., None, None]
     c = first.vectors.mH @ second.vectors
-    u, sigma, vh = torch.linalg.svd(first.roots[..., :, None] * c * second.roots[..., None, :])
+    u, sigma, vh = spectrum.svd(first.roots[..., :, None] * c * second.roots[..., None, :])
     # A matrix of zeros has no scale of its own, and could push a tiny one's squares below range.
     i = torch.where(first.kept.any(-1), first.k, second.k)
     j = torch.where(second.kept.any(-1), second.k, first.k)
@@ -275,7 +274,9 @@ def _evaluate(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tenso
     found = [torch.where(ok, x, torch.nan)[..., 0, 0] for x in (square, root)]
     if gradients:
         largest = first.roots.amax(-1, keepdim=True) * second.roots.amax(-1, keepdim=True)
-        isometry = (vh.mH * (sigma > _null(a.dtype) * largest)[..., None, :]) @ u.mH
+        # Of a product of computed factors singular values are known to some n units.
+        null = max(a.shape[-1], spd.NULL_UNITS) * spd.real_eps(a.dtype)
+        isometry = (vh.mH * (sigma > null * largest)[..., None, :]) @ u.mH
         for x in (
             _gradient(first, second, c, isometry, j - i),
             _gradient(second, first, c.mH, isometry.mH, i - j),

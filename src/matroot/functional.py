@@ -8,17 +8,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import attach, autodiff, checks, spd
-from matroot.gradients import ExplicitRule, GradientRule, Unrolled
+from matroot import attach, autodiff, checks, pseudo, spd
+from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.plan import Plan, Singular, resolve
 from matroot.solution import Root
+
+_NAMED = checks.Named(
+    "a",
+    ridge="a ridge with eps= or relative_eps=",
+    pinv='the pseudo-inverse root with singular="pinv" (method "eigh" or "svd")',
+)
 
 
 def sqrtm(
     a: Tensor,
     *,
     eps: float = 0.0,
+    relative_eps: float = 0.0,
     method: str | Method = "auto",
     gradient: str | GradientRule = "auto",
     backend: str = "auto",
@@ -32,6 +39,9 @@ def sqrtm(
         a: shape (..., n, n), float16, bfloat16, float32, float64, complex64 or complex128. The
             Hermitian part is used; half precision is computed in float32.
         eps: ridge added to the diagonal, at least 0, in the units of ``a``.
+        relative_eps: ridge relative to the norm, at least 0: relative_eps·‖A‖_F·I is added too.
+            ‖A‖_F lies between λ_max and √rank times that. It is part of the function that is
+            differentiated.
         method: a name from ``matroot.methods.METHODS`` or an object such as ``Pade(order=5)``;
             ``"auto"`` is ``Eigh()`` on a CPU and ``Minimax()`` elsewhere; see ``explain``.
         gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` is
@@ -68,18 +78,22 @@ def sqrtm(
         tensor([[2.0000, 0.0000],
                 [0.0000, 9.0000]])
     """
-    return _roots("sqrt", a, eps, method, gradient, backend, check_errors, "raise")[0]
+    checks.finite_at_least_zero("relative_eps", relative_eps)
+    plan = resolve("sqrt", a, eps, method, gradient, backend, "raise")
+    return _roots(plan, a, check_errors, relative_eps)[0]
 
 
 def inv_sqrtm(
     a: Tensor,
     *,
     eps: float = 0.0,
+    relative_eps: float = 0.0,
     method: str | Method = "auto",
     gradient: str | GradientRule = "auto",
     backend: str = "auto",
     check_errors: bool | None = None,
     singular: Singular = "raise",
+    rtol: float | None = None,
 ) -> Tensor:
     """The inverse square root of symmetric (Hermitian) positive definite matrices.
 
@@ -88,24 +102,32 @@ def inv_sqrtm(
     Args:
         a: shape (..., n, n); see ``sqrtm``.
         eps: ridge added to the diagonal, at least 0, in the units of ``a``.
+        relative_eps: see ``sqrtm``.
         method: see ``sqrtm``.
         gradient: see ``sqrtm``.
         backend: see ``sqrtm``.
         check_errors: see ``sqrtm``.
-        singular: what to do with eigenvalues up to 4·e·λ_max, e the rounding unit of the computing
-            dtype: ``"raise"`` makes them an error (NaN where errors are not checked); ``"pinv"``
-            leaves them out, which gives the root of the pseudo-inverse (spectral methods only).
+        singular: what to do with eigenvalues that are zero to rounding, up to 4·e·λ_max in single
+            and max(8, n)·e·λ_max in double precision, e the rounding unit of the computing dtype:
+            ``"raise"`` makes them an error (NaN where errors are not checked); ``"pinv"`` leaves
+            them out, which gives the root of the pseudo-inverse (spectral methods only).
+        rtol: with ``singular="pinv"``, the share of λ_max up to which eigenvalues are left out, as
+            that of ``torch.linalg.pinv``; None: what is zero to rounding. At least that in any
+            case.
 
     Returns:
         Z, the shape, dtype and device of ``a``, exactly Hermitian.
 
     Raises:
         TypeError: see ``sqrtm``.
-        ValueError: see ``sqrtm``; or ``singular="pinv"`` with a method that has no eigenvalues.
+        ValueError: see ``sqrtm``; or ``singular="pinv"`` with a method that has no eigenvalues, or
+            ``rtol`` without it.
         torch.linalg.LinAlgError: see ``sqrtm``; or a matrix is singular.
 
     Note:
-        The derivative of the pseudo-inverse root is that along directions which keep the rank.
+        The derivative of the pseudo-inverse root is that along directions which keep the rank; with
+        ``rtol`` it is that of the root of what is kept, also where noise is left out. ``rtol``
+        costs a second eigendecomposition.
 
     References:
         N. J. Higham, Functions of Matrices, SIAM 2008, chapter 6.
@@ -116,18 +138,23 @@ def inv_sqrtm(
         tensor([[0.5000, 0.0000],
                 [0.0000, 2.0000]])
     """
-    return _roots("inv_sqrt", a, eps, method, gradient, backend, check_errors, singular)[0]
+    checks.finite_at_least_zero("relative_eps", relative_eps)
+    _checked_cut_off(rtol, singular)
+    plan = resolve("inv_sqrt", a, eps, method, gradient, backend, singular)
+    return _roots(plan, a, check_errors, relative_eps, rtol)[0]
 
 
 def sqrtm_pair(
     a: Tensor,
     *,
     eps: float = 0.0,
+    relative_eps: float = 0.0,
     method: str | Method = "auto",
     gradient: str | GradientRule = "auto",
     backend: str = "auto",
     check_errors: bool | None = None,
     singular: Singular = "raise",
+    rtol: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The square root and the inverse square root together, for little more than one of them.
 
@@ -136,11 +163,13 @@ def sqrtm_pair(
     Args:
         a: shape (..., n, n); see ``sqrtm``.
         eps: ridge added to the diagonal, at least 0, in the units of ``a``.
+        relative_eps: see ``sqrtm``.
         method: see ``sqrtm``.
         gradient: see ``sqrtm``.
         backend: see ``sqrtm``.
         check_errors: see ``sqrtm``.
         singular: see ``inv_sqrtm``.
+        rtol: see ``inv_sqrtm``.
 
     Returns:
         (S, Z), each of the shape, dtype and device of ``a``. A matrix too singular for Z is NaN in
@@ -158,7 +187,10 @@ def sqrtm_pair(
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    sqrt, inv_sqrt = _roots("both", a, eps, method, gradient, backend, check_errors, singular)
+    checks.finite_at_least_zero("relative_eps", relative_eps)
+    _checked_cut_off(rtol, singular)
+    plan = resolve("both", a, eps, method, gradient, backend, singular)
+    sqrt, inv_sqrt = _roots(plan, a, check_errors, relative_eps, rtol)
     return sqrt, inv_sqrt
 
 
@@ -188,10 +220,12 @@ def sqrtm_ex(
     *,
     root: Root = "sqrt",
     eps: float = 0.0,
+    relative_eps: float = 0.0,
     method: str | Method = "auto",
     gradient: str | GradientRule = "auto",
     backend: str = "auto",
     singular: Singular = "raise",
+    rtol: float | None = None,
 ) -> SqrtmResult:
     """The roots, and how good each of them is; never raises for a hard matrix.
 
@@ -202,10 +236,12 @@ def sqrtm_ex(
         a: shape (..., n, n); see ``sqrtm``.
         root: ``"sqrt"``, ``"inv_sqrt"`` or ``"both"``.
         eps: ridge added to the diagonal, at least 0, in the units of ``a``.
+        relative_eps: see ``sqrtm``.
         method: see ``sqrtm``.
         gradient: see ``sqrtm``.
         backend: see ``sqrtm``.
         singular: see ``inv_sqrtm``; ``"raise"`` makes a singular matrix NaN here.
+        rtol: see ``inv_sqrtm``.
 
     Returns:
         A named tuple; the roots are differentiable as those of ``sqrtm_pair``.
@@ -227,18 +263,20 @@ def sqrtm_ex(
         >>> result.converged, result.inv_sqrt.isnan().all()
         (tensor(False), tensor(True))
     """
-    checks.square_matrices("a", a)
     checks.one_of("root", root, ("sqrt", "inv_sqrt", "both"))
+    checks.finite_at_least_zero("relative_eps", relative_eps)
+    _checked_cut_off(rtol, singular)
     plan = resolve(root, a, eps, method, gradient, backend, singular)
     if a.numel() == 0:
         roots: tuple[Tensor, ...] = tuple(a.clone() for _ in range(plan.asked))
-        info = a.new_ones(*a.shape[:-2], 3, dtype=torch.long)
+        info, x = a.new_ones(*a.shape[:-2], 3, dtype=torch.long), a
     else:
-        info, roots, _ = _evaluated(plan, a)
+        found, x = _evaluated(plan, a, relative_eps, rtol)
+        info, roots = found.info, found.roots
     sqrt = None if root == "inv_sqrt" else roots[0]
     inv_sqrt = None if root == "sqrt" else roots[-1]
     with torch.no_grad(), autodiff.no_autocast(a):
-        residual, inv_residual, ratio = _residuals(plan, a, sqrt, inv_sqrt)
+        residual, inv_residual, ratio = _residuals(plan, x, sqrt, inv_sqrt)
         told = info[..., 2]
         converged = (told > 0) & (ratio <= torch.where(told == 1, 100.0, 1.0))
     return SqrtmResult(sqrt, inv_sqrt, residual, inv_residual, info[..., 1], converged)
@@ -248,7 +286,7 @@ def _residuals(
     plan: Plan, a: Tensor, sqrt: Tensor | None, inv_sqrt: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """‖S² − A‖_F/‖A‖_F, ‖Z A Z − I‖_F/√n, and the larger of both over the level of rounding."""
-    x, n = a.detach().to(checks.computing_dtype(a.dtype)), max(a.shape[-1], 1)
+    x, n, dtype = a.detach(), max(a.shape[-1], 1), plan.input_dtype
     if a.numel() == 0:
         zeros = torch.zeros(a.shape[:-2], dtype=spd.real_dtype(x.dtype), device=a.device)
         return None if sqrt is None else zeros, None if inv_sqrt is None else zeros, zeros
@@ -257,11 +295,11 @@ def _residuals(
     j = torch.where(spd.max_abs(x).isfinite(), spd.even_exponent(x, plan.eps), 0)
     half = torch.div(j, 2, rounding_mode="floor")
     ridge = spd.times_power_of_two(plan.eps * identity.expand_as(x), -j)
-    y = spd.times_power_of_two(spd.hermitian_part(x), -j) + ridge
+    y = spd.hermitian_part(spd.times_power_of_two(x, -j)) + ridge
     norm = spd.frobenius_norm(y)[..., 0, 0]
     level = 16 * n**0.5 * spd.real_eps(x.dtype)
-    if a.dtype != x.dtype:
-        level += spd.real_eps(a.dtype)
+    if dtype != x.dtype:
+        level += spd.real_eps(dtype)
     residual = inv_residual = None
     ratio = torch.zeros_like(norm)
     if sqrt is not None:
@@ -273,47 +311,58 @@ def _residuals(
         p = z @ y @ z
         rest = p @ p - p if plan.singular == "pinv" else p - identity
         inv_residual = spd.frobenius_norm(rest)[..., 0, 0] / n**0.5
-        unit = 2 * spd.real_eps(x.dtype) + (spd.real_eps(a.dtype) if a.dtype != x.dtype else 0)
+        unit = 2 * spd.real_eps(x.dtype) + (spd.real_eps(dtype) if dtype != x.dtype else 0)
         least = unit * norm * spd.frobenius_norm(z)[..., 0, 0].square() / n**0.5
         ratio = torch.maximum(ratio, inv_residual / spd.positive_or_one(least))
     return residual, inv_residual, ratio
 
 
 def _roots(
-    root: Root,
+    plan: Plan,
     a: Tensor,
-    eps: float,
-    method: str | Method,
-    gradient: str | GradientRule,
-    backend: str,
     check_errors: bool | None,
-    singular: Singular,
+    relative_eps: float,
+    rtol: float | None = None,
+    named: checks.Named = _NAMED,
 ) -> tuple[Tensor, ...]:
     """The one path behind every public root; the roots asked for, in the order S, Z."""
-    checks.square_matrices("a", a)
-    plan = resolve(root, a, eps, method, gradient, backend, singular)
     check = checks.checking(check_errors, a)
     if a.numel() == 0:
         return tuple(a.clone() for _ in range(plan.asked))
-    info, roots, all_ok = _evaluated(plan, a)
-    if check and not all_ok:
-        checks.raise_if_bad("a", info[..., 0], a, plan.eps)
-    return roots
+    found, x = _evaluated(plan, a, relative_eps, rtol)
+    if check and not found.all_ok:
+        checks.raise_if_bad(named, found.info[..., 0], x, plan.input_dtype, plan.eps)
+    return found.roots
 
 
-def _evaluated(plan: Plan, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...], bool]:
-    """info, the roots asked for in a's dtype, and ``all_ok``: see ``attach.Evaluated``."""
-    differentiated = checks.differentiated(a)
+def _evaluated(
+    plan: Plan, a: Tensor, relative_eps: float, rtol: float | None
+) -> tuple[attach.Evaluated, Tensor]:
+    """What was found, the roots in a's dtype, and A with the relative ridge, computing dtype."""
     dtype = checks.computing_dtype(a.dtype)
     with autodiff.no_autocast(a):
         x = a if a.dtype == dtype else a.to(dtype)
-        if differentiated and isinstance(plan.rule, ExplicitRule):
-            found = attach.apply(plan, x)
-        else:
-            if not differentiated and plan.solved != plan.root:
-                plan = replace(plan, rule=Unrolled())  # No root for a derivative's sake.
-            found = attach.evaluate(plan, x, fuse=not differentiated)
-        roots = found.roots[-plan.asked :]
+        if relative_eps:
+            x = _relatively_ridged(x, relative_eps)
+        found = attach.run(plan, x) if rtol is None else pseudo.run(plan, x, rtol)
         if a.dtype != dtype:
-            roots = tuple(value.to(a.dtype) for value in roots)
-        return found.info, roots, found.all_ok
+            found = replace(found, roots=tuple(root.to(a.dtype) for root in found.roots))
+    return found, x
+
+
+def _relatively_ridged(x: Tensor, relative_eps: float) -> Tensor:
+    """A + relative_eps·‖A‖_F I, in units in which nothing overflows."""
+    seen = x.detach()
+    k = torch.where(spd.max_abs(seen).isfinite(), spd.exponent(seen), 0)
+    norm = spd.frobenius_norm(spd.times_power_of_two(x, -k))
+    return x + spd.times_power_of_two(relative_eps * norm, k) * spd.identity_like(x)
+
+
+def _checked_cut_off(rtol: float | None, singular: Singular) -> None:
+    if rtol is None:
+        return
+    checks.finite_at_least_zero("rtol", rtol)
+    if singular != "pinv":
+        raise ValueError(f'rtol= is the cut-off of singular="pinv"; got singular={singular!r}')
+    if rtol >= 1:
+        raise ValueError(f"rtol must be below 1, which leaves no eigenvalue, got {rtol}")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks, normalize, spd
+from matroot import autodiff, checks, normalize, spd, spectrum
 from matroot.backends import Backend, select
 from matroot.checks import Status
 
@@ -58,18 +58,28 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
         return g.clone()
     dtype = checks.computing_dtype(s.dtype)
     with autodiff.no_autocast(s):
-        wide, right = s.to(dtype), g.to(dtype)
-        flat = wide.detach().reshape(math.prod(s.shape[:-2]), *s.shape[-2:])
-        clean, _, status = normalize.normalized(flat, s.dtype)
+        flat = s.to(dtype).reshape(math.prod(s.shape[:-2]), *s.shape[-2:])
+        clean, k, status = normalize.normalized(flat, s.dtype)
         status = torch.maximum(
-            status, normalize.definiteness(clean, s.dtype, inverse=False)
-        ).reshape(s.shape[:-2])
+            status, normalize.definiteness(clean.detach(), s.dtype, inverse=False)
+        )
         if check:
-            checks.raise_if_bad("s", status, s)
-        ok = (status == Status.OK)[..., None, None]
-        hermitian = spd.hermitian_part(torch.where(ok, wide, spd.nan_where(~ok, wide)))
+            named = checks.Named("s")
+            checks.raise_if_bad(named, status.reshape(s.shape[:-2]), s, s.dtype)
+        ok = (status == Status.OK)[:, None, None]
+        left = torch.where(ok, clean, spd.nan_where(~ok, flat)).reshape(s.shape)
+        # In units in which neither side nor what comes between overflows: S/2ᵏ and G/2ʲ.
+        right = g.to(dtype)
+        seen = right.detach()
+        j = torch.where(spd.max_abs(seen).isfinite(), spd.exponent(seen), 0)
         solver = BySmith(of_rounded_matrix=False)
-        return lyapunov(solver, select("auto", s), hermitian, right).to(g.dtype)
+        right = spd.times_power_of_two(right, -j)
+        x = lyapunov(solver, select("auto", s), left, right)
+        # In two steps, since 2^(j − k) may be the square of the largest number.
+        back = j - k.reshape(j.shape)
+        half = torch.div(back, 2, rounding_mode="floor")
+        x = spd.times_power_of_two(spd.times_power_of_two(x, half), back - half)
+        return x.to(g.dtype)
 
 
 class Solver(ABC):
@@ -102,13 +112,17 @@ class BySpectrum(Solver):
     def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
         """See Solver.solve. Four products."""
         roots, q = constants
-        rotated = ops.matmul(ops.matmul(q.mH, r), q)
-        share = null_share(s, self.of_rounded_matrix)
-        null = roots <= share * roots.amax(-1, keepdim=True)
-        both = null[:, :, None] & null[:, None, :]
-        sums = torch.where(both, 1.0, roots[:, :, None] + roots[:, None, :])
-        x = torch.where(both, 0.0, rotated / sums)
-        return ops.matmul(ops.matmul(q, x), q.mH)
+        return _divided(roots, q, r, null_share(s, self.of_rounded_matrix), ops)
+
+
+def _divided(roots: Tensor, q: Tensor, r: Tensor, share: float, ops: Backend) -> Tensor:
+    """X = Q [(Qᴴ R Q) / (s_i + s_j)] Qᴴ, 0 where both are up to ``share`` of the largest."""
+    rotated = ops.matmul(ops.matmul(q.mH, r), q)
+    null = roots <= share * roots.amax(-1, keepdim=True)
+    both = null[:, :, None] & null[:, None, :]
+    sums = torch.where(both, 1.0, roots[:, :, None] + roots[:, None, :])
+    x = torch.where(both, 0.0, rotated / sums)
+    return ops.matmul(ops.matmul(q, x), q.mH)
 
 
 @dataclass(frozen=True)
@@ -182,31 +196,51 @@ class BySmith(Solver):
     of_rounded_matrix: bool = True
 
     def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
-        """See Solver.solve. Six products, three a further doubling, two Cholesky inverses."""
+        """See Solver.solve. Six products, three a further doubling, two Cholesky inverses.
+
+        A given S of single precision, whose null space lies within its own rounding, is solved in
+        double precision: matrix by matrix where values can be looked at, else all of them.
+        """
         k = spd.exponent(s)
         s = spd.times_power_of_two(s, -k)
         share = null_share(s, self.of_rounded_matrix)
+        free = checks.host_reads_are_free(s)
+        single = spd.real_dtype(s.dtype) == torch.float32
+        if single and not (free or self.of_rounded_matrix) and s.device.type != "mps":
+            wide = self._solved(_double(s), _double(r), constants, k, share, ops, free)
+            return spd.times_power_of_two(wide, -k).to(r.dtype)
+        return spd.times_power_of_two(self._solved(s, r, constants, k, share, ops, free), -k)
+
+    def _solved(
+        self,
+        s: Tensor,
+        r: Tensor,
+        constants: tuple[Tensor, ...],
+        k: Tensor,
+        share: float,
+        ops: Backend,
+        free: bool,
+    ) -> Tensor:
+        """X for S/2ᵏ; the constants are those of S."""
         if constants:
-            found = spd.times_power_of_two(constants[0][:, :, None], -k)
+            found = spd.times_power_of_two(constants[0][:, :, None].to(spd.real_dtype(s.dtype)), -k)
             low, high = found[:, :1], found[:, 1:]
         else:
             low, high = _bounds(s, share)
         high = spd.positive_or_one(high)
         singular = (low == 0).flatten()
-        if not checks.host_reads_are_free(s):
+        if not free:
             # Before and after: what rounding leaves on null × null space is divided by next to 0.
             null = _null_space(s, singular, share, ops)
             x = self._regular(s, _minimum_norm(r, null, ops), low, high, share, ops)
-            return spd.times_power_of_two(_minimum_norm(x, null, ops), -k)
+            return _minimum_norm(x, null, ops)
         x = self._regular(s, r, low, high, share, ops)
-        # eigh raises for a whole batch where one matrix is NaN.
-        (which,) = torch.where(singular & spd.max_abs(s).isfinite())
-        if len(which) > 0:
-            by_spectrum = BySpectrum(self.of_rounded_matrix)
-            values, q = torch.linalg.eigh(s[which])
-            eigenpairs = values.clamp(min=0), q
-            x = x.index_copy(0, which, by_spectrum.solve(s[which], r[which], eigenpairs, ops))
-        return spd.times_power_of_two(x, -k)
+        # One by one: the bits of a matrix must not depend on how many others are singular.
+        for which in (singular & spd.max_abs(s).isfinite()).nonzero():
+            values, q = spectrum.eigh(_double(s[which]))
+            exact = _divided(values.clamp(min=0), q, _double(r[which]), share, ops)
+            x[which] = exact.to(x.dtype)
+        return x
 
     def _regular(
         self, s: Tensor, r: Tensor, low: Tensor, high: Tensor, share: float, ops: Backend
@@ -239,7 +273,7 @@ def null_share(s: Tensor, of_rounded_matrix: bool) -> float:
     An eigenvalue of S = A^{1/2} is the root of one of A, so the unit of rounding is that of s²; a
     given S knows its own to rounding.
     """
-    share = spd.null_units(s.shape[-1], s.dtype) * spd.real_eps(s.dtype)
+    share = spd.null_share(s.shape[-1], s.dtype)
     return math.sqrt(share) if of_rounded_matrix else share
 
 
@@ -286,13 +320,19 @@ def _most_doublings(dtype: torch.dtype, ratio: float) -> int:
 _most_doublings._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _double(a: Tensor) -> Tensor:
+    return a.to(torch.complex128 if a.is_complex() else torch.float64)
+
+
 def _bounds(s: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Bounds of the spectrum of S, shape (b, 1, 1), the lower one 0 where S may be singular.
 
-    It may be where s_min is not clearly above ``share`` of s_max.
+    It may be where s_min is not clearly above ``share`` of s_max, or above what rounding makes of
+    the pivots of a singular matrix: some √n units, which pass for a regular one's.
     """
     found = spd.bounds(s)
-    singular = found.low_at_most <= 2 * share * spd.largest_at_least(s).flatten()
+    share = max(2 * share, (s.shape[-1] + 16) * spd.real_eps(s.dtype))
+    singular = found.low_at_most <= share * spd.largest_at_least(s).flatten()
     low = torch.where(singular, 0.0, found.low)
     return low[:, None, None], found.high[:, None, None]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from matroot import checks, spd
+from matroot import checks, spd, spectrum
 from matroot.checks import Status
 
 
@@ -51,12 +51,12 @@ def definiteness(
     eigenvalues: Tensor | None = None,
     bounds: spd.Bounds | None = None,
 ) -> Tensor:
-    """The Status, OK, INDEFINITE or SINGULAR, of Hermitian matrices of norm about 1, shape (b,).
+    """The Status of Hermitian matrices of norm about 1, shape (b,), by their eigenvalues.
 
-    Relative to the largest eigenvalue: indefinite below −n·u, u the rounding unit of the user's
-    dtype; singular (looked at only for the inverse) up to 4 units of the computing dtype. Without
-    eigenvalues both are settled by a Cholesky factorisation, with bounds of the eigenvalues on the
-    side where a matrix at the threshold passes.
+    Relative to the largest: INDEFINITE below −n·u, u the rounding unit of the user's dtype;
+    SINGULAR (looked at only for the inverse) up to ``spd.null_share`` of the computing dtype.
+    DIVERGED where a solver found no eigenvalues. Without eigenvalues both are settled by a Cholesky
+    factorisation, with bounds of the eigenvalues on the side where a matrix at the threshold passes.
 
     Args:
         a: shape (b, n, n).
@@ -66,11 +66,13 @@ def definiteness(
         bounds: where a method has found them.
     """
     below = a.shape[-1] * spd.real_eps(dtype)
-    above = spd.NULL_UNITS * spd.real_eps(a.dtype)
+    above = spd.null_share(a.shape[-1], a.dtype)
+    unsolved = torch.zeros((), dtype=torch.bool, device=a.device)
     if eigenvalues is not None:
         smallest, largest = eigenvalues.amin(-1), eigenvalues.amax(-1).clamp(min=0)
         indefinite = smallest < -below * largest
         singular = smallest <= above * largest
+        unsolved = smallest.isnan()
     else:
         if bounds is None and inverse:
             bounds = spd.bounds(a)
@@ -86,7 +88,9 @@ def definiteness(
         singular = indefinite
         if inverse and bounds is not None:
             singular = bounds.low_at_most <= above * spd.largest_at_least(a).flatten()
-    ok = torch.where(singular, Status.SINGULAR, Status.OK) if inverse else Status.OK
+    ok = torch.where(unsolved, Status.DIVERGED, torch.zeros_like(indefinite, dtype=torch.long))
+    if inverse:
+        ok = torch.where(singular, Status.SINGULAR, ok)
     return torch.where(indefinite, Status.INDEFINITE, ok)
 
 
@@ -101,7 +105,7 @@ def without_rounded_negatives(a: Tensor, dtype: torch.dtype) -> Tensor:
     negative = ~spd.factorises(seen + shift * spd.identity_like(a))
     if checks.host_reads_are_free(a) and not negative.any():
         return a
-    values, q = torch.linalg.eigh(seen)
+    values, q = spectrum.eigh(seen)
     clipped = (q * values.clamp(min=0)[:, None, :]) @ q.mH
     # A negative matrix stays as it is, to be found indefinite.
     rounded = negative & (values[:, 0] >= -a.shape[-1] * spd.real_eps(dtype) * values[:, -1])

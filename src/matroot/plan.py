@@ -101,8 +101,9 @@ def resolve(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an unknown name, or things that do not go together.
+        ValueError: no square matrices, an unknown name, or things that do not go together.
     """
+    checks.square_matrices("a", a)
     checks.one_of("singular", singular, ("raise", "pinv"))
     eps = checks.ridge(eps, a.dtype)
     ops = select(backend, a)
@@ -172,7 +173,6 @@ def explain(
         >>> print(matroot.explain(torch.eye(3, dtype=torch.float16)).dtype)
         torch.float32
     """
-    checks.square_matrices("a", a)
     checks.one_of("root", root, ("sqrt", "inv_sqrt", "both"))
     plan = resolve(root, a, 0.0, method, gradient, backend, singular)
     asked = "asked for"

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A matrix is singular for the inverse root up to this many units of rounding of the largest
-# eigenvalue.
+# In single precision an eigenvalue is zero up to this many units of rounding of the largest.
 NULL_UNITS = 4.0
 
 
 def null_units(n: int, dtype: torch.dtype) -> float:
     """Units of rounding of the largest eigenvalue up to which one is zero.
+
+    The one rule for what is null: there an inverse root does not exist, or is left out of the
+    pseudo-inverse root, and there gradients are of minimum norm.
 
     Rounding moves the zero eigenvalues of covariances and projectors by 1 to 3 units in single
     precision (n = 8 to 512), where an eigensolver's own error is kept out by double precision; in
@@ -22,9 +24,14 @@ def null_units(n: int, dtype: torch.dtype) -> float:
     return max(8, n) if real_dtype(dtype) == torch.float64 else NULL_UNITS
 
 
+def null_share(n: int, dtype: torch.dtype) -> float:
+    """The share of the largest eigenvalue up to which one is zero: ``null_units`` of rounding."""
+    return null_units(n, dtype) * real_eps(dtype)
+
+
 def hermitian_part(a: Tensor) -> Tensor:
-    """(A + Aᴴ)/2, shape (..., n, n)."""
-    return (a + a.mH) * 0.5
+    """(A + Aᴴ)/2, shape (..., n, n), each half by itself since the sum may overflow."""
+    return torch.add(a * 0.5, a.mH, alpha=0.5)
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -48,8 +55,14 @@ def frobenius_norm(a: Tensor) -> Tensor:
     if a.is_complex():
         # PyTorch sums complex squares naively, which costs three digits at n = 1000 in complex64.
         a = torch.view_as_real(a.resolve_conj()).flatten(-2)
-    norm: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
-    return norm
+    if a.device.type != "cpu":
+        norm: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
+        return norm
+    # On a CPU that function adds squares one by one, which costs three digits at n = 4096; a sum
+    # goes by parts. A norm of norms would not be twice differentiable where a row is zero.
+    total = a.square().sum((-2, -1), keepdim=True)
+    zero = total == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, total).sqrt())
 
 
 def norm_or_one(a: Tensor) -> Tensor:
@@ -102,8 +115,14 @@ def power_of_two(k: Tensor, like: Tensor) -> Tensor:
 
 
 def nan_where(bad: Tensor, a: Tensor) -> Tensor:
-    """NaN with a NaN derivative where ``bad``, else 0 with derivative 0; shape of ``a``."""
-    return torch.where(bad, a, 0.0) * torch.nan
+    """NaN with a NaN derivative where ``bad``, else 0 with derivative 0; shape of ``a``.
+
+    Nothing is multiplied by NaN elsewhere, since PyTorch's anomaly detection looks behind masks.
+    """
+    factor = torch.where(
+        bad, torch.nan, torch.zeros((), dtype=real_dtype(a.dtype), device=a.device)
+    )
+    return torch.where(bad, a, 0.0) * factor
 
 
 def upper_bound(a: Tensor, square: Tensor | None = None) -> Tensor:
@@ -145,31 +164,6 @@ def inverse_by_cholesky(a: Tensor) -> tuple[Tensor, Tensor]:
     factor = torch.where(success[..., None, None], factor, identity)
     inverse_factor = torch.linalg.solve_triangular(factor, identity, upper=False)
     return inverse_factor.mH @ inverse_factor, success
-
-
-def refined(a: Tensor, eigenvalues: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenpairs of torch.linalg.eigh, found in double precision where that decides.
-
-    In single precision an eigensolver knows a small eigenvalue to some √n units of rounding of the
-    largest, which cannot tell a regular matrix from a singular one. Matrices with eigenvalues up to
-    n units are decomposed again. Reads values on the host.
-
-    Args:
-        a: shape (b, n, n).
-        eigenvalues: ascending, shape (b, n).
-        vectors: shape (b, n, n).
-    """
-    if real_dtype(a.dtype) != torch.float32:
-        return eigenvalues, vectors
-    least = a.shape[-1] * real_eps(a.dtype) * eigenvalues[:, -1]
-    (near,) = torch.where(eigenvalues[:, 0] <= torch.clamp(least, min=0))
-    if len(near) == 0:
-        return eigenvalues, vectors
-    values, q = torch.linalg.eigh(a.detach()[near].to(torch.promote_types(a.dtype, torch.float64)))
-    return (
-        eigenvalues.index_copy(0, near, values.to(eigenvalues.dtype)),
-        vectors.index_copy(0, near, q.to(a.dtype)),
-    )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,19 @@ import torch
 from torch import Tensor
 
 
+def kind(algorithm: object) -> str:
+    """The name of a method's or rule's class if it is one of matroot's own, else "".
+
+    Kernels lie below methods and know them by name. A user's class of the same name is another.
+    """
+    cls = type(algorithm)
+    return (
+        cls.__name__
+        if cls.__module__.startswith(("matroot.methods.", "matroot.gradients."))
+        else ""
+    )
+
+
 class FusedProduct(Protocol):
     """βC + αAB on batches (b, n, n), C broadcast over the batch."""
 

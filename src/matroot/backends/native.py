@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from matroot import checks, normalize, spd
-from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem
+from matroot import checks, normalize, spd, spectrum
+from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem, kind
 from matroot.backends.torch_ops import TORCH
 from matroot.schedules import OCTAVE, OCTAVES, schedules
 
@@ -51,13 +52,22 @@ def _declines(a: Tensor) -> str | None:
         return "torch.jit.trace records PyTorch's operations"
     if torch.compiler.is_compiling():
         return "torch.compile and torch.export trace PyTorch's operations"
-    return None
+    return checks.operations_are_watched(a)
 
 
 def _has_memory(*tensors: Tensor) -> bool:
     """Whether a kernel can be given these."""
     # PyTorch offers no public question for storage; what vmap wraps has none.
-    return all(checks.host_reads_are_free(t) and torch._C._has_storage(t) for t in tensors)
+    return checks.operations_are_watched(*tensors) is None and all(
+        checks.host_reads_are_free(t) and torch._C._has_storage(t) for t in tensors
+    )
+
+
+def _in_memory(a: Tensor) -> Tensor:
+    """A with its numbers one after the other as they are: no lazy sign, no unwritten zeros."""
+    if a._is_zerotensor():
+        return torch.zeros_like(a, memory_format=torch.contiguous_format)
+    return a.resolve_neg().contiguous()
 
 
 def _address(a: Tensor | None) -> int:
@@ -65,10 +75,10 @@ def _address(a: Tensor | None) -> int:
 
 
 def _roots(problem: RootProblem, a: Tensor) -> FusedRoots | None:
-    kernel = _ROOTS.get(type(problem.method).__name__)
+    kernel = _ROOTS.get(kind(problem.method))
     if _MODULE is None or kernel is None or not _has_memory(a):
         return None
-    return kernel(problem, a.contiguous())
+    return kernel(problem, _in_memory(a))
 
 
 def _info(a: Tensor) -> Tensor:
@@ -86,7 +96,7 @@ def _eigh(
     a: Tensor,
     sqrt: Tensor | None,
     inv_sqrt: Tensor | None,
-    eigenpairs: tuple[Tensor, ...],
+    eigenpairs: tuple[Tensor | None, Tensor | None],
     info: Tensor,
     *,
     of_root: bool = False,
@@ -96,7 +106,7 @@ def _eigh(
     above: float = -1.0,
 ) -> int:
     """The kernel by eigendecomposition; see EighTask in native/isa.hpp."""
-    s, vectors = eigenpairs or (None, None)
+    s, vectors = eigenpairs
     statuses: int = _MODULE.eigh(
         a.dtype == torch.float64,
         a.data_ptr(),
@@ -112,37 +122,45 @@ def _eigh(
         skew,
         below,
         above,
-        spd.null_units(a.shape[-1], a.dtype) * spd.real_eps(a.dtype),
+        spd.null_share(a.shape[-1], a.dtype),
         torch.get_num_threads(),
     )
     return statuses
 
 
 def _by_eigh(problem: RootProblem, a: Tensor) -> FusedRoots | None:
-    constants: tuple[Tensor, ...] = ()
-    if type(problem.rule).__name__ == "Spectral":
+    constants: tuple[Tensor, Tensor] | tuple[()] = ()
+    if kind(problem.rule) == "Spectral":
         constants = (a.new_empty(a.shape[:-1]), torch.empty_like(a))
     elif problem.rule is not None and not _is_exact_lyapunov(problem.rule):
         return None
     if a.shape[-1] > LARGEST:
         return _by_lapack(problem, a)
+    found = _solved_by_eigh(problem, a, constants or (None, None))
+    return replace(found, constants=constants)
+
+
+def _solved_by_eigh(
+    problem: RootProblem, a: Tensor, eigenpairs: tuple[Tensor | None, Tensor | None]
+) -> FusedRoots:
+    """The roots by the kernel, and the eigenvalues of S and its eigenvectors where wanted."""
     info, (sqrt, inv_sqrt) = _info(a), _roots_memory(problem, a)
     statuses = _eigh(
         a,
         sqrt,
         inv_sqrt,
-        constants,
+        eigenpairs,
         info,
         eps=problem.eps,
         skew=checks.max_skew(problem.input_dtype),
         below=a.shape[-1] * spd.real_eps(problem.input_dtype),
-        above=spd.NULL_UNITS * spd.real_eps(a.dtype) if problem.regular else -1.0,
+        above=spd.null_share(a.shape[-1], a.dtype) if problem.regular else -1.0,
     )
-    return FusedRoots(info, sqrt, inv_sqrt, constants, statuses)
+    return FusedRoots(info, sqrt, inv_sqrt, (), statuses)
 
 
 def _by_lapack(problem: RootProblem, a: Tensor) -> FusedRoots:
-    n, unit = a.shape[-1], spd.real_eps(a.dtype)
+    n = a.shape[-1]
     x = torch.empty_like(a).view(-1, n, n)
     found = a.new_empty((len(x), 2), dtype=torch.int64)
     _MODULE.prepare(
@@ -156,14 +174,14 @@ def _by_lapack(problem: RootProblem, a: Tensor) -> FusedRoots:
         checks.max_skew(problem.input_dtype),
         torch.get_num_threads(),
     )
-    values, vectors = spd.refined(x, *torch.linalg.eigh(x))
+    values, vectors = spectrum.eigh(x)
     definite = normalize.definiteness(
         x, problem.input_dtype, inverse=problem.regular, eigenvalues=values
     )
     status = torch.maximum(found[:, 0], definite)
     ok = status == checks.Status.OK
     scale = torch.where(ok, spd.power_of_two(found[:, 1] // 2, a), torch.nan)[:, None]
-    kept = values > spd.null_units(n, a.dtype) * unit * values.abs().amax(-1, keepdim=True)
+    kept = values > spd.null_share(n, a.dtype) * values.abs().amax(-1, keepdim=True)
     s = values.clamp(min=0).sqrt() * scale
 
     def assembled(eigenvalues: Tensor) -> Tensor:
@@ -176,7 +194,7 @@ def _by_lapack(problem: RootProblem, a: Tensor) -> FusedRoots:
         torch.stack([status, torch.ones_like(status), ok.long()], -1).view(*a.shape[:-2], 3),
         assembled(s) if problem.sqrt else None,
         assembled(torch.where(kept, 1 / s, 0 * s)) if problem.inv_sqrt else None,
-        constants if type(problem.rule).__name__ == "Spectral" else (),
+        constants if kind(problem.rule) == "Spectral" else (),
         sum(1 << k for k in set(status.tolist())),
     )
 
@@ -218,12 +236,46 @@ def _by_minimax(problem: RootProblem, a: Tensor) -> FusedRoots | None:
         method.max_steps or 0,
         torch.get_num_threads(),
     )
+    left = 1 << checks.Status.DIVERGED
+    if statuses & left:
+        others = statuses & ~left
+        statuses = others | _singular_by_eigh(problem, a, info, sqrt, inv_sqrt, constants)
     return FusedRoots(info, sqrt, inv_sqrt, constants, statuses)
+
+
+def _singular_by_eigh(
+    problem: RootProblem,
+    a: Tensor,
+    info: Tensor,
+    sqrt: Tensor | None,
+    inv_sqrt: Tensor | None,
+    constants: tuple[Tensor, ...],
+) -> int:
+    """Those that may be singular, which the iteration left, as ``Minimax`` has them: by ``Eigh``.
+
+    In place; returns which statuses occur among them.
+    """
+    left = info[..., 0] == checks.Status.DIVERGED
+    few = replace(problem, method=None, rule=None)
+    x = a[left]
+    s = x.new_empty(x.shape[:-1]) if constants else None
+    found = _solved_by_eigh(few, x, (s, None))
+    info[left] = found.info
+    if sqrt is not None and found.sqrt is not None:
+        sqrt[left] = found.sqrt
+    if inv_sqrt is not None and found.inv_sqrt is not None:
+        inv_sqrt[left] = found.inv_sqrt
+    if s is not None:
+        high = s.amax(-1)
+        null = math.sqrt(2 * spd.null_share(x.shape[-1], x.dtype)) * high
+        low = s.amin(-1)
+        constants[0][left] = torch.stack([torch.where(low <= null, 0.0 * low, low), high], -1)
+    return found.statuses or 0
 
 
 def _by_published(problem: RootProblem, a: Tensor) -> FusedRoots | None:
     polynomials = None if a.shape[-1] > LARGEST else _polynomials(problem.method)
-    published = type(problem.rule).__name__ == "Lyapunov" and problem.rule.steps is not None
+    published = kind(problem.rule) == "Lyapunov" and problem.rule.steps is not None
     if polynomials is None or not (
         published or problem.rule is None or _is_exact_lyapunov(problem.rule)
     ):
@@ -232,7 +284,7 @@ def _by_published(problem: RootProblem, a: Tensor) -> FusedRoots | None:
     constants = (a.new_empty(a.shape[:-2]),) if published else ()
     # Beyond doubt on the side where the reference has a root; what is closer is left to it.
     n = a.shape[-1]
-    units = -(2 * spd.NULL_UNITS + n / 8) if problem.regular else n / 2
+    units = -(2 * spd.null_units(n, a.dtype) + n / 8) if problem.regular else n / 2
     statuses = _MODULE.published(
         a.dtype == torch.float64,
         a.data_ptr(),
@@ -247,7 +299,7 @@ def _by_published(problem: RootProblem, a: Tensor) -> FusedRoots | None:
         units * spd.real_eps(a.dtype),
         polynomials.data_ptr(),
         polynomials.shape[1] - 1,
-        type(problem.method).__name__ == "Pade",
+        kind(problem.method) == "Pade",
         torch.get_num_threads(),
     )
     return FusedRoots(info, sqrt, inv_sqrt, constants, statuses)
@@ -261,7 +313,7 @@ def _polynomials(method: Any) -> Tensor | None:
 
 
 def _is_exact_lyapunov(rule: Any) -> bool:
-    return type(rule).__name__ == "Lyapunov" and rule.steps is None
+    return kind(rule) == "Lyapunov" and rule.steps is None
 
 
 _ROOTS = {
@@ -273,7 +325,7 @@ _ROOTS = {
 
 
 def _gradient(problem: GradientProblem) -> Tensor | None:
-    kernel = _GRADIENTS.get(type(problem.rule).__name__)
+    kernel = _GRADIENTS.get(kind(problem.rule))
     given = (problem.sqrt, *problem.constants, problem.g_sqrt, problem.g_inv)
     if _MODULE is None or kernel is None or not _has_memory(*(t for t in given if t is not None)):
         return None
@@ -294,8 +346,8 @@ def _by_lyapunov(problem: GradientProblem) -> Tensor | None:
         return None
     if problem.sqrt.shape[-1] > LARGEST:
         return None
-    root = problem.sqrt.contiguous()
-    z = None if problem.inv_sqrt is None else problem.inv_sqrt.contiguous()
+    root = _in_memory(problem.sqrt)
+    z = None if problem.inv_sqrt is None else _in_memory(problem.inv_sqrt)
     info, s, vectors = _info(root), root.new_empty(root.shape[:-1]), torch.empty_like(root)
     n, unit = root.shape[-1], spd.real_eps(root.dtype)
     statuses = _eigh(root, None, None, (s, vectors), info, of_root=True, below=n * unit)
@@ -305,13 +357,14 @@ def _by_lyapunov(problem: GradientProblem) -> Tensor | None:
 def _divided(s: Tensor, vectors: Tensor, z: Tensor | None, problem: GradientProblem) -> Tensor:
     """Division by s_i + s_j in the basis of the eigenvectors, or steps; see SpectralTask."""
     steps = getattr(problem.rule, "steps", None) or 0
-    norms = problem.constants[0].contiguous() if steps else None
+    norms = _in_memory(problem.constants[0]) if steps else None
     n = vectors.shape[-1]
-    null = math.sqrt(spd.null_units(n, s.dtype) * spd.real_eps(s.dtype))
+    # A matrix that has an inverse root has no null space.
+    null = math.sqrt(spd.null_share(n, s.dtype)) if problem.g_inv is None else 0.0
+    s, vectors = _in_memory(s), _in_memory(vectors)
+    g_sqrt, g_inv = (None if g is None else _in_memory(g) for g in (problem.g_sqrt, problem.g_inv))
     if n > LARGEST:
-        return _divided_by_passes(s.contiguous(), vectors, problem.g_sqrt, problem.g_inv, null)
-    s, vectors = s.contiguous(), vectors.contiguous()
-    g_sqrt, g_inv = (None if g is None else g.contiguous() for g in (problem.g_sqrt, problem.g_inv))
+        return _divided_by_passes(s, vectors, g_sqrt, g_inv, null)
     x = torch.empty_like(vectors)
     _MODULE.spectral(
         s.dtype == torch.float64,
@@ -342,7 +395,7 @@ def _divided_by_passes(
         return r
 
     q = None if g_inv is None else rotated(g_inv)
-    r = rotated(g_sqrt) if g_sqrt is not None else torch.zeros(vectors.shape, dtype=s.dtype)
+    r = rotated(g_sqrt) if g_sqrt is not None else torch.zeros_like(vectors)
     n = vectors.shape[-1]
     _MODULE.divide(
         s.dtype == torch.float64,

@@ -52,8 +52,7 @@ class Lyapunov(ImplicitRule):
         known = solution.bounds
         if known is None:
             return ()
-        units = 2 * spd.null_units(a.shape[-1], a.dtype)
-        null = units * spd.real_eps(a.dtype) * spd.largest_at_least(a).flatten()
+        null = 2 * spd.null_share(a.shape[-1], a.dtype) * spd.largest_at_least(a).flatten()
         low = torch.where(known.low_at_most <= null, 0.0, known.low)
         return (torch.stack([low, known.high], -1).sqrt() * scale[:, None],)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from matroot import spd
+from matroot import spd, spectrum
 from matroot.backends import Backend
 from matroot.gradients.rule import ImplicitRule, Roots
-from matroot.lyapunov import BySpectrum, Solver, null_share
+from matroot.lyapunov import BySpectrum, Solver
 from matroot.solution import Solution
 
 
@@ -44,7 +44,7 @@ class Spectral(ImplicitRule):
             roots, vectors = solution.eigenvalues.clamp(min=0).sqrt(), solution.eigenvectors
         else:
             assert solution.sqrt is not None
-            roots, vectors = torch.linalg.eigh(solution.sqrt)
+            roots, vectors = spectrum.eigh(solution.sqrt)
         return roots.clamp(min=0) * scale[:, None], vectors
 
     def vjp(
@@ -58,14 +58,13 @@ class Spectral(ImplicitRule):
             return super().vjp(_with_sqrt(roots), g_sqrt, g_inv, ops)
         s, q = roots.constants
         rows, columns = s[..., :, None], s[..., None, :]
-        null = s <= null_share(q, of_rounded_matrix=True) * s.amax(-1, keepdim=True)
-        both = null[..., :, None] & null[..., None, :]
+        # No eigenvalue is null: such a matrix has no inverse root, and came back as NaN.
         x = -(q.mH @ spd.hermitian_part(g_inv) @ q) / (rows * columns)
         if g_sqrt is not None:
             x = x + q.mH @ spd.hermitian_part(g_sqrt) @ q
-        x = torch.where(both, 0.0, x / (rows + columns))
+        x = q @ (x / (rows + columns)) @ q.mH
         bad = s.isnan().any(-1)[..., None, None]
-        return torch.where(bad, torch.nan, spd.hermitian_part(q @ x @ q.mH))
+        return torch.where(bad, torch.nan, spd.hermitian_part(x))
 
     def jvp(self, roots: Roots, e: Tensor, ops: Backend) -> tuple[Tensor | None, Tensor | None]:
         """See ExplicitRule.jvp."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from matroot import checks, spd
+from matroot import spd, spectrum
 from matroot.backends import Backend
 from matroot.methods.method import Method
 from matroot.solution import Root, Solution
@@ -22,7 +22,7 @@ class Eigh(Method):
 
     On a CPU compiled kernels do all of it for real matrices up to n = 256, with the eigenvalues
     found in double precision; without them single-precision matrices that may be singular are
-    decomposed in double precision, see ``matroot.spd.refined``.
+    decomposed in double precision, see ``matroot.spectrum.eigh``.
 
     Note:
         One eigh (some 9 n³ flops at poor speed) and one product a root.
@@ -34,9 +34,7 @@ class Eigh(Method):
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
-        eigenvalues, vectors = torch.linalg.eigh(a)
-        if checks.host_reads_are_free(a) and not eigenvalues.requires_grad:
-            eigenvalues, vectors = spd.refined(a, eigenvalues, vectors)
+        eigenvalues, vectors = spectrum.eigh(a)
         return from_eigenpairs(eigenvalues, vectors, root, ops)
 
 
@@ -56,7 +54,7 @@ class Svd(Method):
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
-        u, sigma, vh = torch.linalg.svd(a)
+        u, sigma, vh = spectrum.svd(a)
         same = (u * vh.mT).sum(-2).real
         return from_eigenpairs(torch.where(same < 0, -sigma, sigma), u, root, ops)
 
@@ -71,8 +69,7 @@ def from_eigenpairs(eigenvalues: Tensor, vectors: Tensor, root: Root, ops: Backe
         sqrt = ops.matmul(vectors * roots[..., None, :], vectors.mH)
     if root != "sqrt":
         largest = eigenvalues.abs().amax(-1, keepdim=True)
-        units = spd.null_units(eigenvalues.shape[-1], eigenvalues.dtype)
-        kept = eigenvalues > units * spd.real_eps(eigenvalues.dtype) * largest
+        kept = eigenvalues > spd.null_share(eigenvalues.shape[-1], eigenvalues.dtype) * largest
         inverse = torch.where(kept, 1.0 / torch.where(kept, roots, 1.0), 0.0)
         inv_sqrt = ops.matmul(vectors * inverse[..., None, :], vectors.mH)
     found = torch.ones_like(eigenvalues[:, 0], dtype=torch.bool)

@@ -138,7 +138,7 @@ class Minimax(Method):
             converged=converged,
         )
         if bounds is not None and checks.host_reads_are_free(a):
-            zero = spd.NULL_UNITS * spd.real_eps(a.dtype) * spd.largest_at_least(seen).flatten()
+            zero = spd.null_share(a.shape[-1], a.dtype) * spd.largest_at_least(seen).flatten()
             return _with_eigh(a, solution, bounds.low_at_most <= zero, root, ops)
         # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
         left = schedule[..., 3].gather(1, (needed - 1)[:, None])[:, 0]
@@ -248,27 +248,27 @@ def _with_eigh(a: Tensor, solution: Solution, which: Tensor, root: Root, ops: Ba
 
     Products would leave their null space at the root of rounding, of either sign, or grow it.
     """
-    (index,) = torch.where(which)
-    known = solution.bounds
-    if len(index) == 0 or known is None:
-        return solution
-    other = Eigh().solve(a[index], root, ops)
-    assert other.eigenvalues is not None
-    values = other.eigenvalues.detach()
-    low, high = values[:, 0].clamp(min=0), values.abs().amax(-1)
+    # One by one: the bits of a matrix must not depend on how many others are singular.
+    for index in which.nonzero():
+        known = solution.bounds
+        assert known is not None
+        other = Eigh().solve(a[index], root, ops)
+        assert other.eigenvalues is not None
+        values = other.eigenvalues.detach()
+        low, high = values[:, 0].clamp(min=0), values.abs().amax(-1)
 
-    def put(x: Tensor, y: Tensor) -> Tensor:
-        return x.index_copy(0, index, y.to(x.dtype))
+        def put(x: Tensor | None, y: Tensor | None, index: Tensor = index) -> Tensor | None:
+            return None if x is None or y is None else x.index_copy(0, index, y.to(x.dtype))
 
-    return replace(
-        solution,
-        sqrt=None if root == "inv_sqrt" else put(_known(solution.sqrt), _known(other.sqrt)),
-        inv_sqrt=None if root == "sqrt" else put(_known(solution.inv_sqrt), _known(other.inv_sqrt)),
-        steps=put(torch.as_tensor(solution.steps), torch.ones_like(index)),
-        bounds=spd.Bounds(put(known.low, low), put(known.low_at_most, low), put(known.high, high)),
-    )
-
-
-def _known(x: Tensor | None) -> Tensor:
-    assert x is not None
-    return x
+        solution = replace(
+            solution,
+            sqrt=put(solution.sqrt, other.sqrt),
+            inv_sqrt=put(solution.inv_sqrt, other.inv_sqrt),
+            steps=torch.as_tensor(solution.steps).index_copy(0, index, torch.ones_like(index)),
+            bounds=spd.Bounds(
+                known.low.index_copy(0, index, low),
+                known.low_at_most.index_copy(0, index, low),
+                known.high.index_copy(0, index, high),
+            ),
+        )
+    return solution

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from matroot import checks, spd
-from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem
+from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem, kind
 from matroot.backends.torch_ops import TORCH
 from matroot.schedules import STEPS, schedules
 
@@ -87,7 +87,7 @@ def _takes(*tensors: Tensor | None) -> bool:
 
 
 def _roots(precision: str, problem: RootProblem, a: Tensor) -> FusedRoots | None:
-    kernel = _ROOTS.get(type(problem.method).__name__)
+    kernel = _ROOTS.get(kind(problem.method))
     return kernel(precision, problem, a) if kernel is not None and _takes(a) else None
 
 
@@ -106,7 +106,7 @@ def _told(problem: RootProblem, a: Tensor) -> tuple[float, float, float, bool, b
 
 def _steps(rule: Any) -> int | None:
     """Steps of the gradient, 0 for the exact one; None if there is no kernel of this rule."""
-    return (rule.steps or 0) if type(rule).__name__ == "Lyapunov" else None
+    return (rule.steps or 0) if kind(rule) == "Lyapunov" else None
 
 
 def _constants(rule: Any, *, bounds: bool) -> int | None:
@@ -150,7 +150,7 @@ def _by_published(precision: str, problem: RootProblem, a: Tensor) -> FusedRoots
     if polynomials is None or constants is None:
         return None
     p, q = polynomials
-    pade = type(problem.method).__name__ == "Pade"
+    pade = kind(problem.method) == "Pade"
     told = _told(problem, a)
     found = _published_op(a, *told, constants, list(p), list(q), pade, precision)
     return _found(problem, constants, found)

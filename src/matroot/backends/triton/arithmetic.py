@@ -93,8 +93,8 @@ def norm(a):
 
 @triton.jit
 def hermitian_part(a):
-    """(A + Aᵀ)/2."""
-    return (a + tl.trans(a)) * 0.5
+    """(A + Aᵀ)/2, each half by itself since the sum may overflow."""
+    return a * 0.5 + tl.trans(a) * 0.5
 
 
 @triton.jit
