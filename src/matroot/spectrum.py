@@ -1,0 +1,121 @@
+"""The one guarded way to eigenvalues and singular values by LAPACK and its kin.
+
+A library's solver raises for a whole batch where it fails on one matrix, returns NaN without a word
+for badly graded ones, and gives other bits in another batch. Here a matrix that it fails on is done
+again by itself in double precision, and comes back as NaN if that fails too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from matroot import checks, spd
+
+# A factorisation of matrices (b, n, n): its tensors, batch first.
+Factorisation = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and orthonormal eigenvectors of Hermitian matrices, A = Q diag(λ) Qᴴ.
+
+    In single precision a solver knows a small eigenvalue to some √n units of rounding of the
+    largest, which cannot tell a regular matrix from a singular one. So matrices with eigenvalues
+    up to n units are decomposed again in double precision; where values cannot be looked at
+    (accelerators, torch.compile, torch.func) all are, from the start.
+
+    Args:
+        a: shape (..., n, n), finite, of a real or complex dtype of single or double precision.
+
+    Returns:
+        λ, shape (..., n), and Q, shape (..., n, n), in the precision of ``a``; NaN where the solver
+        fails.
+    """
+    if a.numel() == 0:
+        return a.new_empty(a.shape[:-1], dtype=spd.real_dtype(a.dtype)), a.clone()
+    looked_at = checks.host_reads_are_free(a) and not a.requires_grad
+    single = spd.real_dtype(a.dtype) == torch.float32
+    # Apple's GPUs have no double precision.
+    if single and not looked_at and a.device.type != "mps":
+        values, vectors = _guarded(_eigh, _double(a))
+        return values.to(torch.float32), vectors.to(a.dtype)
+    values, vectors = _guarded(_eigh, a)
+    if single and looked_at:
+        least = a.shape[-1] * spd.real_eps(a.dtype) * values[..., -1]
+        near = values[..., 0] <= torch.clamp(least, min=0)
+        _again(_eigh, a, near, (values, vectors))
+    return values, vectors
+
+
+def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, σ (descending) and Vᴴ of A = U diag(σ) Vᴴ, shapes as of ``torch.linalg.svd``.
+
+    NaN where the solver fails.
+    """
+    u, sigma, vh = _guarded(_svd, a)
+    return u, sigma, vh
+
+
+def _eigh(a: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.linalg.eigh(a))
+
+
+def _svd(a: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.linalg.svd(a))
+
+
+def _double(a: Tensor) -> Tensor:
+    return a.to(torch.complex128 if a.is_complex() else torch.float64)
+
+
+def _guarded(factorise: Factorisation, a: Tensor) -> tuple[Tensor, ...]:
+    if torch.compiler.is_compiling():
+        return factorise(a)  # A program that is being traced cannot catch what it will raise.
+    try:
+        found = factorise(a)
+    except torch.linalg.LinAlgError:
+        flat = a.reshape(-1, *a.shape[-2:])
+        each = [_alone(factorise, matrix) for matrix in flat]
+        return tuple(
+            torch.stack(parts).reshape(*a.shape[:-2], *parts[0].shape)
+            for parts in zip(*each, strict=True)
+        )
+    if checks.host_reads_are_free(a) and not a.requires_grad:
+        failed = torch.stack([part.isnan().flatten(a.ndim - 2).any(-1) for part in found]).any(0)
+        _again(factorise, a, failed, found)
+    return found
+
+
+def _again(factorise: Factorisation, a: Tensor, which: Tensor, found: tuple[Tensor, ...]) -> None:
+    """Replace what was found of some matrices; reads ``which``, shape (...), on the host.
+
+    One by one: the bits of a matrix must not depend on how many others need it.
+    """
+    for index in which.nonzero().tolist():
+        place = tuple(index)
+        for whole, part in zip(found, _alone(factorise, a.detach()[place]), strict=True):
+            whole[place] = part
+
+
+def _alone(factorise: Factorisation, a: Tensor) -> tuple[Tensor, ...]:
+    """The factors of one matrix (n, n), found in double precision; NaN where that fails."""
+    wide = _double(a) if a.device.type != "mps" else a.clone()
+    size = spd.max_abs(wide.detach())
+    # Entries below the square of rounding are nothing beside the largest, but their squares
+    # underflow, which is what solvers fail on.
+    flushed = torch.where(wide.abs() < spd.real_eps(wide.dtype) ** 2 * size, 0.0, wide)
+    for matrix in (wide, flushed):
+        try:
+            found = factorise(matrix)
+        except torch.linalg.LinAlgError:
+            continue
+        if not checks.host_reads_are_free(a) or not any(part.isnan().any() for part in found):
+            break
+    else:
+        like = factorise(spd.identity_like(wide))
+        found = tuple(torch.full_like(part, torch.nan) for part in like)
+    return tuple(
+        part.to(a.dtype if part.is_complex() else spd.real_dtype(a.dtype)) for part in found
+    )
