@@ -125,6 +125,12 @@ def _divided(roots: Tensor, q: Tensor, r: Tensor, share: float, ops: Backend) ->
     return ops.matmul(ops.matmul(q, x), q.mH)
 
 
+def _by_eigenvalues(s: Tensor, r: Tensor, share: float, ops: Backend) -> Tensor:
+    """X from the eigenpairs of S, in double precision and rounded once."""
+    values, q = spectrum.eigh(_double(s))
+    return _divided(values.clamp(min=0), q, _double(r), share, ops).to(r.dtype)
+
+
 @dataclass(frozen=True)
 class BySign(Solver):
     """The matrix sign function of [[S, R], [0, −S]] by Newton–Schulz steps, as in the paper.
@@ -198,18 +204,25 @@ class BySmith(Solver):
     def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
         """See Solver.solve. Six products, three a further doubling, two Cholesky inverses.
 
-        A given S of single precision, whose null space lies within its own rounding, is solved in
-        double precision: matrix by matrix where values can be looked at, else all of them.
+        A given S knows its null space to its own rounding only, where a factorisation says little.
+        Where values can be looked at, such matrices are solved by their eigenvalues, one by one.
+        Elsewhere all are: on a CPU by eigenvalues, on an accelerator, where an eigendecomposition
+        would wait for the device, by products in double precision.
         """
         k = spd.exponent(s)
         s = spd.times_power_of_two(s, -k)
         share = null_share(s, self.of_rounded_matrix)
         free = checks.host_reads_are_free(s)
-        single = spd.real_dtype(s.dtype) == torch.float32
-        if single and not (free or self.of_rounded_matrix) and s.device.type != "mps":
+        if free or self.of_rounded_matrix or s.device.type == "mps":
+            x = self._solved(s, r, constants, k, share, ops, free)
+        elif s.device.type == "cpu":
+            finite = spd.max_abs(s).isfinite()[:, None, None]
+            safe = torch.where(finite, s, spd.identity_like(s))
+            x = torch.where(finite, _by_eigenvalues(safe, r, share, ops), torch.nan)
+        else:
             wide = self._solved(_double(s), _double(r), constants, k, share, ops, free)
-            return spd.times_power_of_two(wide, -k).to(r.dtype)
-        return spd.times_power_of_two(self._solved(s, r, constants, k, share, ops, free), -k)
+            x = wide.to(r.dtype)
+        return spd.times_power_of_two(x, -k)
 
     def _solved(
         self,
@@ -237,9 +250,7 @@ class BySmith(Solver):
         x = self._regular(s, r, low, high, share, ops)
         # One by one: the bits of a matrix must not depend on how many others are singular.
         for which in (singular & spd.max_abs(s).isfinite()).nonzero():
-            values, q = spectrum.eigh(_double(s[which]))
-            exact = _divided(values.clamp(min=0), q, _double(r[which]), share, ops)
-            x[which] = exact.to(x.dtype)
+            x[which] = _by_eigenvalues(s[which], r[which], share, ops)
         return x
 
     def _regular(

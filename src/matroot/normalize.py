@@ -56,7 +56,8 @@ def definiteness(
     Relative to the largest: INDEFINITE below −n·u, u the rounding unit of the user's dtype;
     SINGULAR (looked at only for the inverse) up to ``spd.null_share`` of the computing dtype.
     DIVERGED where a solver found no eigenvalues. Without eigenvalues both are settled by a Cholesky
-    factorisation, with bounds of the eigenvalues on the side where a matrix at the threshold passes.
+    factorisation, with bounds of the eigenvalues on the side where a matrix at the threshold
+    passes.
 
     Args:
         a: shape (b, n, n).
