@@ -226,7 +226,7 @@ def host_reads_are_free(a: Tensor) -> bool:
     """
     if a.device.type != "cpu" or torch.compiler.is_compiling() or jit_tracing():
         return False
-    if type(a) not in PLAIN and _stands_for_others(a):
+    if stands_for_others(a):
         return False
     # PyTorch offers no public question for these; its own transforms ask the same way.
     if torch._C._len_torch_dispatch_stack() and _tracing_mode_active():
@@ -238,8 +238,10 @@ def host_reads_are_free(a: Tensor) -> bool:
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _stands_for_others(a: Tensor) -> bool:
-    """Whether a tensor subclass says itself what operations do."""
+def stands_for_others(a: Tensor) -> bool:
+    """Whether this is of a subclass that says itself what operations do, such as DTensor."""
+    if type(a) in PLAIN:
+        return False
     return type(a).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
 
 

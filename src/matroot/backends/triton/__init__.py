@@ -75,6 +75,8 @@ def _declines(a: Tensor) -> str | None:
         return f"its kernels compute in float32, not in {a.dtype}"
     if a.shape[-1] > LARGEST:
         return f"its kernels hold matrices up to {LARGEST}×{LARGEST}, not n = {a.shape[-1]}"
+    if checks.stands_for_others(a):
+        return f"its kernels take plain tensors, not the subclass {type(a).__name__}"
     if torch.compiler.is_exporting() or checks.jit_tracing():
         return "an exported program holds PyTorch's operations"
     return None
