@@ -279,7 +279,12 @@ def differentiated(*inputs: Tensor) -> bool:
 
 
 def raise_if_bad(
-    name: str, status: Tensor, a: Tensor, eps: float = 0.0, things: str = "matrices"
+    name: str,
+    status: Tensor,
+    a: Tensor,
+    eps: float = 0.0,
+    things: str = "matrices",
+    remedy: str | None = None,
 ) -> None:
     """Raise LinAlgError if any matrix of the batch has a status other than OK.
 
@@ -289,6 +294,8 @@ def raise_if_bad(
         a: the argument, shape (..., n, n).
         eps: the ridge that was added.
         things: what the batch is made of.
+        remedy: what helps against a singular matrix, where the caller has not the options that the
+            functions have.
 
     Raises:
         torch.linalg.LinAlgError: with how many matrices are bad, the first few indices, and why.
@@ -305,6 +312,8 @@ def raise_if_bad(
         if worst == Status.SINGULAR
         else "",
     )
+    if remedy is not None and worst in (Status.SINGULAR, Status.DIVERGED):
+        reason = f"{reason.partition('; ')[0]}; {remedy}"
     if status.ndim == 0:
         raise torch.linalg.LinAlgError(f"{name} is {reason}")
     indices = [tuple(index) if len(index) > 1 else index[0] for index in bad.nonzero()[:4].tolist()]

@@ -11,10 +11,12 @@ from torch import Tensor
 from matroot import attach, autodiff, checks, spd
 from matroot.gradients import ExplicitRule, GradientRule, Unrolled
 from matroot.methods import Method
+from matroot.overrides import overridable
 from matroot.plan import Plan, Singular, resolve
 from matroot.solution import Root
 
 
+@overridable
 def sqrtm(
     a: Tensor,
     *,
@@ -71,6 +73,7 @@ def sqrtm(
     return _roots("sqrt", a, eps, method, gradient, backend, check_errors, "raise")[0]
 
 
+@overridable
 def inv_sqrtm(
     a: Tensor,
     *,
@@ -119,6 +122,7 @@ def inv_sqrtm(
     return _roots("inv_sqrt", a, eps, method, gradient, backend, check_errors, singular)[0]
 
 
+@overridable
 def sqrtm_pair(
     a: Tensor,
     *,
@@ -183,6 +187,7 @@ class SqrtmResult(NamedTuple):
     converged: Tensor
 
 
+@overridable
 def sqrtm_ex(
     a: Tensor,
     *,
@@ -288,8 +293,13 @@ def _roots(
     backend: str,
     check_errors: bool | None,
     singular: Singular,
+    name: str = "a",
+    remedy: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """The one path behind every public root; the roots asked for, in the order S, Z."""
+    """The one path behind every public root; the roots asked for, in the order S, Z.
+
+    Layers say what their errors are to call the matrices, and what helps: see ``raise_if_bad``.
+    """
     checks.square_matrices("a", a)
     plan = resolve(root, a, eps, method, gradient, backend, singular)
     check = checks.checking(check_errors, a)
@@ -297,7 +307,7 @@ def _roots(
         return tuple(a.clone() for _ in range(plan.asked))
     info, roots, all_ok = _evaluated(plan, a)
     if check and not all_ok:
-        checks.raise_if_bad("a", info[..., 0], a, plan.eps)
+        checks.raise_if_bad(name, info[..., 0], a, plan.eps, remedy=remedy)
     return roots
 
 

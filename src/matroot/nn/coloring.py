@@ -12,11 +12,12 @@ from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.nn.functional import whiten_and_color
 from matroot.nn.whitening import number_of_groups
+from matroot.overrides import Leaf
 from matroot.plan import check_names
 from matroot.statistics import Shrinkage, check_shrinkage
 
 
-class WhiteningColoring2d(nn.Module):
+class WhiteningColoring2d(Leaf):
     """Give the content's features (N, C, H, W) mean and covariance of the style's.
 
         y = b·[(C_style + eps·I)^{1/2} (C_content + eps·I)^{-1/2} (x − μ_content) + μ_style]
@@ -101,6 +102,9 @@ class WhiteningColoring2d(nn.Module):
             ValueError: other shapes, or no pixels.
             torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
         """
+        traced: Tensor | None = self.recorded(content, style)
+        if traced is not None:
+            return traced
         for name, x in (("content", content), ("style", style)):
             if x.dim() != 4 or x.shape[1] != self.num_features:
                 raise ValueError(
