@@ -175,8 +175,9 @@ class CovariancePooling2d(_CovariancePooling):
         eps: ridge before the root, in the units of Σ.
         shrinkage: of Σ, see ``matroot.statistics.moments``.
         center: False leaves x̄ out.
-        method: of the root, see ``matroot.sqrtm``; ``NewtonSchulz()`` is iSQRT-COV.
-        gradient: of the root.
+        method: of the root, see ``matroot.sqrtm``; ``NewtonSchulz()`` has the values of iSQRT-COV.
+        gradient: of the root; iSQRT-COV's own is ``"unrolled"``, from which ``"auto"`` differs much
+            (``matroot.methods.NewtonSchulz``).
         triangle: False returns the matrices.
         scaled: multiply what is off the diagonal by √2, which keeps distances between matrices.
         device: of parameters and buffers.

@@ -458,8 +458,10 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
             ``half()``.
         groups: number of groups that are whitened separately, 1 by default; or
         group_size: channels in each.
-        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` is IterNorm.
-        gradient: of the inverse root.
+        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` has the values of
+            IterNorm.
+        gradient: of the inverse root; IterNorm's own is ``"unrolled"``, from which ``"auto"``
+            differs much (``matroot.methods.NewtonSchulz``).
         shrinkage: of the covariance, see ``matroot.statistics.moments``.
         running: what evaluation uses: the running ``"covariance"``, or the running average of the
             ``"whitening"`` matrices, as published.
