@@ -10,8 +10,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.overrides import handle_torch_function, has_torch_function
 
 P = ParamSpec("P")
@@ -52,7 +52,7 @@ class Leaf(nn.Module):
     def recorded(self, *inputs: Any) -> Any:
         """The proxy of this module's result where an input is a proxy, None where none is."""
         for x in inputs:
-            if isinstance(x, torch.fx.Proxy):
+            if isinstance(x, Proxy):
                 tracer: Any = x.tracer
                 path = tracer.path_of_module(self) or "itself"
                 return tracer.create_proxy("call_module", path, inputs, {})
