@@ -156,6 +156,15 @@ def finite_at_least_zero(name: str, value: object) -> None:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
+def cut_off(name: str, rtol: object) -> None:
+    """Raise unless ``rtol`` is None or a share of the largest eigenvalue: a number in [0, 1)."""
+    if rtol is None:
+        return
+    finite_at_least_zero(name, rtol)
+    if not rtol < 1:  # type: ignore[operator]  # It is a number, as has just been seen.
+        raise ValueError(f"{name} must be below 1, which would leave no eigenvalue, got {rtol}")
+
+
 def whole(name: str, value: object, least: int = 1, most: int | None = None) -> None:
     """Raise unless ``value`` is an int (TypeError) within its bounds (ValueError)."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -308,14 +317,14 @@ class Named:
 
     Attributes:
         name: the argument's name in the function that the user called.
-        ridge: how a ridge is added there, a noun; "" where it cannot be.
-        pinv: how the pseudo-inverse is asked for, a noun; "" where it cannot be.
+        ridge: how a ridge is added there: "add …".
+        otherwise: what else helps there, a clause.
         things: what a batch is made of.
     """
 
     name: str
     ridge: str = "a multiple of the identity"
-    pinv: str = ""
+    otherwise: str = ""
     things: str = "matrices"
 
 
@@ -388,7 +397,7 @@ def _reason(status: int, named: Named, bad: Tensor, dtype: torch.dtype, eps: flo
     computing = computing_dtype(bad.dtype)
     share = spd.null_share(n, computing)
     rank = int((values > share * values[-1]).sum())
-    remedies = f"add {named.ridge}" + (f", or ask for {named.pinv}" if named.pinv else "")
+    remedies = f"add {named.ridge}" + (f", {named.otherwise}" if named.otherwise else "")
     return (
         f"singular ({first}rank {rank} of {n}, λ_min/λ_max = {max(ratio, -9.9e99):.1e}, zero up to "
         f"{share:.1e}), so {'they have' if len(bad) > 1 else 'it has'} no inverse root; {remedies}"

@@ -21,8 +21,10 @@ from matroot import autodiff, checks, normalize, spd, spectrum
 from matroot.checks import Status
 from matroot.functional import sqrtm, sqrtm_pair
 from matroot.lyapunov import solve_lyapunov
+from matroot.overrides import overridable
 
 
+@overridable
 def bures_wasserstein_distance(
     a: Tensor, b: Tensor, *, squared: bool = True, eps: float = 0.0
 ) -> Tensor:
@@ -79,6 +81,7 @@ def bures_wasserstein_distance(
     return distances[0 if squared else 1].to(spd.real_dtype(a.dtype))
 
 
+@overridable
 def frechet_distance(
     mu1: Tensor,
     cov1: Tensor,

@@ -11,16 +11,18 @@ from torch import Tensor
 from matroot import attach, autodiff, checks, pseudo, spd
 from matroot.gradients import GradientRule
 from matroot.methods import Method
+from matroot.overrides import overridable
 from matroot.plan import Plan, Singular, resolve
 from matroot.solution import Root
 
 _NAMED = checks.Named(
     "a",
     ridge="a ridge with eps= or relative_eps=",
-    pinv='the pseudo-inverse root with singular="pinv" (method "eigh" or "svd")',
+    otherwise='or ask for the pseudo-inverse root with singular="pinv" (method "eigh" or "svd")',
 )
 
 
+@overridable
 def sqrtm(
     a: Tensor,
     *,
@@ -83,6 +85,7 @@ def sqrtm(
     return _roots(plan, a, check_errors, relative_eps)[0]
 
 
+@overridable
 def inv_sqrtm(
     a: Tensor,
     *,
@@ -144,6 +147,7 @@ def inv_sqrtm(
     return _roots(plan, a, check_errors, relative_eps, rtol)[0]
 
 
+@overridable
 def sqrtm_pair(
     a: Tensor,
     *,
@@ -215,6 +219,7 @@ class SqrtmResult(NamedTuple):
     converged: Tensor
 
 
+@overridable
 def sqrtm_ex(
     a: Tensor,
     *,
@@ -321,11 +326,14 @@ def _roots(
     plan: Plan,
     a: Tensor,
     check_errors: bool | None,
-    relative_eps: float,
+    relative_eps: float = 0.0,
     rtol: float | None = None,
     named: checks.Named = _NAMED,
 ) -> tuple[Tensor, ...]:
-    """The one path behind every public root; the roots asked for, in the order S, Z."""
+    """The one path behind every public root; the roots asked for, in the order S, Z.
+
+    Layers say what their errors are to call the matrices, and what helps there.
+    """
     check = checks.checking(check_errors, a)
     if a.numel() == 0:
         return tuple(a.clone() for _ in range(plan.asked))
@@ -359,10 +367,6 @@ def _relatively_ridged(x: Tensor, relative_eps: float) -> Tensor:
 
 
 def _checked_cut_off(rtol: float | None, singular: Singular) -> None:
-    if rtol is None:
-        return
-    checks.finite_at_least_zero("rtol", rtol)
-    if singular != "pinv":
+    checks.cut_off("rtol", rtol)
+    if rtol is not None and singular != "pinv":
         raise ValueError(f'rtol= is the cut-off of singular="pinv"; got singular={singular!r}')
-    if rtol >= 1:
-        raise ValueError(f"rtol must be below 1, which leaves no eigenvalue, got {rtol}")

@@ -17,8 +17,10 @@ from torch import Tensor
 from matroot import autodiff, checks, normalize, spd, spectrum
 from matroot.backends import Backend, select
 from matroot.checks import Status
+from matroot.overrides import overridable
 
 
+@overridable
 def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) -> Tensor:
     """The solution X of the Lyapunov equation S X + X S = G for symmetric positive definite S.
 

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from matroot.overrides import overridable
+
 Shrinkage = Literal["ledoit_wolf", "oas"]
 SHRINKAGES: tuple[Shrinkage, ...] = ("ledoit_wolf", "oas")
 
@@ -28,6 +30,7 @@ class Moments(NamedTuple):
     samples: int
 
 
+@overridable
 def moments(
     x: Tensor,
     *,
@@ -128,6 +131,7 @@ def _share(shrinkage: Shrinkage | float, c: Tensor, centered: Tensor, m: int) ->
     return share.clamp(0.0, 1.0)
 
 
+@overridable
 def pack_triangle(a: Tensor, *, scaled: bool = False) -> Tensor:
     """The upper triangle of symmetric matrices, row by row, as vectors.
 
@@ -156,6 +160,7 @@ def pack_triangle(a: Tensor, *, scaled: bool = False) -> Tensor:
     return packed
 
 
+@overridable
 def unpack_triangle(v: Tensor, *, scaled: bool = False) -> Tensor:
     """The symmetric matrices of which ``pack_triangle`` made these vectors.
 

@@ -5,6 +5,7 @@ import torch
 
 import matroot
 from instances import FUNCTIONS, METHOD_OBJECTS
+from matroot import spd
 from matroot.gradients import Lyapunov, SpectralClipped, SpectralTaylor
 from matroot.methods import Eigh, NewtonSchulz, Pade, Taylor
 from matroot.testing import random_spd, relative_error
@@ -190,9 +191,10 @@ def test_thresholds(method, dtype, n):
     assert matroot.sqrtm(diagonal(-0.3 * n * u), method=method).isfinite().all()
     with pytest.raises(LinAlgError, match="indefinite"):
         matroot.sqrtm(diagonal(-8 * n * u), method=method)
-    assert matroot.inv_sqrtm(diagonal(16 * u), method=method).isfinite().all()
+    null = spd.null_share(n, dtype)
+    assert matroot.inv_sqrtm(diagonal(4 * null), method=method).isfinite().all()
     with pytest.raises(LinAlgError, match="singular"):
-        matroot.inv_sqrtm(diagonal(u), method=method)
+        matroot.inv_sqrtm(diagonal(0.25 * null), method=method)
 
 
 def test_a_ridge_mends_a_singular_and_an_indefinite_matrix():

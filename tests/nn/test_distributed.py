@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 
 import pytest
 import torch
@@ -18,6 +19,10 @@ def _rank(rank, path, results):
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
     try:
         found = {}
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            TRAINABLE[0].make()(*TRAINABLE[0].inputs())
+        found["told"] = [str(w.message) for w in told]
         for instance in TRAINABLE:
             layer = DistributedDataParallel(instance.make())
             inputs = instance.inputs(seed=rank)
@@ -28,6 +33,11 @@ def _rank(rank, path, results):
                 [p.grad.clone() for p in layer.parameters()],
                 {k: v.clone() for k, v in layer.module.named_buffers()},
             )
+        with warnings.catch_warnings(record=True) as told:
+            # The first step of the first layer has said it, in this process once and for all.
+            warnings.simplefilter("always")
+            TRAINABLE[0].make()(*TRAINABLE[0].inputs())
+        found["told later"] = len(told)
         torch.save(found, results[rank])
     finally:
         dist.destroy_process_group()
@@ -60,3 +70,10 @@ def test_gradients_are_the_means_of_both_processes(both, instance):
     ]
     torch.testing.assert_close(first, means, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(buffers, dict(layers[0].named_buffers()), rtol=1e-5, atol=1e-6)
+
+
+def test_each_process_says_once_that_its_statistics_are_its_own(both):
+    for found in both:
+        (message,) = found["told"]
+        assert message.startswith("whitening layers take mean and covariance of this process's")
+        assert found["told later"] == 0

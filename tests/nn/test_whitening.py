@@ -240,6 +240,25 @@ def test_newton_schulz_is_iterative_normalisation():
     torch.testing.assert_close(y.T, p / c.trace().sqrt() @ (x.T - x.mean(0)[:, None]))
 
 
+def test_the_gradient_of_iterative_normalisation_is_the_unrolled_one():
+    x = correlated(64, 6).requires_grad_()
+    g = torch.randn(64, 6, dtype=torch.float64)
+    c = torch.cov(x.T, correction=0) + 1e-5 * torch.eye(6, dtype=torch.float64)
+    p = torch.eye(6, dtype=torch.float64)
+    for _ in range(5):
+        p = 1.5 * p - 0.5 * p @ p @ p @ (c / c.trace())
+    y = (p / c.trace().sqrt() @ (x.T - x.mean(0)[:, None])).T
+    (expected,) = torch.autograd.grad(y, x, g)
+    found = {}
+    for gradient in ("unrolled", "auto"):
+        options = {"method": NewtonSchulz(5), "gradient": gradient, "affine": False}
+        layer = DecorrelatedBatchNorm1d(6, dtype=torch.float64, **options)
+        (found[gradient],) = torch.autograd.grad(layer(x), x, g)
+    torch.testing.assert_close(found["unrolled"], expected)
+    # As documented: another gradient, until the iteration has converged.
+    assert (found["auto"] - expected).norm() > 0.01 * expected.norm()
+
+
 def test_state_copies_and_pickles():
     layer = DecorrelatedBatchNorm2d(6, groups=2)
     x = correlated(4, 6, 5, 3, dtype=torch.float32)
@@ -395,8 +414,12 @@ def test_a_conversion_that_fails_changes_nothing():
     with pytest.raises(ValueError, match=r"1\.0: .*group_size=4 does not divide the 6"):
         convert_batchnorm(model, "all", group_size=4)
     assert type(model[0]) is nn.BatchNorm2d
-    mixed = nn.Sequential(nn.SyncBatchNorm(4), nn.BatchNorm2d(4))
-    with pytest.raises(ValueError, match="0 is a SyncBatchNorm; only BatchNorm1d"):
+
+    class Ghost(nn.BatchNorm2d):
+        pass
+
+    mixed = nn.Sequential(Ghost(4), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match="0 is a Ghost; only BatchNorm1d"):
         convert_batchnorm(mixed)
     convert_batchnorm(mixed, lambda name, layer: type(layer) is nn.BatchNorm2d)
     assert isinstance(mixed[1], DecorrelatedBatchNorm2d)
@@ -475,3 +498,133 @@ def test_bad_input_is_an_error_not_a_number():
     with pytest.raises(torch.linalg.LinAlgError, match="NaN"):
         DecorrelatedBatchNorm1d(3)(torch.full((9, 3), torch.nan))
     assert matroot.nn.DecorrelatedBatchNorm1d is DecorrelatedBatchNorm1d
+
+
+def far_apart(samples, exponents, dtype=torch.float64, seed=0):
+    """Samples of features with these decimal exponents of their deviations."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, len(exponents), dtype=torch.float64, generator=generator)
+    return (x * 10.0**exponents).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("decades", [1, 4, 7])
+@pytest.mark.parametrize("center", [-10, 0, 10])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_few_samples_of_features_of_very_different_variance(dtype, decades, center, compiled):
+    exponents = torch.linspace(-decades / 2, decades / 2, 64, dtype=torch.float64) + center
+    x = far_apart(32, exponents, dtype).requires_grad_()
+    # Values that cannot be looked at, as on an accelerator: the errors would be NaN.
+    context = torch.func.vmap if compiled else lambda f: lambda *a: f(*(t[0] for t in a))[None]
+    whiten = DecorrelatedBatchNorm1d(
+        64, eps=0.0, affine=False, track_running_stats=False, dtype=dtype
+    )
+    y = context(whiten)(x[None])[0]
+    (gradient,) = torch.autograd.grad((y * torch.randn(y.shape, dtype=dtype)).sum(), x)
+    assert gradient.isfinite().all()
+    values = torch.linalg.eigvalsh(torch.cov(y.double().T, correction=0))
+    # Samples of rank 31: as many directions are white, the rest is nothing.
+    assert values[:33].abs().max() < 1e-3
+    assert values[33:].max() < 1 + 1e-4
+    if decades < 7:
+        assert values[33:].min() > 0.99
+    # (Σ⁺)^{1/2} X = √m U Vᵀ of X = U Σ Vᵀ: every feature has it, those of small variance too.
+    centered = (x.detach().double() - x.detach().double().mean(0)).T
+    u, _, vh = torch.linalg.svd(centered, full_matrices=False)
+    expected = 32**0.5 * u[:, :31] @ vh[:31]
+    error = (y.detach().double().T - expected).norm(dim=1) / expected.norm(dim=1)
+    if dtype == torch.float64:
+        assert error.max() < 1e-4
+
+
+@pytest.mark.parametrize("exponents", [(0.0, 0.0), (6.0, 0.0), (-3.0, 2.5, -1.0)])
+def test_a_regular_covariance_takes_no_ridge_of_others(exponents):
+    x = far_apart(200, torch.tensor(exponents, dtype=torch.float64))
+    n = len(exponents)
+    y = DecorrelatedBatchNorm1d(n, eps=0.0, affine=False, dtype=torch.float64)(x)
+    c = torch.cov(x.T, correction=0)
+    expected = exact(c, "inv_sqrt") @ (x - x.mean(0)).T
+    torch.testing.assert_close(y.T, expected, rtol=1e-3, atol=1e-3)
+    white = torch.cov(y.T, correction=0)
+    torch.testing.assert_close(white, torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+def test_a_feature_that_does_not_vary_beside_large_ones():
+    for dtype in (torch.float32, torch.float64):
+        x = far_apart(256, torch.full((64,), 6.0), dtype)
+        x[:, 0] = 1e5
+        y = DecorrelatedBatchNorm1d(64, dtype=dtype)(x)
+        assert y.isfinite().all()
+        values = torch.linalg.eigvalsh(torch.cov(y.double().T, correction=0))[1:]
+        torch.testing.assert_close(values, torch.ones_like(values), atol=1e-3, rtol=0)
+
+
+def test_features_far_apart_are_coloured():
+    content = far_apart(32, torch.linspace(10, 11, 64, dtype=torch.float64)).T[None]
+    style = torch.randn(1, 64, 300, dtype=torch.float64)
+    y = matroot.nn.functional.whiten_and_color(content, style, eps=0.0)
+    assert y.isfinite().all()
+    values = torch.linalg.eigvalsh(torch.cov(y[0], correction=0))
+    assert int((values > 0.1).sum()) == 31
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: DecorrelatedBatchNorm1d(3)(torch.full((9, 3), torch.nan)),
+            r"in the covariance of the input of DecorrelatedBatchNorm1d is not finite",
+        ),
+        (
+            lambda: DecorrelatedBatchNorm1d(3, eps=0.0)(torch.ones(9, 3)),
+            "the covariance of the input of DecorrelatedBatchNorm1d is singular .*; "
+            r"add a ridge with eps=, shrink with shrinkage=, or take more samples a batch",
+        ),
+        (
+            lambda: matroot.nn.functional.whiten_and_color(
+                torch.ones(1, 3, 9), torch.randn(1, 3, 9), eps=0.0
+            ),
+            "in the covariance of content is singular .*; add a ridge with eps=, shrink",
+        ),
+        (
+            lambda: matroot.nn.functional.whiten_and_color(
+                torch.randn(1, 3, 9), torch.full((1, 3, 9), torch.inf)
+            ),
+            "in the covariance of style is not finite",
+        ),
+        (
+            lambda: matroot.nn.CovariancePooling1d(3)(torch.full((2, 3, 9), torch.nan)),
+            "in the covariance of the input of CovariancePooling1d are not finite",
+        ),
+        (
+            lambda: matroot.nn.functional.inverse_root(torch.zeros(3, 3), 0.0),
+            r"covariance is singular .*; add a ridge with eps=$",
+        ),
+    ],
+)
+def test_errors_of_matrices_are_told_in_words_of_the_layer(call, message):
+    with pytest.raises(torch.linalg.LinAlgError, match=message) as found:
+        call()
+    assert "pinv" not in str(found.value)
+
+
+def test_a_cut_off_leaves_noise_out():
+    """A signal of rank 3 in noise of 1e-3: what is left out is 0, the signal is whitened."""
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.randn(500, 3, generator=generator) @ torch.randn(3, 16, generator=generator)
+    x = signal + 1e-3 * torch.randn(500, 16, generator=generator)
+    kept = DecorrelatedBatchNorm1d(16, eps=0.0, affine=False, rtol=1e-4)(x)
+    values = torch.linalg.eigvalsh(torch.cov(kept.mT, correction=0))
+    torch.testing.assert_close(values[-3:], torch.ones(3), rtol=0, atol=1e-4)
+    assert values[:-3].abs().max() < 1e-6
+    everything = DecorrelatedBatchNorm1d(16, eps=0.0, affine=False)(x)
+    assert torch.linalg.eigvalsh(torch.cov(everything.mT))[0] > 0.5
+    evaluated = DecorrelatedBatchNorm1d(16, eps=0.0, rtol=1e-4, momentum=1.0)
+    evaluated(x)
+    first = evaluated.eval()(x)
+    evaluated.rtol = None
+    assert evaluated(x).norm() > 1.5 * first.norm()
+    with pytest.raises(ValueError, match="rtol must be below 1"):
+        DecorrelatedBatchNorm1d(16, rtol=2.0)
+    with pytest.raises(ValueError, match="pinv"):
+        DecorrelatedBatchNorm1d(16, rtol=0.1, method="pade")(x)

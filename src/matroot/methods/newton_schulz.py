@@ -27,6 +27,12 @@ class NewtonSchulz(Method):
     Where A is singular to rounding, many steps (from about 20 in float32) blow up the negative
     eigenvalues that rounding left of zeros; such a matrix is reported as diverged.
 
+    The values are those of iSQRT-COV (the root) and IterNorm (the inverse root); their gradients
+    are those of the loop, ``gradient="unrolled"``. ``"auto"`` is the gradient of a nearby exact
+    root, which is another one while the iteration has not converged: on covariances of 64 features
+    the two differed by 17 % for the root and 187 % for the inverse root at 640 random samples
+    (condition number 3), by 136 % and 616 % at 96 (condition number 82).
+
     Args:
         steps: number of steps, at least 1; the published choice is 5.
         normalize: c, ``"trace"`` (published) or ``"frobenius"`` (tighter, so more accurate).
@@ -37,7 +43,7 @@ class NewtonSchulz(Method):
 
     steps: int = 5
     normalize: Literal["trace", "frobenius"] = "trace"
-    summary = "coupled Newton–Schulz iteration (iSQRT-COV)"
+    summary = "coupled Newton–Schulz iteration (iSQRT-COV's values)"
 
     def __post_init__(self) -> None:
         checks.count(self, "steps", least=1)

@@ -11,9 +11,11 @@ from matroot.nn.pooling import (
 )
 from matroot.nn.video import TemporalAttention, TemporalCovariancePooling
 from matroot.nn.whitening import (
+    DecorrelatedBatchNorm,
     DecorrelatedBatchNorm1d,
     DecorrelatedBatchNorm2d,
     DecorrelatedBatchNorm3d,
+    DecorrelatedBatchNormAct,
     convert_batchnorm,
 )
 from matroot.statistics import pack_triangle, unpack_triangle
@@ -22,9 +24,11 @@ __all__ = [
     "CovariancePooling1d",
     "CovariancePooling2d",
     "CovariancePooling3d",
+    "DecorrelatedBatchNorm",
     "DecorrelatedBatchNorm1d",
     "DecorrelatedBatchNorm2d",
     "DecorrelatedBatchNorm3d",
+    "DecorrelatedBatchNormAct",
     "SecondOrderHead",
     "TemporalAttention",
     "TemporalCovariancePooling",

@@ -12,11 +12,12 @@ from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.nn.functional import whiten_and_color
 from matroot.nn.whitening import number_of_groups
+from matroot.overrides import Leaf
 from matroot.plan import check_names
 from matroot.statistics import Shrinkage, check_shrinkage
 
 
-class WhiteningColoring2d(nn.Module):
+class WhiteningColoring2d(Leaf):
     """Give the content's features (N, C, H, W) mean and covariance of the style's.
 
         y = b·[(C_style + eps·I)^{1/2} (C_content + eps·I)^{-1/2} (x − μ_content) + μ_style]
@@ -35,6 +36,7 @@ class WhiteningColoring2d(nn.Module):
         method: of both roots, see ``matroot.sqrtm``.
         gradient: of both roots.
         normalization: see ``matroot.nn.functional.whiten_and_color``.
+        rtol: of the content's inverse root, see ``matroot.nn.functional.inverse_root``.
         device: of the parameter.
         dtype: of the parameter.
 
@@ -66,6 +68,7 @@ class WhiteningColoring2d(nn.Module):
         method: str | Method = "auto",
         gradient: str | GradientRule = "auto",
         normalization: Literal["sqrt", "power"] = "sqrt",
+        rtol: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -81,6 +84,8 @@ class WhiteningColoring2d(nn.Module):
         self.method = method
         self.gradient = gradient
         self.normalization = normalization
+        checks.cut_off("WhiteningColoring2d: rtol", rtol)
+        self.rtol = rtol
         if learn_blending:
             start = torch.tensor(float(blending), device=device, dtype=dtype)
             self.blending = nn.Parameter(start)
@@ -101,6 +106,9 @@ class WhiteningColoring2d(nn.Module):
             ValueError: other shapes, or no pixels.
             torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
         """
+        traced: Tensor | None = self.recorded(content, style)
+        if traced is not None:
+            return traced
         for name, x in (("content", content), ("style", style)):
             if x.dim() != 4 or x.shape[1] != self.num_features:
                 raise ValueError(
@@ -117,6 +125,7 @@ class WhiteningColoring2d(nn.Module):
             method=self.method,
             gradient=self.gradient,
             normalization=self.normalization,
+            rtol=self.rtol,
         )
 
     def extra_repr(self) -> str:

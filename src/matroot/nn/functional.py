@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matroot import autodiff, checks, spd
-from matroot.functional import inv_sqrtm, sqrtm
+from matroot.functional import _roots
 from matroot.gradients import GradientRule
 from matroot.methods import Method
+from matroot.overrides import overridable
+from matroot.plan import Singular, resolve
 from matroot.statistics import Moments, Shrinkage, moments
 
 
+@overridable
 def inverse_root(
     covariance: Tensor,
     eps: float,
@@ -23,6 +26,7 @@ def inverse_root(
     method: str | Method = "auto",
     gradient: str | GradientRule = "auto",
     rounding: float | Tensor = 1.0,
+    rtol: float | None = None,
 ) -> Tensor:
     """(Σ + eps·I)^{-1/2} of covariances, finite with fewer samples than features.
 
@@ -31,7 +35,10 @@ def inverse_root(
     max(eps, 8u·c·σ_ii), with u the rounding unit and c ≥ 1 a bound of the largest eigenvalue of the
     correlations: 1e-6 of a variance where features are not correlated. The root is computed in
     double precision (on Apple's GPUs, which have none, in single), for which features of very
-    different variance are no harder than others. Nothing is read on the host.
+    different variance are no harder than others, within its range: where with these ridges an
+    eigenvalue is still zero beside the largest to double precision's rounding, all features take a
+    ridge that makes it count, 2·max(8, n) units of λ_max. Then variances below about 1e-14·n of the
+    largest are lost in it: scale the features where they differ by so much.
 
     Args:
         covariance: shape (..., n, n), float32 or float64.
@@ -39,11 +46,14 @@ def inverse_root(
         method: see ``matroot.inv_sqrtm``.
         gradient: see ``matroot.inv_sqrtm``.
         rounding: how many times the rounding of one sum there may be in Σ.
+        rtol: leave eigenvalues up to this share of the largest out, as noise, instead of adding
+            ridges for rounding: the pseudo-inverse root, see ``matroot.inv_sqrtm``.
 
     Returns:
         The shape and dtype of ``covariance``.
 
     Raises:
+        ValueError: ``rtol`` with a method that has no eigenvalues.
         torch.linalg.LinAlgError: where errors are checked (see ``matroot.inv_sqrtm``): NaN or
             infinity; with ``eps=0``, no variance at all.
 
@@ -53,29 +63,80 @@ def inverse_root(
         >>> inverse_root(torch.tensor([[1.0, 0.0], [0.0, 1e-12]]), 0.0).diagonal()
         tensor([1.0000e+00, 1.0000e+06])
     """
+    return _inverse_root(
+        covariance,
+        eps,
+        method,
+        gradient,
+        rounding,
+        rtol,
+        named=checks.Named("covariance", ridge="a ridge with eps="),
+    )
+
+
+def _inverse_root(
+    covariance: Tensor,
+    eps: float,
+    method: str | Method,
+    gradient: str | GradientRule,
+    rounding: float | Tensor = 1.0,
+    rtol: float | None = None,
+    *,
+    named: checks.Named,
+) -> Tensor:
+    """``inverse_root`` with words of the caller's for errors: see ``checks.raise_if_bad``."""
+    checks.cut_off("rtol", rtol)
     wide = covariance
     if covariance.device.type != "mps":
         wide = covariance.to(torch.float64)
-    ridged = _ridged(wide, eps, rounding * spd.real_eps(covariance.dtype))
-    return inv_sqrtm(ridged, method=method, gradient=gradient).to(covariance.dtype)
+    if rtol is None:
+        ridge = _ridge(wide, eps, rounding * spd.real_eps(covariance.dtype))
+        wide, eps = _regular(wide + torch.diag_embed(ridge), ridge), 0.0
+    singular: Singular = "raise" if rtol is None else "pinv"
+    plan = resolve("inv_sqrt", wide, eps, method, gradient, "auto", singular)
+    (root,) = _roots(plan, wide, None, rtol=rtol, named=named)
+    return root.to(covariance.dtype)
 
 
-def _ridged(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
-    """Σ + diag(max(eps, 8u·c·σ_ii)), u that of the rounding in Σ; variances alone need none."""
-    if covariance.shape[-1] == 1:
-        return covariance + eps
+def _ridge(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
+    """max(eps, 8u·c·σ_ii), u that of the rounding in Σ; variances alone need none but eps."""
     c = covariance.detach()
     variance = c.diagonal(dim1=-2, dim2=-1).clamp(min=0)
+    if covariance.shape[-1] == 1:
+        return torch.full_like(variance, eps)
     scale = spd.positive_or_one(variance).rsqrt()
     correlation = c * scale[..., :, None] * scale[..., None, :]
     largest = spd.upper_bound(correlation)[..., 0].clamp(min=1)
     if eps == 0:
         # A feature that does not vary at all takes the ridge of the one that varies most.
         variance = torch.where(variance > 0, variance, variance.amax(-1, keepdim=True))
-    least = 8 * unit * largest * variance
-    return covariance + torch.diag_embed(least.clamp(min=eps))
+    return (8 * unit * largest * variance).clamp(min=eps)
 
 
+def _regular(a: Tensor, ridge: Tensor) -> Tensor:
+    """Σ, with a ridge that makes the least eigenvalue count beside λ_max where it does not.
+
+    The ridges of the features are each in the units of its own variance: a zero among features of
+    small variance is one of that size, which the largest eigenvalue may hide.
+
+    Args:
+        a: Σ with the ridges, shape (..., n, n).
+        ridge: these, shape (..., n): no eigenvalue is below the least of them but by rounding.
+    """
+    if torch.compiler.is_exporting() or a.shape[-1] == 1:
+        # ONNX has no factorisation; and exported programs take what is singular.
+        return a
+    seen = a.detach()
+    units = 2 * spd.null_units(a.shape[-1], a.dtype) * spd.real_eps(a.dtype)
+    least = units * spd.upper_bound(seen)
+    enough = ridge.amin(-1)[..., None, None] > least
+    if checks.host_reads_are_free(a) and enough.all():
+        return a
+    found = spd.bounds(seen).low_at_most.reshape(least.shape) > least
+    return a + torch.where(enough | found, 0.0, least) * spd.identity_like(a)
+
+
+@overridable
 def power_normalization(
     a: Tensor, *, rank: int = 1, steps: int = 1, root: Literal["sqrt", "inv_sqrt"] = "sqrt"
 ) -> Tensor:
@@ -136,6 +197,7 @@ def power_normalization(
     return spd.times_power_of_two(torch.where(zero, 0.0, found + rest / sigma.sqrt()), half)
 
 
+@overridable
 def whiten_and_color(
     content: Tensor,
     style: Tensor,
@@ -147,6 +209,7 @@ def whiten_and_color(
     method: str | Method = "auto",
     gradient: str | GradientRule = "auto",
     normalization: Literal["sqrt", "power"] = "sqrt",
+    rtol: float | None = None,
 ) -> Tensor:
     """Give the content's features mean and covariance of the style's: the WCT.
 
@@ -166,6 +229,7 @@ def whiten_and_color(
         method: of both roots, see ``matroot.sqrtm``.
         gradient: of both roots.
         normalization: ``"power"`` puts power normalisation in place of both roots: for comparison.
+        rtol: of the content's inverse root, see ``inverse_root``.
 
     Returns:
         The shape and dtype of ``content``; covariances and roots are float32 at least.
@@ -200,10 +264,20 @@ def whiten_and_color(
             whitening = power_normalization(found.covariance + eps * identity, root="inv_sqrt")
             coloring = power_normalization(goal.covariance + eps * identity)
         else:
-            whitening = inverse_root(found.covariance, eps, method=method, gradient=gradient)
+            remedies = ("a ridge with eps=", "shrink with shrinkage=, or take more groups")
+            whitening = _inverse_root(
+                found.covariance,
+                eps,
+                method,
+                gradient,
+                rtol=rtol,
+                named=checks.Named("the covariance of content", *remedies),
+            )
             unit = spd.real_eps(goal.covariance.dtype)
-            ridged = _ridged(goal.covariance, eps, unit)
-            coloring = sqrtm(ridged, method=method, gradient=gradient)
+            ridged = goal.covariance + torch.diag_embed(_ridge(goal.covariance, eps, unit))
+            plan = resolve("sqrt", ridged, 0.0, method, gradient, "auto", "raise")
+            named = checks.Named("the covariance of style", *remedies)
+            (coloring,) = _roots(plan, ridged, None, named=named)
         y = (coloring @ whitening) @ found.centered + goal.mean
         y = y.reshape(content.shape)
         if not (isinstance(blending, (int, float)) and blending == 1):

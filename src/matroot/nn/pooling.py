@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from matroot import autodiff, checks
-from matroot.functional import sqrtm
+from matroot.functional import _roots
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.nn.functional import power_normalization
-from matroot.plan import check_names
+from matroot.overrides import Leaf
+from matroot.plan import check_names, resolve
 from matroot.statistics import Shrinkage, check_shrinkage, moments, pack_triangle
 
 Normalization = Literal["sqrt", "power", "none"]
 
 
-class _CovariancePooling(nn.Module):
+class _CovariancePooling(Leaf):
     """See CovariancePooling2d."""
 
     _convolution: type[nn.Module]
@@ -102,6 +103,9 @@ class _CovariancePooling(nn.Module):
             ValueError: another number of dimensions or channels, or no positions.
             torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
         """
+        traced: Tensor | None = self.recorded(x)
+        if traced is not None:
+            return traced
         checks.floating(f"{type(self).__name__}: the input", x)
         self._check(x)
         features = self.features(x)
@@ -118,7 +122,14 @@ class _CovariancePooling(nn.Module):
             return covariance
         if self.normalization == "power":
             return power_normalization(covariance)
-        return sqrtm(covariance, eps=self.eps, method=self.method, gradient=self.gradient)
+        named = checks.Named(
+            f"the covariance of the input of {type(self).__name__}",
+            ridge="a ridge with eps=",
+            otherwise="or shrink with shrinkage=",
+        )
+        plan = resolve("sqrt", covariance, self.eps, self.method, self.gradient, "auto", "raise")
+        (root,) = _roots(plan, covariance, None, named=named)
+        return root
 
     def _check(self, x: Tensor) -> None:
         layout = (self.in_channels, *self._positions)
@@ -167,8 +178,9 @@ class CovariancePooling2d(_CovariancePooling):
         eps: ridge before the root, in the units of Σ.
         shrinkage: of Σ, see ``matroot.statistics.moments``.
         center: False leaves x̄ out.
-        method: of the root, see ``matroot.sqrtm``; ``NewtonSchulz()`` is iSQRT-COV.
-        gradient: of the root.
+        method: of the root, see ``matroot.sqrtm``; ``NewtonSchulz()`` has the values of iSQRT-COV.
+        gradient: of the root; iSQRT-COV's own is ``"unrolled"``, from which ``"auto"`` differs much
+            (``matroot.methods.NewtonSchulz``).
         triangle: False returns the matrices.
         scaled: multiply what is off the diagonal by √2, which keeps distances between matrices.
         device: of parameters and buffers.
@@ -233,7 +245,7 @@ class TokenCovariancePooling(CovariancePooling1d):
             )
 
 
-class SecondOrderHead(nn.Module):
+class SecondOrderHead(Leaf):
     """Classify by the class token and by the covariance of the visual tokens, as So-ViT does.
 
     logits = W₁ x_class + b₁ + W₂ pool(x_visual) + b₂, with a TokenCovariancePooling.
@@ -296,6 +308,9 @@ class SecondOrderHead(nn.Module):
         Raises:
             ValueError: another shape, or no visual tokens.
         """
+        traced: Tensor | None = self.recorded(tokens)
+        if traced is not None:
+            return traced
         width, prefix = self.pooling.in_channels, self.prefix_tokens
         if tokens.dim() != 3 or tokens.shape[2] != width or tokens.shape[1] <= prefix:
             raise ValueError(

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from matroot import checks
 from matroot.nn.pooling import CovariancePooling3d
+from matroot.overrides import Leaf
 
 
-class TemporalAttention(nn.Module):
+class TemporalAttention(Leaf):
     """Weigh the features of each frame by what happened in the two frames before it.
 
     For frame t with features X_t, C channels at m positions, and X_{t−1}, X_{t−2} the frames before
@@ -99,6 +100,9 @@ class TemporalAttention(nn.Module):
         Raises:
             ValueError: another shape.
         """
+        traced: Tensor | None = self.recorded(x)
+        if traced is not None:
+            return traced
         checks.floating("TemporalAttention: the input", x)
         if x.dim() != 5 or x.shape[1] != self.channels or 0 in x.shape[1:]:
             raise ValueError(

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from matroot import autodiff, checks, spd
 from matroot.gradients import GradientRule
 from matroot.methods import Method
-from matroot.nn.functional import inverse_root, power_normalization
+from matroot.nn.functional import _inverse_root, power_normalization
+from matroot.overrides import Leaf
 from matroot.plan import check_names
 from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
 
 Running = Literal["covariance", "whitening"]
+_MATRICES = ("running_covariance", "running_whitening")
 
 
-class _DecorrelatedBatchNorm(nn.Module):
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A whitening matrix, and the running covariance and options that it was made of."""
+
+    options: tuple[object, ...]
+    covariance: Tensor
+    whitening: Tensor
+
+
+class _DecorrelatedBatchNorm(Leaf):
     """See DecorrelatedBatchNorm2d."""
 
     _dimensions: tuple[int, ...] = ()
+    # Of the class, so that layers pickled without it have one.
+    _kept: _Kept | None = None
+    rtol: float | None = None
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -49,9 +66,12 @@ class _DecorrelatedBatchNorm(nn.Module):
         running: Running = "covariance",
         normalization: Literal["sqrt", "power"] = "sqrt",
         bias: bool = True,
+        rtol: float | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        checks.cut_off(f"{name}: rtol", rtol)
+        self.rtol = rtol
         self.num_features = num_features
         self.groups = number_of_groups(name, num_features, groups, group_size)
         checks.finite_at_least_zero(f"{name}: eps", eps)
@@ -113,7 +133,8 @@ class _DecorrelatedBatchNorm(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What ``to``, ``half`` and so on do; in half precision a singular covariance is lost."""
-        before = {name: self._buffers[name] for name in ("running_covariance", "running_whitening")}
+        before = {name: self._buffers[name] for name in _MATRICES}
+        self._kept = None
         # PyTorch leaves it without types.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
@@ -125,6 +146,49 @@ class _DecorrelatedBatchNorm(nn.Module):
             ):
                 self._buffers[name] = old.to(new.device)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but the whitening matrix that can be found again."""
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    # PyTorch leaves the type of the method open.
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *rest: Any,
+    ) -> None:
+        """Take a state of batch normalisation too, as ``convert_batchnorm`` would."""
+        variance = state_dict.get(f"{prefix}running_var")
+        name = next((name for name in _MATRICES if self._buffers[name] is not None), None)
+        if (
+            name is not None
+            and isinstance(variance, Tensor)
+            and variance.numel() == self.num_features
+            and not any(f"{prefix}{matrices}" in state_dict for matrices in _MATRICES)
+        ):
+            warnings.warn(
+                f"{prefix.rstrip('.') or 'the module'}: a {type(self).__name__} has loaded the "
+                f"state of batch normalisation; its {name} is the diagonal matrix that whitens as "
+                "that state does",
+                stacklevel=2,
+            )
+            del state_dict[f"{prefix}running_var"]
+            state_dict[f"{prefix}{name}"] = self._of_variances(name, variance)
+            if (local_metadata.get("version") or 1) < 2:
+                # Batch normalisation of before it counted batches; PyTorch does the same.
+                state_dict.setdefault(f"{prefix}num_batches_tracked", torch.tensor(0))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    def _of_variances(self, name: str, variance: Tensor) -> Tensor:
+        """The running matrices of this name that whiten as batch normalisation does."""
+        matrices = self._buffers[name]
+        assert matrices is not None
+        diagonal = variance.detach().view(self.groups, self.group_size).to(matrices.dtype)
+        if name == "running_whitening":
+            diagonal = 1 / (diagonal + self.eps).sqrt()
+        return torch.diag_embed(diagonal)
 
     def statistics(self, x: Tensor) -> Moments:
         """Mean and covariance of one batch, x of shape (N, groups, group_size, positions).
@@ -147,13 +211,18 @@ class _DecorrelatedBatchNorm(nn.Module):
             ValueError: another number of dimensions or channels; one sample in training.
             torch.linalg.LinAlgError: where errors are checked (see ``inv_sqrtm``), NaN or infinity.
         """
+        traced: Tensor | None = self.recorded(x)
+        if traced is not None:
+            return traced
         self._check(x)
+        if self.training and _processes() > 1 and not self._sees_all_processes:
+            _warn_of_processes()
         # Half precision has too few digits for a covariance, and so has autocast.
         with autodiff.no_autocast(x):
             samples = self._samples(x.to(checks.computing_dtype(x.dtype)))
             if self.training or self.running_mean is None:
                 found = self.statistics(samples)
-                whitening = self._whitening(found.covariance)
+                whitening = self._whitening("the covariance of the input", found.covariance)
                 if self.training and self.track_running_stats:
                     self._update(found, whitening)
                 centered = found.centered
@@ -179,19 +248,31 @@ class _DecorrelatedBatchNorm(nn.Module):
             return x.reshape(n, self.groups, self.group_size, positions)
         return x.transpose(0, 1).reshape(1, self.groups, self.group_size, n * positions)
 
-    def _whitening(self, covariance: Tensor, rounding: float | Tensor = 1.0) -> Tensor:
+    def _whitening(self, what: str, covariance: Tensor, rounding: float | Tensor = 1.0) -> Tensor:
         """(C + eps·I)^{-1/2} of each group, finite with fewer samples than channels."""
         if self.normalization == "power":
             ridge = self.eps * spd.identity_like(covariance)
             return power_normalization(covariance + ridge, root="inv_sqrt")
-        return inverse_root(
-            covariance, self.eps, method=self.method, gradient=self.gradient, rounding=rounding
+        return _inverse_root(
+            covariance,
+            self.eps,
+            self.method,
+            self.gradient,
+            rounding,
+            self.rtol,
+            named=checks.Named(
+                f"{what} of {type(self).__name__}",
+                ridge="a ridge with eps=",
+                otherwise="shrink with shrinkage=, or take more samples a batch",
+            ),
         )
 
     def _running_whitening(self, dtype: torch.dtype) -> Tensor:
+        """The whitening matrices of the running statistics, found once while these stay."""
         if self.running_whitening is not None:
             return self.running_whitening.to(dtype)
-        assert self.running_covariance is not None
+        covariance = self.running_covariance
+        assert covariance is not None
         assert self.num_batches_tracked is not None
         # An average of k batches has rounded k times, at random, and forgets with its momentum.
         rounding: float | Tensor
@@ -199,7 +280,32 @@ class _DecorrelatedBatchNorm(nn.Module):
             rounding = (self.num_batches_tracked.to(dtype).sqrt() / 8).clamp(min=1)
         else:
             rounding = max(1.0, max(1 - (1 - self.momentum) ** 2, 1e-6) ** -0.5 / 8)
-        return self._whitening(self.running_covariance.to(dtype), rounding)
+        what = "the running covariance"
+        if not _constant(covariance):
+            return self._whitening(what, covariance.to(dtype), rounding)
+        options = (
+            dtype,
+            self.eps,
+            self.rtol,
+            self.method,
+            self.gradient,
+            self.normalization,
+            float(rounding),
+        )
+        kept = self._kept  # Once: other threads may put another one in its place.
+        if (
+            kept is not None
+            and kept.options == options
+            # Numbers, not version counters: these miss what is written through .data or NumPy, and
+            # inference tensors have none.
+            and torch.equal(kept.covariance, covariance)
+        ):
+            return kept.whitening
+        # An ordinary tensor also in inference mode, which later calls may not be in.
+        with torch.inference_mode(False), torch.no_grad():
+            whitening = self._whitening(what, covariance.to(dtype), rounding)
+            self._kept = _Kept(options, covariance.clone(), whitening)
+        return whitening
 
     def _colored(self, whitening: Tensor, centered: Tensor) -> Tensor:
         """W x, scaled and shifted; the scale goes into the matrix."""
@@ -238,6 +344,11 @@ class _DecorrelatedBatchNorm(nn.Module):
             # Not running + share·(new − running), which cancels where the share is large.
             running.copy_((1 - share) * running + share * new.detach())
 
+    @property
+    def _sees_all_processes(self) -> bool:
+        """Whether a subclass has its own statistics, which may sum over processes."""
+        return type(self).statistics is not _DecorrelatedBatchNorm.statistics
+
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__
         checks.floating(f"{name}: the input", x)
@@ -262,6 +373,61 @@ class _DecorrelatedBatchNorm(nn.Module):
             f"track_running_stats={self.track_running_stats}, groups={self.groups}, "
             f"method={self.method!r}"
         )
+
+
+class DecorrelatedBatchNorm(_DecorrelatedBatchNorm):
+    """ZCA-whitens the channels of (N, C) to (N, C, D, H, W); see DecorrelatedBatchNorm2d.
+
+    What ``torch.nn.SyncBatchNorm``, which takes any number of dimensions, is converted to. The
+    statistics are those of each process.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import DecorrelatedBatchNorm
+        >>> layer = DecorrelatedBatchNorm(4)
+        >>> layer(torch.randn(8, 4)).shape, layer(torch.randn(8, 4, 5, 5)).shape
+        (torch.Size([8, 4]), torch.Size([8, 4, 5, 5]))
+    """
+
+    _dimensions = (2, 3, 4, 5)
+
+
+class DecorrelatedBatchNormAct(DecorrelatedBatchNorm):
+    """A DecorrelatedBatchNorm, then what timm's batch normalisation holds: act(drop(whitened)).
+
+    Args:
+        num_features: C.
+        drop: the module after whitening; None: none.
+        act: the activation after that; None: none.
+        options: see DecorrelatedBatchNorm2d.
+
+    Example:
+        >>> import torch
+        >>> from matroot.nn import DecorrelatedBatchNormAct
+        >>> layer = DecorrelatedBatchNormAct(4, act=torch.nn.ReLU())
+        >>> bool((layer(torch.randn(8, 4, 5, 5)) >= 0).all())
+        True
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        drop: nn.Module | None = None,
+        act: nn.Module | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_features, **options)
+        self.drop = nn.Identity() if drop is None else drop
+        self.act = nn.Identity() if act is None else act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See DecorrelatedBatchNorm2d.forward."""
+        traced: Tensor | None = self.recorded(x)
+        if traced is not None:
+            return traced
+        y: Tensor = self.act(self.drop(super().forward(x)))
+        return y
 
 
 class DecorrelatedBatchNorm1d(_DecorrelatedBatchNorm):
@@ -301,14 +467,18 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
             ``half()``.
         groups: number of groups that are whitened separately, 1 by default; or
         group_size: channels in each.
-        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` is IterNorm.
-        gradient: of the inverse root.
+        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` has the values of
+            IterNorm.
+        gradient: of the inverse root; IterNorm's own is ``"unrolled"``, from which ``"auto"``
+            differs much (``matroot.methods.NewtonSchulz``).
         shrinkage: of the covariance, see ``matroot.statistics.moments``.
         running: what evaluation uses: the running ``"covariance"``, or the running average of the
             ``"whitening"`` matrices, as published.
         normalization: ``"power"`` divides by the root of the largest eigenvalue instead, which
             decorrelates nothing (``matroot.nn.functional.power_normalization``): for comparison.
         bias: False leaves β out.
+        rtol: leave directions with eigenvalues up to this share of the largest out, as noise,
+            instead of adding a ridge for rounding; see ``matroot.inv_sqrtm``.
 
     Note:
         Covariances are computed in float32 at least, also under autocast, and their roots in
@@ -347,6 +517,7 @@ _COUNTERPARTS: dict[type[nn.Module], type[_DecorrelatedBatchNorm]] = {
     nn.BatchNorm1d: DecorrelatedBatchNorm1d,
     nn.BatchNorm2d: DecorrelatedBatchNorm2d,
     nn.BatchNorm3d: DecorrelatedBatchNorm3d,
+    nn.SyncBatchNorm: DecorrelatedBatchNorm,
 }
 
 
@@ -359,7 +530,11 @@ def convert_batchnorm(
 
     In evaluation the outputs stay what they were, to rounding: the covariance starts as the
     diagonal matrix of the running variances. Parameters, statistics, dtype, device and mode are
-    taken over, hooks are not.
+    taken over, hooks are not. Checkpoints of the model as it was can be loaded into the new one.
+
+    ``torch.nn.SyncBatchNorm`` becomes a DecorrelatedBatchNorm, with statistics of each process.
+    Batch normalisation that holds an activation, as timm's does (modules ``drop`` and ``act``
+    after it), becomes a DecorrelatedBatchNormAct with the same ones.
 
     Args:
         module: the model; changed in place, unless it is itself such a layer.
@@ -373,9 +548,8 @@ def convert_batchnorm(
         The model.
 
     Raises:
-        ValueError: nothing to convert, a subclass that has no counterpart (SyncBatchNorm, those of
-            timm that hold an activation), or options that do not fit a layer; the model is as it
-            was.
+        ValueError: nothing to convert, another subclass of batch normalisation, or options that do
+            not fit a layer; the model is as it was.
 
     Example:
         >>> from torch import nn
@@ -407,11 +581,16 @@ def convert_batchnorm(
 
 
 def _converted(name: str, old: Any, options: dict[str, Any]) -> _DecorrelatedBatchNorm:
-    if type(old) not in _COUNTERPARTS:
+    kind = _COUNTERPARTS.get(type(old))
+    held = dict(old.named_children())
+    if kind is None and held.keys() == {"drop", "act"} and isinstance(old, tuple(_COUNTERPARTS)):
+        # timm's, told by what it holds.
+        kind, options = DecorrelatedBatchNormAct, options | held
+    if kind is None:
         known = ", ".join(kind.__name__ for kind in _COUNTERPARTS)
         raise ValueError(
             f"convert_batchnorm: {name or 'the module'} is a {type(old).__name__}; only {known} "
-            "have a counterpart: choose layers by which="
+            "and subclasses with modules drop and act have a counterpart: choose layers by which="
         )
     example = old.weight if old.weight is not None else old.running_mean
     where = {} if example is None else {"device": example.device, "dtype": example.dtype}
@@ -424,7 +603,7 @@ def _converted(name: str, old: Any, options: dict[str, Any]) -> _DecorrelatedBat
         "track_running_stats": tracked,
     }
     try:
-        new = _COUNTERPARTS[type(old)](old.num_features, **{**same, **where, **options})
+        new = kind(old.num_features, **{**same, **where, **options})
     except ValueError as error:
         raise ValueError(f"convert_batchnorm: {name or 'the module'}: {error}") from None
     if new.weight is not None and old.weight is not None:
@@ -432,15 +611,12 @@ def _converted(name: str, old: Any, options: dict[str, Any]) -> _DecorrelatedBat
     if new.bias is not None and old.bias is not None:
         new.bias = old.bias
     if tracked and new.running_mean is not None:
-        variance = old.running_var.view(new.groups, new.group_size)
         new.running_mean = old.running_mean.clone()
         if old.num_batches_tracked is not None:
             new.num_batches_tracked = old.num_batches_tracked.clone()
-        if new.running_covariance is not None:
-            new.running_covariance = torch.diag_embed(variance.to(new.running_covariance.dtype))
-        if new.running_whitening is not None:
-            deviation = (variance.to(new.running_whitening.dtype) + new.eps).sqrt()
-            new.running_whitening = torch.diag_embed(1 / deviation)
+        for matrices in _MATRICES:
+            if new._buffers[matrices] is not None:
+                setattr(new, matrices, new._of_variances(matrices, old.running_var))
     if "track_running_stats" not in options:
         new.track_running_stats = old.track_running_stats
     return new.train(old.training)
@@ -468,3 +644,37 @@ def _as_before(y: Tensor, x: Tensor) -> Tensor:
         if x.dim() == dimensions and x.is_contiguous(memory_format=layout):
             return y.contiguous(memory_format=layout)
     return y.contiguous()
+
+
+def _constant(covariance: Tensor) -> bool:
+    """Whether this is a plain tensor whose numbers can be read, and no derivative by it asked for.
+
+    A mode that records operations has to see them.
+    """
+    return (
+        checks.host_reads_are_free(covariance)
+        and type(covariance) is Tensor
+        and not checks.differentiated(covariance)
+        # PyTorch offers no public question for this.
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def _processes() -> int:
+    """How many processes train together, as far as can be known."""
+    if torch.compiler.is_compiling() or not distributed.is_available():
+        return 1
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+@functools.cache
+def _warn_of_processes() -> None:
+    """Once a process; no error, since batch normalisation does the same."""
+    warnings.warn(
+        "whitening layers take mean and covariance of this process's samples, not of all "
+        "processes', and torch.nn.SyncBatchNorm.convert_sync_batchnorm does not change that; "
+        "running statistics differ between processes unless DistributedDataParallel sends those "
+        "of the first to all. What helps: more samples a process, smaller groups (group_size=), "
+        "or a subclass whose statistics() sums over the processes",
+        stacklevel=3,
+    )

@@ -1,0 +1,59 @@
+"""Functions and layers for arguments that are no tensors but stand for them: torch.fx's proxies.
+
+What speaks for itself by ``__torch_function__`` is asked, as PyTorch's own functions do; so
+``torch.fx.symbolic_trace`` records a call of matroot's function, or of the layer, as one node.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.overrides import handle_torch_function, has_torch_function
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def overridable(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which asks arguments that are no tensors but have ``__torch_function__``.
+
+    Subclasses of Tensor are not asked: the operations inside do that.
+    """
+
+    @functools.wraps(function)
+    def dispatching(*args: P.args, **kwargs: P.kwargs) -> R:
+        # In C: true for modes and subclasses of Tensor too, which need a second look.
+        if has_torch_function((*args, *kwargs.values())):
+            asked = tuple(filter(_stands_for_a_tensor, (*args, *kwargs.values())))
+            if asked:
+                value: R = handle_torch_function(dispatching, asked, *args, **kwargs)
+                return value
+        return function(*args, **kwargs)
+
+    return dispatching
+
+
+def _stands_for_a_tensor(x: object) -> bool:
+    return not isinstance(x, Tensor) and hasattr(type(x), "__torch_function__")
+
+
+class Leaf(nn.Module):
+    """A module that torch.fx's tracers record as one call, as they do PyTorch's own modules."""
+
+    @property
+    def itself(self) -> Leaf:
+        """The module, as an attribute by which a trace of this module alone can call it."""
+        return self
+
+    def recorded(self, *inputs: Any) -> Any:
+        """The proxy of this module's result where an input is a proxy, None where none is."""
+        for x in inputs:
+            if isinstance(x, Proxy):
+                tracer: Any = x.tracer
+                path = tracer.path_of_module(self) or "itself"
+                return tracer.create_proxy("call_module", path, inputs, {})
+        return None
