@@ -617,7 +617,7 @@ def test_a_cut_off_leaves_noise_out():
     values = torch.linalg.eigvalsh(torch.cov(kept.mT, correction=0))
     torch.testing.assert_close(values[-3:], torch.ones(3), rtol=0, atol=1e-4)
     assert values[:-3].abs().max() < 1e-6
-    everything = DecorrelatedBatchNorm1d(16, eps=0.0, affine=False)(x)
+    everything = DecorrelatedBatchNorm1d(16, eps=0.0, affine=False)(x.double())
     assert torch.linalg.eigvalsh(torch.cov(everything.mT))[0] > 0.5
     evaluated = DecorrelatedBatchNorm1d(16, eps=0.0, rtol=1e-4, momentum=1.0)
     evaluated(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -94,6 +95,8 @@ def _inverse_root(
         wide, eps = _regular(wide + torch.diag_embed(ridge), ridge), 0.0
     singular: Singular = "raise" if rtol is None else "pinv"
     plan = resolve("inv_sqrt", wide, eps, method, gradient, "auto", singular)
+    # What is below zero by the covariance's own rounding counts as zero.
+    plan = plan if rtol is None else replace(plan, input_dtype=covariance.dtype)
     (root,) = _roots(plan, wide, None, rtol=rtol, named=named)
     return root.to(covariance.dtype)
 
