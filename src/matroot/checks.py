@@ -269,7 +269,7 @@ def differentiated(*inputs: Tensor) -> bool:
 
     Not of an exported program, which holds operations and no rules of ours.
     """
-    if torch.compiler.is_exporting():
+    if autodiff.exporting():
         return False
     if torch.compiler.is_compiling() or transforms_active():
         return True

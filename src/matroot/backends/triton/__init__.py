@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import checks, spd
+from matroot import autodiff, checks, spd
 from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem
 from matroot.backends.torch_ops import TORCH
 from matroot.schedules import STEPS, schedules
@@ -75,7 +75,7 @@ def _declines(a: Tensor) -> str | None:
         return f"its kernels compute in float32, not in {a.dtype}"
     if a.shape[-1] > LARGEST:
         return f"its kernels hold matrices up to {LARGEST}×{LARGEST}, not n = {a.shape[-1]}"
-    if torch.compiler.is_exporting() or checks.jit_tracing():
+    if autodiff.exporting() or checks.jit_tracing():
         return "an exported program holds PyTorch's operations"
     return None
 
