@@ -207,7 +207,7 @@ def positive(owner: object, field: str) -> None:
 
 
 def checking(check_errors: bool | None, *tensors: Tensor) -> bool:
-    """Whether to look at the status of each matrix on the host and raise; all tensors of a call.
+    """Whether to look at the status of each matrix on the host and raise.
 
     Where nothing is said the answer is yes in eager mode on a CPU, the one place where looking
     costs no device synchronisation.
@@ -225,22 +225,23 @@ def checking(check_errors: bool | None, *tensors: Tensor) -> bool:
             "check_errors=True needs the values on the host, which torch.compile and torch.func "
             "transforms do not give; leave it out there: a bad matrix comes back as NaN"
         )
-    return host_reads_are_free(*tensors) if check_errors is None else check_errors
+    if check_errors is not None:
+        return check_errors
+    return not torch.compiler.is_compiling() and all(map(host_reads_are_free, tensors))
 
 
-def host_reads_are_free(*tensors: Tensor) -> bool:
-    """Whether values made of these can be looked at without a synchronisation or graph break.
+def host_reads_are_free(a: Tensor) -> bool:
+    """Whether values of ``a`` can be looked at without a device synchronisation or graph break.
 
     Tensors that torch.func transforms have wrapped have no values; what an autograd function is
     given once a transform has been dealt with has.
     """
-    if torch.compiler.is_compiling() or jit_tracing():
+    if a.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(a, FakeTensor):
+        return False
+    if jit_tracing():
         return False
     # PyTorch offers no public question for this; its own transforms ask the same way.
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return not any(
-        a.device.type != "cpu" or isinstance(a, FakeTensor) or wrapped(a) for a in tensors
-    )
+    return not torch._C._functorch.is_functorch_wrapped_tensor(a)
 
 
 def onnx_export_running() -> bool:
