@@ -57,7 +57,7 @@ def _evaluate(plan: Plan, x: Tensor, prepare: bool) -> Evaluated:
     batch, n = x.shape[:-2], x.shape[-1]
     flat = x.reshape(math.prod(batch), n, n)
     a, k, status = normalize.normalized(flat, plan.input_dtype, plan.eps)
-    products_only = torch.compiler.is_exporting() and not plan.method.factorises
+    products_only = autodiff.exporting() and not plan.method.factorises
     if plan.input_dtype != x.dtype and not (plan.method.spectral or products_only):
         a = normalize.without_rounded_negatives(a, plan.input_dtype)
     solution = plan.method.solve(a, plan.solved, plan.ops)

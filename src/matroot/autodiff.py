@@ -1,4 +1,4 @@
-"""What an autograd.Function needs to work under autocast, vmap and nested forward mode."""
+"""What is asked of PyTorch's tracers, autocast, vmap and nested forward mode, in one place."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def no_autocast(a: Tensor) -> AbstractContextManager[object]:
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
+
+
+def exporting() -> bool:
+    """Whether torch.export is tracing, as opposed to torch.compile."""
+    return torch.compiler.is_exporting()
+
+
+# As torch.compiler.assume_constant_result does: asked while tracing, not traced. Traced, PyTorch
+# 2.11 says yes inside every torch.compile.
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def nested_forward_mode() -> AbstractContextManager[object]:

@@ -204,7 +204,7 @@ def positive(owner: object, field: str) -> None:
         raise ValueError(f"{name} must be above 0 and finite, got {value}")
 
 
-def checking(check_errors: bool | None, a: Tensor) -> bool:
+def checking(check_errors: bool | None, *tensors: Tensor) -> bool:
     """Whether to look at the status of each matrix on the host and raise.
 
     Where nothing is said the answer is yes in eager mode on a CPU, the one place where looking
@@ -223,7 +223,9 @@ def checking(check_errors: bool | None, a: Tensor) -> bool:
             "check_errors=True needs the values on the host, which torch.compile and torch.func "
             "transforms do not give; leave it out there: a bad matrix comes back as NaN"
         )
-    return host_reads_are_free(a) if check_errors is None else check_errors
+    if check_errors is not None:
+        return check_errors
+    return not torch.compiler.is_compiling() and all(map(host_reads_are_free, tensors))
 
 
 def host_reads_are_free(a: Tensor) -> bool:
@@ -302,7 +304,7 @@ def differentiated(*inputs: Tensor) -> bool:
 
     Not of an exported program, which holds operations and no rules of ours.
     """
-    if torch.compiler.is_exporting():
+    if autodiff.exporting():
         return False
     if torch.compiler.is_compiling() or transforms_active():
         return True

@@ -182,7 +182,7 @@ def _distances(matrices: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]
     if a.numel() == 0 or b.numel() == 0:
         nothing = spd.trace(a.to(dtype)) + spd.trace(b.to(dtype))
         return nothing, nothing
-    check = checks.checking(None, a)
+    check = checks.checking(None, a, b)
     with autodiff.no_autocast(a):
         ndim = max(a.ndim, b.ndim)
         x, y = (m.to(dtype)[(None,) * (ndim - m.ndim)] for m in (a, b))

@@ -55,7 +55,7 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
     checks.square_matrices("s", s)
     checks.square_matrices("g", g)
     checks.same_kind("s", s, "g", g)
-    check = checks.checking(check_errors, s)
+    check = checks.checking(check_errors, s, g)
     if s.numel() == 0:
         return g.clone()
     dtype = checks.computing_dtype(s.dtype)

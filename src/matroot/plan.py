@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from matroot import checks
+from matroot import autodiff, checks
 from matroot.backends import Backend, reasons, select
 from matroot.gradients import GRADIENTS, ExplicitRule, GradientRule, Lyapunov, Roots, Spectral
 from matroot.methods import METHODS, Eigh, Method, Minimax
@@ -196,7 +196,7 @@ def _method(a: Tensor, singular: Singular, ops: Backend) -> tuple[Method, str]:
     """The method that ``"auto"`` means, and why."""
     if singular == "pinv":
         return Eigh(), "the pseudo-inverse root needs eigenvalues"
-    if torch.compiler.is_exporting():
+    if autodiff.exporting():
         return Minimax(), "products only, which every exporter knows"
     if ops.method is not None:
         return METHODS.resolve(

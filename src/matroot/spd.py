@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from matroot import autodiff
+
 # In single precision an eigenvalue is zero up to this many units of rounding of the largest.
 NULL_UNITS = 4.0
 
@@ -86,7 +88,7 @@ def exponent(a: Tensor, at_least: float = 0.0) -> Tensor:
     Dividing by 2ᵏ is exact, so that nothing overflows or underflows inside.
     """
     largest = max_abs(a).clamp(min=at_least)
-    if torch.compiler.is_exporting():
+    if autodiff.exporting():
         # Neither frexp nor ldexp is among the operators that exporters know.
         rounded = torch.where(largest > 0, largest, 0.5).log2().floor() + 1
         return torch.where(largest.isfinite(), rounded, 0.0).to(torch.int32)
@@ -109,7 +111,7 @@ def times_power_of_two(a: Tensor, k: Tensor) -> Tensor:
 
 def power_of_two(k: Tensor, like: Tensor) -> Tensor:
     """2ᵏ in the real dtype of ``like``, exactly."""
-    if torch.compiler.is_exporting():
+    if autodiff.exporting():
         return torch.exp2(k.to(real_dtype(like.dtype)))
     return torch.ldexp(torch.ones_like(k, dtype=real_dtype(like.dtype)), k)
 
@@ -203,7 +205,7 @@ def bounds(a: Tensor, square: Tensor | None = None) -> Bounds:
 
 def add_to_diagonal_(a: Tensor, d: Tensor | float) -> Tensor:
     """A + d I for d of shape (b, 1) or a number, in place: A must be the caller's own."""
-    if torch.compiler.is_exporting():
+    if autodiff.exporting():
         # Exporters have no diagonal that can be written to.
         return a + torch.as_tensor(d, dtype=a.dtype)[..., None] * identity_like(a)
     a.diagonal(dim1=-2, dim2=-1).add_(d)

@@ -623,7 +623,7 @@ def test_a_cut_off_leaves_noise_out():
     evaluated(x)
     first = evaluated.eval()(x)
     evaluated.rtol = None
-    assert evaluated(x).norm() > 1.5 * first.norm()
+    assert not torch.allclose(evaluated(x), first, rtol=0.01)
     with pytest.raises(ValueError, match="rtol must be below 1"):
         DecorrelatedBatchNorm1d(16, rtol=2.0)
     with pytest.raises(ValueError, match="pinv"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from matroot import spd
+from matroot import autodiff, spd
 from matroot.solution import Root
 
 
@@ -25,7 +25,7 @@ def grown(y: Tensor, z: Tensor, trace: Tensor, root: Root) -> Tensor:
     finite: Tensor = (y if root == "sqrt" else z).isfinite().all(-1).all(-1)
     if root == "inv_sqrt":
         return ~finite
-    if torch.compiler.is_exporting():
+    if autodiff.exporting():
         # Exporters know no factorisation.
         return ~(finite & (spd.frobenius_norm(y).flatten().square() <= 1.1 * trace))
     slack = spd.real_eps(y.dtype) ** 0.5

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from matroot import checks, spd
+from matroot import autodiff, checks, spd
 from matroot.backends import Backend
 from matroot.methods.coupled import grown
 from matroot.methods.eigh import Eigh
@@ -79,7 +79,7 @@ class Minimax(Method):
 
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
-        if torch.compiler.is_exporting():
+        if autodiff.exporting():
             return self._exported(a, root, ops)
         seen, square = a.detach(), ops.matmul(a, a)
         bounds, high, low = self._interval(seen, square.detach())

@@ -126,7 +126,7 @@ def _regular(a: Tensor, ridge: Tensor) -> Tensor:
         a: Σ with the ridges, shape (..., n, n).
         ridge: these, shape (..., n): no eigenvalue is below the least of them but by rounding.
     """
-    if torch.compiler.is_exporting() or a.shape[-1] == 1:
+    if autodiff.exporting() or a.shape[-1] == 1:
         # ONNX has no factorisation; and exported programs take what is singular.
         return a
     seen = a.detach()

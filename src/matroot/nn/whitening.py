@@ -244,7 +244,7 @@ class _DecorrelatedBatchNorm(Leaf):
         is more than the features where there are few positions.
         """
         n, positions = x.shape[0], math.prod(x.shape[2:])
-        if x.dim() > 2 and (torch.compiler.is_exporting() or positions >= self.group_size):
+        if x.dim() > 2 and (autodiff.exporting() or positions >= self.group_size):
             return x.reshape(n, self.groups, self.group_size, positions)
         return x.transpose(0, 1).reshape(1, self.groups, self.group_size, n * positions)
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import checks, spd
+from matroot import autodiff, checks, spd
 from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem, kind
 from matroot.backends.torch_ops import TORCH
 from matroot.schedules import STEPS, schedules
@@ -77,7 +77,7 @@ def _declines(a: Tensor) -> str | None:
         return f"its kernels hold matrices up to {LARGEST}×{LARGEST}, not n = {a.shape[-1]}"
     if checks.stands_for_others(a):
         return f"its kernels take plain tensors, not the subclass {type(a).__name__}"
-    if torch.compiler.is_exporting() or checks.jit_tracing():
+    if autodiff.exporting() or checks.jit_tracing():
         return "an exported program holds PyTorch's operations"
     return None
 
