@@ -628,3 +628,21 @@ def test_a_cut_off_leaves_noise_out():
         DecorrelatedBatchNorm1d(16, rtol=2.0)
     with pytest.raises(ValueError, match="pinv"):
         DecorrelatedBatchNorm1d(16, rtol=0.1, method="pade")(x)
+
+
+@pytest.mark.parametrize("samples", [32, 64, 100])
+def test_the_gradient_without_a_ridge_is_that_of_the_output(samples):
+    """With as few samples as channels the covariance is singular but for rounding's ridge."""
+    generator = torch.Generator().manual_seed(0)
+    x, direction, weight = (
+        torch.randn(samples, 64, dtype=torch.float64, generator=generator) for _ in range(3)
+    )
+    layer = DecorrelatedBatchNorm1d(64, eps=0.0, affine=False, dtype=torch.float64)
+
+    def loss(x):
+        return (layer(x) * weight).sum()
+
+    found = (torch.func.grad(loss)(x) * direction).sum()
+    step = 1e-5
+    difference = (loss(x + step * direction) - loss(x - step * direction)) / (2 * step)
+    torch.testing.assert_close(found, difference, rtol=1e-3, atol=0)
