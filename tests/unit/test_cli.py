@@ -74,5 +74,5 @@ def test_a_missing_extra_is_named_in_one_line():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 1
     assert found.stderr.strip() == (
-        "matroot: the command line needs typer; run: pip install 'matroot[cli]'"
+        "matroot: the command line needs typer; in a clone of matroot run: pip install '.[cli]'"
     )

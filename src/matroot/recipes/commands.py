@@ -68,7 +68,9 @@ def train(
     from matroot.recipes.training import load_config, say
     from matroot.recipes.training import train as run
 
-    settings = load_config(application, config, _changes(change, eps))
+    changes = _changes(change, eps)
+    settings = load_config(application, config, changes)
+    _refuse_idle(settings.idle(), changes)
     if method == "pi" and eps is not None:
         raise ValueError("--eps does nothing with --method pi, which is no root; leave it out")
     if output is None:
@@ -125,7 +127,9 @@ def compare(
     from matroot.recipes.compare import table
     from matroot.recipes.training import load_config, say
 
-    settings = load_config(application, config, _changes(change, eps))
+    changes = _changes(change, eps)
+    settings = load_config(application, config, changes)
+    _refuse_idle(settings.idle(), changes)
     if output is None:
         output = Path("runs") / "compare" / f"{application}-{Path(config).stem}"
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -267,6 +271,15 @@ def need_recipes() -> None:
             import matroot.recipes.training  # noqa: F401  (asked for here to name what is missing)
     except ModuleNotFoundError as error:
         raise missing("training", error, "cli,recipes") from None
+
+
+def _refuse_idle(idle: dict[str, str], changes: dict[str, Any]) -> None:
+    """What was asked for has an effect, or is refused."""
+    for field in changes:
+        if field in idle:
+            raise ValueError(
+                f"--set {field} does nothing with {idle[field]}; leave one of them out"
+            )
 
 
 def _changes(pairs: list[str] | None, eps: float | None) -> dict[str, Any]:

@@ -127,14 +127,7 @@ def load_config(name: str, config: str, changes: dict[str, Any] | None = None) -
         raise ValueError(f"{config}: no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{config}: expected fields and values, got {type(values).__name__}")
-    changes = changes or {}
-    found = settings(name, values | changes, f"configuration {config!r} of {name}")
-    idle = found.idle()
-    if unused := [field for field in changes if field in idle]:
-        raise ValueError(
-            f"{unused[0]} does nothing with {idle[unused[0]]}: change that too, or leave it out"
-        )
-    return found
+    return settings(name, values | (changes or {}), f"configuration {config!r} of {name}")
 
 
 def settings(name: str, values: dict[str, Any], source: str) -> Common:
