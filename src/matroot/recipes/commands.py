@@ -261,7 +261,8 @@ def _interruptible() -> Iterator[None]:
 
 def _no_small_talk() -> None:
     """Of Lightning only warnings: it tells of accelerators and other products at every fit."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for module in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"lightning.pytorch.{module}").setLevel(logging.WARNING)
 
 
 def need_recipes() -> None:
