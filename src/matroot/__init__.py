@@ -1,10 +1,14 @@
 """Square roots and inverse square roots of symmetric positive semi-definite matrices."""
 
-from matroot import gradients, methods, nn
-from matroot.distances import bures_wasserstein_distance, frechet_distance
-from matroot.functional import SqrtmResult, inv_sqrtm, sqrtm, sqrtm_ex, sqrtm_pair
-from matroot.lyapunov import solve_lyapunov
-from matroot.plan import explain
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matroot import gradients, methods, nn
+    from matroot.distances import bures_wasserstein_distance, frechet_distance
+    from matroot.functional import SqrtmResult, inv_sqrtm, sqrtm, sqrtm_ex, sqrtm_pair
+    from matroot.lyapunov import solve_lyapunov
+    from matroot.plan import explain
 
 __all__ = [
     "SqrtmResult",
@@ -21,3 +25,36 @@ __all__ = [
     "sqrtm_pair",
 ]
 __version__ = "0.1.0.dev0"
+
+# The module of each name; a module is its own. They are loaded when they are first asked for, and
+# PyTorch with them: ``matroot --version`` and ``--help`` need neither.
+_MODULES = {
+    "SqrtmResult": "functional",
+    "bures_wasserstein_distance": "distances",
+    "explain": "plan",
+    "frechet_distance": "distances",
+    "gradients": "gradients",
+    "inv_sqrtm": "functional",
+    "methods": "methods",
+    "nn": "nn",
+    "solve_lyapunov": "lyapunov",
+    "sqrtm": "functional",
+    "sqrtm_ex": "functional",
+    "sqrtm_pair": "functional",
+}
+
+# Type checkers see the imports above, and so still find misspelt names.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = import_module(f"{__name__}.{_MODULES[name]}")
+        found = module if name == _MODULES[name] else getattr(module, name)
+        # Once: the next access finds it here, and so does torch.compile, which guards it.
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,67 +1,88 @@
-"""The command line: ``matroot demo``, ``stylize``, ``train``, ``compare`` and ``bench``."""
+"""The command line: ``matroot demo``, ``stylize``, ``train``, ``compare`` and ``bench``.
+
+PyTorch, and what else takes long to load, is imported where a command needs it.
+"""
 
 from __future__ import annotations
 
-import enum
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-
-import matroot
-from matroot.methods import METHODS
+from matroot import __version__
+from matroot.terminal import check_folder, console, interrupted, missing, progress, working
 
 try:
     import typer
-    from PIL import Image  # noqa: F401  (asked for here so that what is missing is named early)
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.table import Table
-except ModuleNotFoundError as missing:
-    raise SystemExit(
-        f"matroot: the command line needs {missing.name}; run: pip install 'matroot[cli]'"
-    ) from None
+    from typer.core import TyperGroup
+except ModuleNotFoundError as error:
+    raise missing("the command line", error, "cli") from None
+except KeyboardInterrupt:
+    raise interrupted() from None
 
 from matroot.bench import commands as bench
 from matroot.recipes import commands as recipes
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Interruptible(TyperGroup):
+    """Ends in one way after Ctrl-C, whatever typer of this version or that would do."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise interrupted() from None
+
+
 app = typer.Typer(
+    cls=_Interruptible,
     help="Square roots and inverse square roots of symmetric positive semi-definite matrices.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench.app, name="bench")
-app.command()(recipes.train)
-app.command()(recipes.compare)
-console = Console()
+app.command(cls=recipes.Teaching)(recipes.train)
+app.command(cls=recipes.Teaching)(recipes.compare)
 
-# typer reads its choices from an enum; the registry stays the one list of methods.
-# mypy wants to see the members written out.
-MethodName = enum.StrEnum("MethodName", ["auto", *METHODS])  # type: ignore[misc]
-AUTO = MethodName("auto")
+
+# What the extra named "cli" installs.
+_EXTRA = ("PIL", "matplotlib", "numpy", "rich", "skimage")
 
 
 def main() -> None:
     """Run the command line; errors of the user's making are one line, without a traceback."""
     try:
         app()
-    except (ValueError, OSError, FloatingPointError, torch.linalg.LinAlgError) as error:
+    except KeyboardInterrupt:
+        raise interrupted() from None
+    except ModuleNotFoundError as error:
+        if error.name in _EXTRA:
+            raise missing("this command", error, "cli") from None
+        raise
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"matroot: {error}") from None
+    except RuntimeError as error:
+        from torch.linalg import LinAlgError
+
+        if isinstance(error, LinAlgError):
+            raise SystemExit(f"matroot: {error}") from None
+        raise
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.print(f"matroot {matroot.__version__}, torch {torch.__version__}")
+        try:
+            torch = version("torch")
+        except PackageNotFoundError:
+            torch = "not installed"
+        print(f"matroot {__version__}, torch {torch}")
         raise typer.Exit
 
 
@@ -74,22 +95,34 @@ def _options(
     pass
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        yield progress
+def _known_method(name: str) -> str:
+    """The choices are the registry's, which is loaded when a name is given."""
+    if name != "auto":
+        from matroot.methods import METHODS
+
+        if name not in METHODS:
+            known = ", ".join(["auto", *METHODS])
+            raise typer.BadParameter(f"unknown method {name!r}; known: {known}")
+    return name
 
 
 @app.command()
 def stylize(
+    ctx: typer.Context,
     content: Annotated[Path, typer.Argument(help="The photograph to change.")],
     style: Annotated[Path, typer.Argument(help="The photograph whose texture it shall take on.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the result.")],
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="0 keeps the content, 1 is the full effect.")
     ] = 1.0,
-    method: Annotated[MethodName, typer.Option(help="How the matrix roots are computed.")] = AUTO,
+    method: Annotated[
+        str,
+        typer.Option(
+            callback=_known_method,
+            help="How the matrix roots are computed: auto, taylor, pade, newton_schulz, minimax, "
+            "eigh or svd.",
+        ),
+    ] = "auto",
     eps: Annotated[
         float, typer.Option(help="Ridge on both covariances of pixels in [0, 1]; more is softer.")
     ] = 3e-4,
@@ -112,40 +145,58 @@ def stylize(
     result and of the style, before and after, measured on other patches than those used.
     """
     from matroot.recipes.images import check_output, load_image, save_image
-    from matroot.recipes.stylize import stylize as recipe
 
     pixels, alpha = load_image(content)
     target, _ = load_image(style)
     check_output(output, alpha is not None, sources=(content, style))
     if network is not None:
+        for option in ("strength", "method", "eps", "patch", "texture"):
+            if _given(ctx, option):
+                raise ValueError(f"--{option} does nothing with --network; leave one of them out")
         recipes.need_recipes()
         from matroot.recipes.style import load, transfer
 
-        save_image(transfer(load(network), pixels, target), output, alpha)
-        console.print(f"{output} written by the network of {network}")
+        with working(f"painting by the network of {network}"):
+            painted = transfer(load(network), pixels, target)
+        save_image(painted, output, alpha)
+        console().print(f"{output} written by the network of {network}", markup=False)
         return
-    with _progress() as progress:
-        task = progress.add_task("whitening and coloring", total=None)
+    from matroot.recipes.stylize import stylize as recipe
+
+    with progress() as bar:
+        task = bar.add_task("whitening and coloring", total=None)
         result = recipe(
             pixels,
             target,
             strength=strength,
-            method=str(method),
+            method=method,
             eps=eps,
             patch=patch,
             texture=texture,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     save_image(result.image, output, alpha)
     before, after = result.distance_before, result.distance_after
-    console.print(
+    console().print(
         f"{output} written; the step across patch borders is {result.seam_ratio:.2f} of "
-        "the step inside"
+        "the step inside",
+        markup=False,
     )
-    console.print(
+    console().print(
         f"Bures-Wasserstein distance to the style: {before:.4f} before, {after:.4f} after "
         f"({_ratio(before, after)})"
     )
+    if strength > 0 and after >= before > 0:
+        print(
+            "matroot: warning: the picture is no nearer to the style than before; "
+            "--eps, --patch, --method and larger pictures make a difference",
+            file=sys.stderr,
+        )
+
+
+def _given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _ratio(before: float, after: float) -> str:
@@ -163,6 +214,10 @@ def demo(
     Writes contact_sheet.png and the sixteen pictures, and methods.md, methods.png and
     methods.jsonl: error, gradient error and time on the photographs' own patch covariances.
     """
+    check_folder(output)
+    import torch
+    from rich.table import Table
+
     from matroot.bench import rules
     from matroot.recipes import images
     from matroot.recipes.stylize import patch_covariance
@@ -173,9 +228,9 @@ def demo(
     photographs = {name: images.photograph(name) for name in images.CONTENTS + images.STYLES}
     table = Table("content", "style", "distance before", "after", "ratio", "seams")
     corner = [(photographs[name], name) for name in images.STYLES]
-    grid: list[list[tuple[torch.Tensor, str] | None]] = [[None, *corner]]
-    with _progress() as progress:
-        task = progress.add_task("pictures", total=len(images.CONTENTS) * len(images.STYLES))
+    grid: list[list[tuple[Tensor, str] | None]] = [[None, *corner]]
+    with progress() as bar:
+        task = bar.add_task("pictures", total=len(images.CONTENTS) * len(images.STYLES))
         for content in images.CONTENTS:
             grid.append([(photographs[content], content)])
             for style in images.STYLES:
@@ -185,9 +240,9 @@ def demo(
                 numbers = (f"{result.distance_before:.3f}", f"{result.distance_after:.4f}", ratio)
                 table.add_row(content, style, *numbers, f"{result.seam_ratio:.3f}")
                 grid[-1].append((result.image, f"{content} + {style}: {ratio[:-1]} times nearer"))
-                progress.advance(task)
+                bar.advance(task)
     images.contact_sheet(grid).save(output / "contact_sheet.png")
-    console.print(table)
+    console().print(table)
 
     covariances = torch.stack([patch_covariance(photo) for photo in photographs.values()])
     covariances = covariances.float()
@@ -198,11 +253,11 @@ def demo(
         f"float32, condition numbers {cond.min():.0f} to {cond.max():.0f}, "
         f"{torch.get_num_threads()} threads"
     )
-    with _progress() as progress:
-        task = progress.add_task("methods", total=None)
+    with progress() as bar:
+        task = bar.add_task("methods", total=None)
         rows = rules.measure(
             covariances,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     rules.save_rows(rows, output / "methods.jsonl", matrices=caption)
     rules.save_markdown(rows, output / "methods.md", caption)
@@ -213,8 +268,8 @@ def demo(
     for row in rules.in_order(rows):
         errors = (f"{row.error:.1e}", f"{row.gradient_error:.1e}", f"{row.milliseconds:.1f}")
         table.add_row(row.root, row.method, row.gradient, *errors)
-    console.print(table)
-    console.print(
+    console().print(table)
+    console().print(
         f"{output}/ written in {time.perf_counter() - start:.0f} s: contact_sheet.png, methods.md, "
         "methods.png and 16 pictures"
     )

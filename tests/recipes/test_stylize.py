@@ -259,6 +259,23 @@ def test_images_of_the_wrong_kind() -> None:
         images.save_image(good, "unused.png", good[0, :5])
 
 
+def test_pictures_with_too_few_patches_are_refused() -> None:
+    whole = photograph("coffee", 128)
+    small = F.interpolate(photograph("astronaut")[None].float(), (14, 20), mode="area")[0].byte()
+    with pytest.raises(ValueError, match=r"content of 20 x 14 pixels .* patches of 4 pixels$"):
+        recipe.stylize(small, whole)
+    with pytest.raises(ValueError, match="style of 20 x 14 pixels has too few patches"):
+        recipe.stylize(whole, small)
+    assert recipe._levels(small, 4) == 1
+    result = recipe.stylize(small, whole, patch=4)
+    assert result.distance_after < 0.7 * result.distance_before
+    # By default the smallest has 31 pixels; 64 hold the covariances of two scales, not of three.
+    assert [recipe._levels(whole[:, :side, :side], 7) for side in (30, 31, 64, 128)] == [0, 1, 2, 3]
+    goal = photograph("brick", 64)
+    result = recipe.stylize(whole[:, :64, :64], goal)
+    assert result.distance_after < result.distance_before / 5
+
+
 @pytest.mark.slow
 def test_largest_images_fit_into_two_gibibytes(tmp_path: Path) -> None:
     """The whole process, import and file reading included, on 4096 x 4096 RGBA and RGB."""

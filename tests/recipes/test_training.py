@@ -1,6 +1,7 @@
 """Training the applications: configurations, the loop, resuming, errors."""
 
 import functools
+import itertools
 import json
 import math
 import pickle
@@ -13,16 +14,18 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 from typer.testing import CliRunner
 
 from matroot.cli import app
 from matroot.nn import CovariancePooling2d, DecorrelatedBatchNorm2d
-from matroot.recipes import dbn, embedded, gcp, sovit, video
+from matroot.recipes import compare, dbn, embedded, gcp, sovit, style, video
 from matroot.recipes.methods import NAMES, layer_options
 from matroot.recipes.training import (
     APPLICATIONS,
     Classifier,
     configurations,
+    course,
     load_config,
     train,
 )
@@ -172,6 +175,138 @@ def test_a_folder_holds_one_run(tmp_path):
         quick("gcp", tmp_path, method="mpa", changes={"epochs": 1})
 
 
+def test_what_differs_is_named_with_both_values(tmp_path):
+    quick("gcp", tmp_path, changes={"epochs": 1})
+    with pytest.raises(ValueError) as raised:
+        quick("gcp", tmp_path, changes={"epochs": 1, "eps": 0.5, "mixup": 0.1}, seed=3)
+    assert str(raised.value).endswith(
+        "run holds a run with another seed (0 there, 3 asked for), eps (0.0 there, 0.5 asked for), "
+        "mixup (0.0 there, 0.1 asked for); choose another folder"
+    )
+
+
+@pytest.mark.parametrize("name", ["gcp", "style"])
+def test_a_finished_run_takes_more_epochs(name, tmp_path):
+    first = quick(name, tmp_path, changes={"epochs": 1})
+    resumed = EpochsBegun()
+    second = quick(name, tmp_path, changes={"epochs": 3}, callbacks=[resumed])
+    assert (first["epochs"], second["epochs"], resumed.begun) == (1, 3, [1, 2])
+    assert second["config"]["epochs"] == 3
+    assert second["loss"] != first["loss"]
+    assert json.loads((tmp_path / "run/result.json").read_text()) == second
+    # The rate takes the course of three epochs, which has come to its end.
+    state = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
+    rates = [group["lr"] for o in state["optimizer_states"] for group in o["param_groups"]]
+    assert max(rates) < 1e-3 * load_config(name, "small").learning_rate
+    assert quick(name, tmp_path, changes={"epochs": 3}) == second
+    with pytest.raises(ValueError, match=r"another epochs \(3 there, 2 asked for\)"):
+        quick(name, tmp_path, changes={"epochs": 2})
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "steps"])
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_the_course_of_the_rate_is_that_of_torch(schedule, warmup):
+    changes = {"epochs": 6, "schedule": schedule, "milestones": [3, 5], "warmup_epochs": warmup}
+    share = course(load_config("gcp", "small", changes), 60)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    rates = torch.optim.lr_scheduler
+    main = rates.CosineAnnealingLR(optimizer, 60 - 10 * warmup)
+    if schedule == "steps":
+        main = rates.MultiStepLR(optimizer, [30 - 10 * warmup, 50 - 10 * warmup])
+    if warmup:
+        first = rates.LinearLR(optimizer, 1e-3, total_iters=10 * warmup)
+        main = rates.SequentialLR(optimizer, [first, main], [10 * warmup])
+    for step in range(60):
+        assert share(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
+        optimizer.step()
+        main.step()
+
+
+@pytest.mark.parametrize("steps", [1, 7, 40])
+def test_the_course_of_style_is_one_cycle(steps):
+    share = style.course(steps)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, steps, pct_start=0.15, cycle_momentum=False
+    )
+    for step in range(steps):
+        assert share(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        if step + 1 < steps:
+            cycle.step()
+
+
+def pictures(root, count=20, parts=("train", "val")):
+    """Few, small, of two classes."""
+    for part, (value, label) in itertools.product(parts, enumerate(("cat", "dog"))):
+        (root / part / label).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (20, 20), (100 * value + i,) * 3).save(
+                root / part / label / f"{i}.png"
+            )
+    return root
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_a_data_root_is_used_or_refused(name, tmp_path):
+    quick_one = functools.partial(quick, name, tmp_path, changes={"epochs": 1})
+    for root in (pictures(tmp_path / "data"), tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"are embedded, .* would go unused; .*--set data="):
+            quick_one(root=root)
+    assert not (tmp_path / "run").exists()
+    # Nor does a run that is finished take it without a word.
+    if name == "gcp":
+        quick_one()
+        with pytest.raises(ValueError, match="would go unused"):
+            quick_one(root=tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["dbn", "gcp", "sovit"])
+def test_folders_of_ones_own(name, tmp_path):
+    changes = {"epochs": 1, "data": "folder", "batch_size": 20}
+    told = functools.partial(quick, name, tmp_path, changes=changes)
+    result = told(root=pictures(tmp_path / "data"))
+    assert result["config"]["data"] == "folder"
+    with pytest.raises(ValueError, match="nowhere is no folder"):
+        quick(name, tmp_path, "b", changes=changes, root=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="give it with --data-root"):
+        quick(name, tmp_path, "b", changes=changes)
+
+
+def test_data_that_have_moved_and_data_that_are_others(tmp_path, capsys):
+    changes = {"epochs": 1, "data": "folder", "batch_size": 20}
+    told = functools.partial(quick, "gcp", tmp_path, changes=changes)
+    result = told(root=pictures(tmp_path / "data"))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert told(root=tmp_path / "moved") == result
+    said = capsys.readouterr().out
+    assert f"data are read from {tmp_path / 'moved'}, before from {tmp_path / 'data'}" in said
+    with pytest.raises(ValueError, match=r"with other data: 40 items .* 38 items for training"):
+        told(root=pictures(tmp_path / "other", count=19))
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(gcp, "datasets", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises(ValueError, match="cannot be written"):
+        quick("gcp", tmp_path, "file/run")
+    with pytest.raises(ValueError, match="cannot be written"):
+        compare.compare("gcp", load_config("gcp", "small"), ["auto"], 1, tmp_path / "file/run")
+
+
+def test_help_teaches_the_fields():
+    text = CliRunner().invoke(app, ["train", "--help"]).output
+    for name in APPLICATIONS:
+        assert all(config in text for config in configurations(name))
+    assert "--set data=folder --data-root DIR" in text
+    text = CliRunner().invoke(app, ["compare", "sovit", "--help"]).output
+    lines = [line.split() for line in text.splitlines()]
+    assert ["positions", "fixed|learned", "fixed", "fixed"] in lines
+    assert ["epochs", "int,", "≥", "1", "(none)", "10"] in lines
+    fields = sovit.Settings.model_fields
+    assert set(fields) <= {line[0] for line in lines if line}
+
+
 def test_a_mistake_takes_no_folder(tmp_path):
     with pytest.raises(ValueError, match="make no batch"):
         quick("gcp", tmp_path, changes={"batch_size": 100000})
@@ -244,7 +379,8 @@ def test_two_processes_give_one_result(name, tmp_path):
     assert json.loads((tmp_path / "run/result.json").read_text())["epochs"] == 1
 
 
-def test_a_terminated_run_says_so(tmp_path):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_says_so(sent, status, tmp_path):
     command = [*program(tmp_path), "train", "gcp", "--no-progress"]
     with subprocess.Popen(
         [*command, f"-o{tmp_path / 'run'}"],
@@ -256,9 +392,10 @@ def test_a_terminated_run_says_so(tmp_path):
             time.sleep(0.1)
             assert run.poll() is None
         time.sleep(2)
-        run.send_signal(signal.SIGTERM)
+        run.send_signal(sent)
         _, errors = run.communicate(timeout=60)
-    assert run.returncode == 1
+    assert run.returncode == status
+    assert errors.count("\n") <= 2
     assert "matroot: interrupted; the same command goes on" in errors
 
 
@@ -447,7 +584,22 @@ def test_the_command_ends_with_the_result(tmp_path):
         (["dbn", "--method", "pi", "--gradient", "lyapunov"], "takes no gradient rule"),
         (["dbn", "--set", "epochs"], "expected FIELD=VALUE, got 'epochs'"),
         (["dbn", "--set", "epochs=many"], "epochs: Input should be a valid integer"),
-        (["dbn", "--set", "colour=1"], "colour: Extra inputs are not permitted"),
+        (["dbn", "--set", "colour=1"], "colour: no such field (fields: data, eps, batch_"),
+        (["dbn", "--set", "epoch=1"], "epoch: no such field; did you mean 'epochs'? (fields: data"),
+        (["dbn", "--set", "eps=1", "--eps", "2"], "--eps and --set eps say the same"),
+        (["gcp", "--method", "pi", "--eps", "1e-3"], "--eps does nothing with --method pi"),
+        (["gcp", "--set", "pooling=average", "--method", "mpa"], "nothing with pooling=average"),
+        (
+            ["gcp", "--set", "pooling=average", "--eps", "1"],
+            "eps does nothing with pooling=average",
+        ),
+        (["video", "--set", "pooling=average", "--method", "ns"], "nothing with pooling=average"),
+        (["sovit", "--set", "head=class-token", "--method", "ns"], "with head=class-token"),
+        (
+            ["style", "--set", "filters=8", "--set", "sweeps=0"],
+            "filters does nothing with sweeps=0",
+        ),
+        (["gcp", "--set", "milestones=[2]"], "milestones does nothing with schedule=cosine"),
         (["dbn", "--set", "epochs=0"], "epochs: Input should be greater than or equal to 1"),
         (["dbn", "--set", "batch_size=100000"], "items for training make no batch of 100000"),
         (["dbn", "--devices", "none"], "should be an int"),

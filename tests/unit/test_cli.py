@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import os
 import subprocess
 import sys
 
@@ -8,9 +9,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from matroot import cli
+from matroot.methods import METHODS
+from matroot.recipes import images
 from matroot.recipes.images import load_image, photograph, save_image
 
 run = CliRunner().invoke
+
+
+def typer_help(command):
+    """Without its frames and line breaks."""
+    text = run(cli.app, [command, "--help"]).output
+    return " ".join(text.replace("│", " ").split())
 
 
 @pytest.fixture
@@ -43,6 +52,11 @@ def test_stylize_writes_a_picture_and_prints_the_distances(pictures):
         (["{content}", "{content}", "-o", "out.unknown"], "unknown"),
         (["{content}", "{content}", "-o", "out.png", "--eps", "0"], "eps must be positive"),
         (["{small}", "{content}", "-o", "out.png"], "at least two patches"),
+        (["{content}", "{content}", "-o", "{content}/out.png"], "lies in one that does not exist"),
+        (
+            ["{content}", "{content}", "-o", "out.png", "--network", "run", "--eps", "1"],
+            "--eps does",
+        ),
     ],
 )
 def test_errors_are_one_line(pictures, arguments, message):
@@ -62,7 +76,57 @@ def test_errors_are_one_line(pictures, arguments, message):
     assert "Traceback" not in found.stderr
 
 
+def test_a_picture_no_nearer_to_the_style_is_warned_of(tmp_path):
+    """Few pixels, and a style that is nearly black."""
+    content = photograph("chelsea")[:, 100:132, 100:132]
+    save_image(content, tmp_path / "content.png")
+    save_image(photograph("hubble_deep_field"), tmp_path / "style.png")
+    names = [str(tmp_path / f"{name}.png") for name in ("content", "style", "out")]
+    result = run(cli.app, ["stylize", *names[:2], "-o", names[2]])
+    assert result.exit_code == 0, result.output
+    assert "matroot: warning: the picture is no nearer to the style" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "bench report {rows}", "bench paper", "compare gcp"])
+def test_where_nothing_can_be_written_is_found_out_first(command, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "rows.jsonl").write_text("")
+    monkeypatch.setattr(images, "photograph", lambda _: pytest.fail("work has begun"))
+    arguments = command.format(rows=tmp_path / "rows.jsonl").split()
+    found = run(cli.app, [*arguments, "-o", str(tmp_path / "file/out")])
+    assert isinstance(found.exception, ValueError)
+    assert "cannot be written" in str(found.exception)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
+def test_a_folder_without_permission_is_found_out_first(pictures):
+    (pictures / "locked").mkdir(mode=0o500)
+    names = [str(pictures / "chelsea.png")] * 2
+    found = run(cli.app, ["stylize", *names, "-o", str(pictures / "locked/out.png")])
+    assert "cannot be written" in str(found.exception)
+
+
+@pytest.mark.parametrize("when", ["loading", "working"])
+def test_an_interruption_is_one_line(when, pictures):
+    """While PyTorch is loaded, and while a command works."""
+    cut = "import builtins, matroot.cli as cli\ndef stop(*a, **k): raise KeyboardInterrupt\n"
+    if when == "loading":
+        cut += "import sys; sys.modules['torch'] = None\n"
+        cut += "class Finder:\n    def find_spec(self, name, *a):\n"
+        cut += "        if name == 'torch': stop()\n"
+        cut += "del sys.modules['torch']; sys.meta_path.insert(0, Finder())\n"
+    else:
+        cut += "from matroot.recipes import stylize; stylize.stylize = stop\n"
+    names = [str(pictures / "chelsea.png")] * 2
+    code = f"{cut}import sys; sys.argv[1:] = {['stylize', *names, '-o', 'x.png']}; cli.main()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 130
+    assert found.stderr.strip().splitlines()[-1] == "matroot: interrupted"
+    assert "Traceback" not in found.stderr
+
+
 def test_unknown_method_lists_the_known_ones(pictures):
+    assert ", ".join(["auto", *METHODS][:-1]) + " or svd" in typer_help("stylize")
     names = [str(pictures / "chelsea.png")] * 2
     result = run(cli.app, ["stylize", *names, "-o", "x.png", "--method", "lu"])
     assert result.exit_code == 2
@@ -74,5 +138,5 @@ def test_a_missing_extra_is_named_in_one_line():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 1
     assert found.stderr.strip() == (
-        "matroot: the command line needs typer; run: pip install 'matroot[cli]'"
+        "matroot: the command line needs typer; in a clone of matroot run: pip install '.[cli]'"
     )

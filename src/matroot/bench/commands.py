@@ -5,31 +5,20 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import torch
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table as RichTable
-from rich.text import Text
 
-from matroot.bench import cases, rows
-from matroot.bench.cases import Case, Settings
-from matroot.bench.rows import Row
+from matroot.terminal import check_file, check_folder, console, interrupted, progress, working
+
+if TYPE_CHECKING:
+    from matroot.bench.cases import Case, Settings
+    from matroot.bench.rows import Row
 
 app = typer.Typer(
     help="Measure the paper's methods and other packages beside matroot, and report.",
     no_args_is_help=True,
 )
-console = Console()
 _T = TypeVar("_T")
 
 
@@ -82,7 +71,7 @@ def paper(
     and condition number; scalar curves; the Lyapunov iteration; the applications' shapes with the
     published figures beside them. Every finished case is on disk at once.
     """
-    from matroot.bench import claims
+    from matroot.bench import claims, rows
     from matroot.bench.paper import EXPERIMENTS
 
     settings = _settings(device, dtype, quick)
@@ -110,17 +99,20 @@ def peers(
 ) -> None:
     """Other packages' square roots beside matroot: what they can do, how exactly, how fast.
 
-    Packages that are not installed are named and left out; pip install 'matroot[bench]' brings
-    them. The table of capabilities comes from running each, never from what it says of itself.
+    Packages that are not installed are named and left out; pip install '.[bench]' in a clone of
+    matroot brings them. The table of capabilities comes from running each, never from what it says
+    of itself.
     """
-    from matroot.bench.peers import EXPERIMENTS, available
+    with working("loading the packages"):
+        from matroot.bench import rows
+        from matroot.bench.peers import EXPERIMENTS, available
 
     settings = _settings(device, dtype, quick)
     chosen = _chosen(only, EXPERIMENTS)
     path = output or _default("peers", settings)
     found, missing = available(settings.device)
     for line in missing:
-        console.print(f"left out: {line}", style="yellow", markup=False)
+        console().print(f"left out: {line}", style="yellow", markup=False)
     _measure([c for make in chosen for c in make(settings, found)], path, settings, fresh=fresh)
     known = rows.pick(rows.load(path)[0], experiment="capability")
     if known:
@@ -143,6 +135,8 @@ def report(
     Rows of different machines or versions are kept apart. A line of a file that is no row is
     reported with its number and skipped.
     """
+    check_folder(output)
+    from matroot.bench import rows
     from matroot.bench.report import write
 
     paths = files or sorted(Path("bench").glob("*.jsonl"))
@@ -154,9 +148,16 @@ def report(
         found += good
         complaints += bad
     _complain(complaints)
-    written = write(found, complaints, output)
+    with progress() as bar:
+        task = bar.add_task("plots", total=None)
+        written = write(
+            found,
+            complaints,
+            output,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
     plots = sum(path.suffix == ".svg" for path in written)
-    console.print(
+    console().print(
         f"{output / 'index.html'} written from {len(found)} rows: {plots} plots, also as PNG and "
         "SVG; report.md says the same",
         markup=False,
@@ -177,6 +178,7 @@ def compare(
     The band runs from B's 20th over A's 80th percentile to B's 80th over A's 20th; only a ratio
     whose band leaves out 1 counts as faster or slower.
     """
+    from matroot.bench import rows
     from matroot.bench.compare import changed_gates, changes, mean_ratio
 
     loaded = []
@@ -185,7 +187,7 @@ def compare(
         _complain(complaints)
         loaded.append(found)
     for line in rows.differences(loaded[0], loaded[1][0] if loaded[1] else {}):
-        console.print(f"not the same environment: {line.replace('here', 'in B')}", markup=False)
+        console().print(f"not the same environment: {line.replace('here', 'in B')}", markup=False)
     found_changes = changes(*loaded)
     if not found_changes:
         raise ValueError(f"{a} and {b} have no timed case and candidate in common")
@@ -197,12 +199,12 @@ def compare(
         ]
         _show("B over A", ("case", "candidate", "phase", "ratio", "band", ""), body)
     for line in changed_gates(*loaded):
-        console.print(line, style="red", markup=False, soft_wrap=True)
+        console().print(line, style="red", markup=False, soft_wrap=True)
     counts = dict.fromkeys(("faster", "slower", "within noise"), 0)
     for change in found_changes:
         counts[change.verdict] += 1
     told = ", ".join(f"{count} {word}" for word, count in counts.items())
-    console.print(
+    console().print(
         f"{len(found_changes)} times compared: {told}; geometric mean of B over A "
         f"{mean_ratio(found_changes):.3f}"
     )
@@ -210,6 +212,8 @@ def compare(
 
 def _abilities(known: Sequence[Row]) -> list[tuple[str, ...]]:
     """A line a package: a table of every question is for the report, which is wider."""
+    from matroot.bench import rows
+
     lines: list[tuple[str, ...]] = []
     for name in dict.fromkeys(row["candidate"] for row in known):
         own = rows.pick(known, candidate=name)
@@ -220,6 +224,10 @@ def _abilities(known: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _settings(device: DeviceName, dtype: DtypeName, quick: bool) -> Settings:
+    import torch
+
+    from matroot.bench.cases import Settings
+
     if device is DeviceName.CUDA and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no CUDA device here")
     return Settings(torch.device(device.value), getattr(torch, dtype.value), quick)
@@ -240,41 +248,43 @@ def _chosen(only: str | None, known: dict[str, _T]) -> list[_T]:
 
 def _measure(found: Sequence[Case], path: Path, settings: Settings, *, fresh: bool) -> None:
     """Run the cases with a bar; Ctrl-C keeps what is done."""
+    from matroot.bench import cases, rows
+
+    check_file(path)
     if fresh and (old := cases.set_aside(path)) is not None:
-        console.print(f"the old file is now {old}", markup=False)
+        console().print(f"the old file is now {old}", markup=False)
     if path.exists():
         _complain(rows.load(path)[1])
-    columns = (TextColumn("{task.description:<32}"), BarColumn(), TaskProgressColumn())
-    clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     try:
-        with Progress(*columns, *clocks, console=console) as progress:
-            task = progress.add_task("", total=None)
+        with progress(clock=True) as bar:
+            task = bar.add_task("", total=None)
             for step in cases.run(found, path, settings):
-                progress.update(task, description=step.title, completed=step.done, total=step.total)
+                bar.update(task, description=step.title, completed=step.done, total=step.total)
     except KeyboardInterrupt:
-        console.print(
-            f"stopped; what is finished stands in {path}, and the same command goes on from there",
-            markup=False,
-        )
-        raise typer.Exit(130) from None
+        raise interrupted(
+            f"what is finished stands in {path}, and the same command goes on from there"
+        ) from None
 
 
 def _complain(complaints: Sequence[str]) -> None:
     for line in complaints:
-        console.print(line, style="yellow", markup=False, soft_wrap=True)
+        console().print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def _show(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    table = RichTable(title=title)
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title)
     for name in head:
         table.add_column(name, overflow="fold")
     for line in body:
         # Text, so that brackets in a row are not read as markup.
         table.add_row(*(Text(cell) for cell in line))
-    console.print(table)
+    console().print(table)
 
 
 def _point_to(path: Path) -> None:
-    console.print(
+    console().print(
         f"rows in {path}; matroot bench report {path} draws them", markup=False, soft_wrap=True
     )

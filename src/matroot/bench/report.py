@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -39,13 +39,20 @@ def sections(group: Group) -> Iterator[Section]:
         yield from make(group, palette)
 
 
-def write(rows: Sequence[Row], complaints: Sequence[str], folder: Path) -> list[Path]:
+def write(
+    rows: Sequence[Row],
+    complaints: Sequence[str],
+    folder: Path,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
     """The page, its Markdown twin and every plot as SVG and PNG.
 
     Args:
         rows: as loaded, from one file or several.
         complaints: what was wrong with the files; shown on top.
         folder: made if it is not there.
+        progress: called with the plots drawn and those in all.
 
     Returns:
         What was written: ``index.html``, ``report.md`` and the plots.
@@ -60,13 +67,18 @@ def write(rows: Sequence[Row], complaints: Sequence[str], folder: Path) -> list[
     drawings.mkdir(parents=True, exist_ok=True)
     # In the order of their groups; two groups may hold plots of the same name.
     written, images = [], {}
+    total = sum(len(s.plots) for _, found in parts for s in found)
+    progress(0, total)
     for index, (_, found) in enumerate(parts):
         for plot in itertools.chain.from_iterable(s.plots for s in found):
             stem = plot.name if index == 0 else f"{plot.name}-{index + 1}"
             svg = _svg(plot, stem)
             (drawings / f"{stem}.svg").write_bytes(svg)
+            # Laid out above; once more would take a quarter of the time.
+            plot.figure.set_layout_engine("none")
             plot.figure.savefig(drawings / f"{stem}.png", dpi=130, metadata={"Software": None})
             images[index, plot.name] = (f"plots/{stem}.svg", base64.b64encode(svg).decode())
+            progress(len(images), total)
             written += [drawings / f"{stem}.svg", drawings / f"{stem}.png"]
     for template, name in (("report.html.jinja", "index.html"), ("report.md.jinja", "report.md")):
         text = _template(template).render(parts=parts, images=images, complaints=complaints)

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
+
+from matroot.recipes.catalogue import APPLICATIONS, OWN_DATA, configurations
+from matroot.terminal import INTERRUPTED, TERMINATED, interrupted, missing, working
 
 # What both commands take.
-_Application = Annotated[str, typer.Argument(help="dbn, sovit, gcp, video or style.")]
+_Application = Annotated[str, typer.Argument(help=", ".join(APPLICATIONS))]
 _Config = Annotated[str, typer.Option(help="A named configuration, or a YAML file of your own.")]
 _Eps = Annotated[float | None, typer.Option(help="Ridge, if not that of the configuration.")]
-_DataRoot = Annotated[Path | None, typer.Option(help="Folder of data that are not embedded.")]
+_DataRoot = Annotated[
+    Path | None, typer.Option(help="Folder of data that are not embedded (see below).")
+]
 _Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Another value for a field of the configuration: epochs=3."),
@@ -60,7 +68,11 @@ def train(
     from matroot.recipes.training import load_config, say
     from matroot.recipes.training import train as run
 
-    settings = load_config(application, config, _changes(change, eps))
+    changes = _changes(change, eps)
+    settings = load_config(application, config, changes)
+    _refuse_idle(settings.idle(), changes)
+    if method == "pi" and eps is not None:
+        raise ValueError("--eps does nothing with --method pi, which is no root; leave it out")
     if output is None:
         output = Path("runs") / application / f"{Path(config).stem}-{method}-{seed}"
     with _interruptible():
@@ -115,7 +127,9 @@ def compare(
     from matroot.recipes.compare import table
     from matroot.recipes.training import load_config, say
 
-    settings = load_config(application, config, _changes(change, eps))
+    changes = _changes(change, eps)
+    settings = load_config(application, config, changes)
+    _refuse_idle(settings.idle(), changes)
     if output is None:
         output = Path("runs") / "compare" / f"{application}-{Path(config).stem}"
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -150,30 +164,123 @@ def compare(
             raise typer.Exit(1)
 
 
+class Teaching(TyperCommand):
+    """Its help goes on with the applications, or with the fields of the one that is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does, with an eye on the application."""
+        ctx.meta["application"] = next((a for a in args if a in APPLICATIONS), None)
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As typer does, and what there is to train."""
+        super().format_help(ctx, formatter)
+        name = ctx.meta.get("application")
+        if name is None:
+            formatter.write(_overview(ctx.command_path))
+        else:
+            formatter.write(_about(name))
+
+
+def _overview(command: str) -> str:
+    width = max(map(len, APPLICATIONS))
+    lines = ["Applications and their configurations (--config):", ""]
+    lines += [f"  {name:<{width}}  {', '.join(configurations(name))}" for name in APPLICATIONS]
+    lines += ["", "Your own data (--data-root DIR, not with data that are embedded):", ""]
+    for told in dict.fromkeys(OWN_DATA.values()):
+        names = ", ".join(name for name in APPLICATIONS if OWN_DATA[name] == told)
+        lines += [f"  {names}: {told}"]
+    lines += ["", f"{command} gcp --help lists the fields of gcp for --set, and so on."]
+    return "\n".join(lines) + "\n"
+
+
+def _about(name: str) -> str:
+    need_recipes()
+    from matroot.recipes.training import application, load_config
+
+    kind = application(name).Settings
+    small = load_config(name, "small")
+    head = ("field", "values", "default", "in small")
+    table = [head]
+    for field, info in kind.model_fields.items():
+        default = "(none)" if info.is_required() else _value(info.default)
+        limits = ", ".join(_limit(m) for m in info.metadata)
+        values = _values(info.annotation) + (f", {limits}" if limits else "")
+        table.append((field, values, default, _value(getattr(small, field))))
+    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+    lines = [f"Configurations of {name} (--config): {', '.join(configurations(name))}", ""]
+    lines += [f"Your own data: {OWN_DATA[name]}", ""]
+    lines += [f"Fields of {name} (--set FIELD=VALUE):", ""]
+    for line in table:
+        cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
+        lines.append("  " + "  ".join(cells).rstrip())
+    lines += ["", *(kind.__doc__ or "").replace("``", "").splitlines()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _value(value: Any) -> str:
+    """As ``--set`` takes it."""
+    return "null" if value is None else json.dumps(value).strip('"')
+
+
+def _values(annotation: Any) -> str:
+    """A type in words that a YAML value fits."""
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    if get_origin(annotation) is not None:
+        text = re.sub(r"(typing\.)?Annotated\[(\w+), .*?\)\]", r"\2", str(annotation))
+    return text.replace("NoneType", "null").replace("None", "null")
+
+
+def _limit(constraint: Any) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "a multiple of"}
+    return ", ".join(
+        f"{sign} {getattr(constraint, name):g}"
+        for name, sign in signs.items()
+        if hasattr(constraint, name)
+    )
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """One line after Ctrl-C or SIGTERM, which Lightning makes an exit without a word."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
-        raise SystemExit(
-            "matroot: interrupted; the same command goes on after the last whole epoch"
-        ) from None
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning's exit after Ctrl-C has that as its context; SIGTERM it raises as an exit.
+        by_hand = isinstance(end, KeyboardInterrupt) or isinstance(
+            end.__context__, KeyboardInterrupt
+        )
+        code = INTERRUPTED if by_hand else TERMINATED
+        # Of several processes the first tells.
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise SystemExit(code) from None
+        raise interrupted("the same command goes on after the last whole epoch", code) from None
 
 
 def _no_small_talk() -> None:
     """Of Lightning only warnings: it tells of accelerators and other products at every fit."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for module in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"lightning.pytorch.{module}").setLevel(logging.WARNING)
 
 
 def need_recipes() -> None:
-    """One line where what trains is not installed."""
+    """Load what trains, which takes seconds; one line where it is not installed."""
     try:
-        import matroot.recipes.training  # noqa: F401  (asked for here to name what is missing)
-    except ModuleNotFoundError as missing:
-        raise SystemExit(
-            f"matroot: training needs {missing.name}; run: pip install 'matroot[cli,recipes]'"
-        ) from None
+        with working("loading PyTorch and Lightning"):
+            import matroot.recipes.training  # noqa: F401  (asked for here to name what is missing)
+    except ModuleNotFoundError as error:
+        raise missing("training", error, "cli,recipes") from None
+
+
+def _refuse_idle(idle: dict[str, str], changes: dict[str, Any]) -> None:
+    """What was asked for has an effect, or is refused."""
+    for field in changes:
+        if field in idle:
+            raise ValueError(
+                f"--set {field} does nothing with {idle[field]}; leave one of them out"
+            )
 
 
 def _changes(pairs: list[str] | None, eps: float | None) -> dict[str, Any]:
@@ -189,4 +296,8 @@ def _changes(pairs: list[str] | None, eps: float | None) -> dict[str, Any]:
             found[name] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise ValueError(f"--set {name}: {value!r} is no YAML value") from None
-    return found if eps is None else found | {"eps": eps}
+    if eps is None:
+        return found
+    if "eps" in found:
+        raise ValueError("--eps and --set eps say the same; leave one of them out")
+    return found | {"eps": eps}

@@ -36,6 +36,7 @@ from matroot.recipes.training import (
     train,
 )
 from matroot.statistics import moments
+from matroot.terminal import check_folder
 
 Row = dict[str, Any]
 _POOLING = (CovariancePooling1d, CovariancePooling2d, CovariancePooling3d)
@@ -165,6 +166,7 @@ def compare(
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     for method in methods:
         layer_options(method, gradient)
+    check_folder(output)
     results: dict[str, list[Row]] = {method: [] for method in methods}
     failed: dict[str, str] = {}
     for seed in range(seeds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -50,6 +50,25 @@ def need_root(name: str, root: Path | None) -> Path:
     return root
 
 
+def no_root(config: Any, root: Path | None) -> None:
+    """Refuse a folder that would go unused.
+
+    Args:
+        config: settings of an application whose ``data`` are embedded.
+        root: what was given as a folder of data.
+
+    Raises:
+        ValueError: one was given.
+    """
+    if root is not None:
+        kinds = get_args(type(config).model_fields["data"].annotation)
+        others = " or ".join(kind for kind in kinds if kind != config.data)
+        raise ValueError(
+            f"data {config.data!r} are embedded, {root} would go unused; say what it holds "
+            f"(--set data={others}), or leave out --data-root"
+        )
+
+
 def to_numbers(*before: Any, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Any:
     """Pictures to normalised float32, after other changes."""
     numbers = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
@@ -67,10 +86,15 @@ def crops(size: int, least: float = 0.08) -> tuple[Transform, Transform]:
     return changed, to_numbers(v2.Resize(size * 8 // 7), v2.CenterCrop(size))
 
 
-def textures(size: int) -> Split:
-    """``embedded.textures``, mirrored at random for training."""
+def textures(config: Any, root: Path | None) -> Split:
+    """``embedded.textures`` of ``config.size``, mirrored at random for training.
+
+    Raises:
+        ValueError: a folder is given.
+    """
+    no_root(config, root)
     turn = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
-    train, test = (embedded.textures(part, size) for part in embedded.PARTS)
+    train, test = (embedded.textures(part, config.size) for part in embedded.PARTS)
     return Transformed(train, turn), test, len(embedded.TEXTURES)
 
 

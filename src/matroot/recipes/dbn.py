@@ -17,22 +17,41 @@ from torchvision.transforms import v2
 
 from matroot.nn import convert_batchnorm
 from matroot.recipes import embedded
-from matroot.recipes.data import Split, Transformed, need_root, to_numbers
+from matroot.recipes.data import (
+    Split,
+    Transformed,
+    crops,
+    image_folders,
+    need_root,
+    no_root,
+    to_numbers,
+)
 from matroot.recipes.training import Config
 
 
 class Settings(Config):
-    """``data``: ``"digits"`` (embedded), ``"cifar10"`` or ``"cifar100"``."""
+    """``data``: ``"digits"`` (embedded), ``"cifar10"``, ``"cifar100"``, or ``"folder"``.
 
-    data: Literal["digits", "cifar10", "cifar100"]
+    A folder is laid out as ImageNet is. ``size`` is that of crops; CIFAR's pictures are 32 wide.
+    """
+
+    data: Literal["digits", "folder", "cifar10", "cifar100"]
     depth: Literal[18, 50] = 18
     size: int = 32
     group_size: int | None = None
 
+    def idle(self) -> dict[str, str]:
+        """See ``Common``."""
+        fixed = self.data in ("cifar10", "cifar100")
+        return super().idle() | ({"size": f"data={self.data}"} if fixed else {})
+
 
 def datasets(config: Settings, root: Path | None) -> Split:
     """Training set, test set, number of classes."""
+    if config.data == "folder":
+        return image_folders(need_root(config.data, root), *crops(config.size))
     if config.data == "digits":
+        no_root(config, root)
         # Digits are shifted, never mirrored.
         shift = v2.RandomCrop(config.size, padding=config.size // 8)
         train, test = (embedded.digits(part, config.size) for part in embedded.PARTS)

@@ -48,11 +48,16 @@ class Settings(Config):
     size: int = 224
     pretrained: bool = False
 
+    def idle(self) -> dict[str, str]:
+        """See ``Common``."""
+        average = dict.fromkeys(("eps", "reduced"), "pooling=average")
+        return super().idle() | (average if self.pooling == "average" else {})
+
 
 def datasets(config: Settings, root: Path | None) -> Split:
     """Training set, test set, number of classes."""
     if config.data == "textures":
-        return textures(config.size)
+        return textures(config, root)
     readers = {"folder": image_folders, "cub": cub, "aircraft": aircraft, "cars": cars}
     return readers[config.data](need_root(config.data, root), *crops(config.size))
 

@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from matroot.terminal import check_file
+
 MAX_PIXELS = 4096 * 4096
 CONTENTS = ("astronaut", "coffee", "chelsea", "rocket")
 STYLES = ("brick", "grass", "gravel", "hubble_deep_field")
@@ -81,6 +83,7 @@ def check_output(path: Path, has_alpha: bool, sources: Sequence[Path] = ()) -> N
         raise ValueError(f"{path}: {kind} holds no transparency; write a .png")
     if any(path.resolve() == source.resolve() for source in sources):
         raise ValueError(f"{path}: is one of the pictures read; choose another name")
+    check_file(path)
 
 
 def photograph(name: str) -> Tensor:

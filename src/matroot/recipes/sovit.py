@@ -41,11 +41,16 @@ class Settings(Config):
     drop_path: float = 0.0
     size: int = 224
 
+    def idle(self) -> dict[str, str]:
+        """See ``Common``."""
+        plain = dict.fromkeys(("eps", "features"), "head=class-token")
+        return super().idle() | (plain if self.head == "class-token" else {})
+
 
 def datasets(config: Settings, root: Path | None) -> Split:
     """Training set, test set, number of classes."""
     if config.data == "textures":
-        return textures(config.size)
+        return textures(config, root)
     return image_folders(need_root(config.data, root), *crops(config.size))
 
 

@@ -13,7 +13,8 @@ picture goes through a learned filter bank of patches, is whitened and colored t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +31,7 @@ from torchvision.transforms import v2
 from matroot import bures_wasserstein_distance
 from matroot.nn import WhiteningColoring2d
 from matroot.recipes import embedded
-from matroot.recipes.data import Split, need_root
+from matroot.recipes.data import Split, need_root, no_root
 from matroot.recipes.images import contact_sheet, load_image
 from matroot.recipes.methods import layer_options
 from matroot.recipes.stylize import patch_covariance
@@ -68,6 +69,15 @@ class Settings(Common):
     content: float = 1.0
     style: float = 10.0
     adversarial: float = 1.0
+
+    def idle(self) -> dict[str, str]:
+        """See ``Common``."""
+        found = super().idle()
+        if not self.sweeps:
+            found["filters"] = "sweeps=0"
+            if not self.transforms:
+                found["eps"] = "transforms=0 and sweeps=0"
+        return found
 
 
 class Files(Sequence[Tensor]):
@@ -134,6 +144,7 @@ def datasets(config: Settings, root: Path | None) -> Split:
     """Training pairs, test pairs, and 0: there are no classes."""
     found: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
     if config.data == "photos":
+        no_root(config, root)
         # Once, not at every crop.
         resize = v2.Resize(config.test_size)
         for part in embedded.PARTS:
@@ -415,17 +426,27 @@ class Learner(lightning.LightningModule):
             for networks in (self.generators, self.judges)
         ]
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedules = [
-            torch.optim.lr_scheduler.OneCycleLR(
-                optimizer,
-                self.config.learning_rate,
-                steps,
-                pct_start=0.15,
-                cycle_momentum=False,
-            )
-            for optimizer in optimizers
-        ]
+        schedules = [torch.optim.lr_scheduler.LambdaLR(o, course(steps)) for o in optimizers]
         return optimizers, schedules
+
+
+def course(steps: int) -> Callable[[int], float]:
+    """The learning rate at a step, as a share of the highest: that of torch's ``OneCycleLR``.
+
+    Half a cosine up from 1/25 over 15 % of the steps, and half a cosine down to nothing. By the
+    step alone, so that a run that is given more epochs takes the new course.
+    """
+    peak, least = 0.15 * steps - 1, 1e-4 / 25
+
+    def between(start: float, end: float, done: float) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+    def share(step: int) -> float:
+        if step <= peak:
+            return between(1 / 25, 1.0, step / peak)
+        return between(1.0, least, min((step - peak) / (steps - 1 - peak), 1.0))
+
+    return share
 
 
 def load(run: Path) -> Learner:

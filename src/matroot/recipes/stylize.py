@@ -88,11 +88,11 @@ def stylize(
         progress: called with (steps done, steps in all).
 
     Raises:
-        ValueError: An argument is out of range, or a picture is smaller than two patches.
+        ValueError: An argument is out of range, or a picture is smaller than two patches, or has
+            fewer patches than their covariance has rows.
     """
     _check_arguments(content, style, strength, eps, patch, texture)
-    shortest = min(*content.shape[1:], *style.shape[1:])
-    levels = min(_LEVELS, int(math.log2(shortest / patch)))
+    levels = min(_levels(picture, patch) for picture in (content, style))
     wanted = _measure(style, patch, levels)
     before = _distance(_measure(content, patch, levels), wanted)
     if strength == 0 or torch.equal(content, style):
@@ -274,6 +274,22 @@ def _pyramid(image: Tensor, levels: int) -> list[Tensor]:
     return pyramid
 
 
+def _levels(image: Tensor, patch: int) -> int:
+    """How many pyramid levels are wide enough, and have patches enough to know a covariance by.
+
+    Of fewer patches than the covariance has rows it is singular; whitening then fits what those
+    few patches happen to be, and makes the others worse.
+    """
+    for level in range(_LEVELS):
+        sides = [math.ceil(side / 2**level) for side in image.shape[1:]]
+        # Every other one of the finest level, see ``_moments``.
+        step = 2 if level == 0 else 1
+        count = math.prod(max(math.ceil((side - patch + 1) / step), 0) for side in sides)
+        if min(sides) < 2 * patch or count < 3 * patch**2:
+            return level
+    return _LEVELS
+
+
 def _bands(image: Tensor) -> Iterator[tuple[int, int]]:
     """First and last-plus-one row of every band of about ``_BAND_PIXELS`` pixels."""
     height, width = image.shape[1:]
@@ -301,4 +317,11 @@ def _check_arguments(
             raise ValueError(
                 f"{name} must be at least two patches ({2 * patch} pixels) wide and high, "
                 f"got {picture.shape[2]} x {picture.shape[1]}"
+            )
+        if _levels(picture, patch) == 0:
+            fitting = [p for p in range(2, patch) if _levels(picture, p)]
+            smaller = f", or take patches of {max(fitting)} pixels" if fitting else ""
+            raise ValueError(
+                f"{name} of {picture.shape[2]} x {picture.shape[1]} pixels has too few patches of "
+                f"{patch} pixels to know their covariance by; take a larger picture{smaller}"
             )

@@ -16,7 +16,7 @@ import statistics
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
@@ -41,9 +41,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
+from matroot.recipes.catalogue import APPLICATIONS, configurations, nearest
 from matroot.recipes.methods import layer_options
+from matroot.terminal import check_folder
 
-APPLICATIONS = ("dbn", "sovit", "gcp", "video", "style")
 _UNREADABLE = "unreadable data"
 
 
@@ -58,6 +59,10 @@ class Common(BaseModel):
     epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     workers: int = Field(0, ge=0)
+
+    def idle(self) -> dict[str, str]:
+        """Fields that nothing comes of as others are, and why; ``eps``: there are no roots."""
+        return {}
 
 
 class Config(Common):
@@ -78,6 +83,15 @@ class Config(Common):
     cutmix: float = Field(0.0, ge=0)
     average: float = Field(0.0, ge=0, lt=1)
 
+    def idle(self) -> dict[str, str]:
+        """See ``Common``."""
+        found = super().idle()
+        if self.optimizer == "adamw":
+            found["momentum"] = "optimizer=adamw"
+        if self.schedule == "cosine":
+            found["milestones"] = "schedule=cosine"
+        return found
+
 
 def application(name: str) -> ModuleType:
     """The module of an application: ``Settings``, ``datasets`` and ``build``.
@@ -88,14 +102,6 @@ def application(name: str) -> ModuleType:
     if name not in APPLICATIONS:
         raise ValueError(f"unknown application {name!r}; known: {', '.join(APPLICATIONS)}")
     return importlib.import_module(f"matroot.recipes.{name}")
-
-
-def configurations(name: str) -> list[str]:
-    """The named configurations of an application."""
-    folder = resources.files("matroot.recipes") / "configs" / name
-    return sorted(
-        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
-    )
 
 
 def load_config(name: str, config: str, changes: dict[str, Any] | None = None) -> Common:
@@ -130,15 +136,20 @@ def settings(name: str, values: dict[str, Any], source: str) -> Common:
     Raises:
         ValueError: they do not fit; begins with ``source``.
     """
+    kind: type[Common] = application(name).Settings
     try:
-        found: Common = application(name).Settings(**values)
+        return kind(**values)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {' '.join(e['msg'].split())}"
-            for e in error.errors()
-        )
+        wrong = "; ".join(_wrong(e, kind.model_fields) for e in error.errors())
         raise ValueError(f"{source}: {wrong}") from None
-    return found
+
+
+def _wrong(error: Any, fields: Iterable[str]) -> str:
+    """What pydantic says of a field, in a phrase."""
+    name = ".".join(map(str, error["loc"])) or "configuration"
+    if error["type"] == "extra_forbidden":
+        return f"{name}: no such field{nearest(name, fields)} (fields: {', '.join(fields)})"
+    return f"{name}: {' '.join(error['msg'].split())}"
 
 
 class _Keyed(Dataset[Any]):
@@ -260,21 +271,34 @@ class Classifier(lightning.LightningModule):
         else:
             optimizer = torch.optim.AdamW(groups, c.learning_rate)
         steps = int(self.trainer.estimated_stepping_batches)
-        epoch = max(steps // c.epochs, 1)
-        warmup = torch.optim.lr_scheduler.LinearLR(
-            optimizer, 1e-3, total_iters=max(c.warmup_epochs * epoch, 1)
-        )
-        main: Any = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, max(steps - c.warmup_epochs * epoch, 1)
-        )
-        if c.schedule == "steps":
-            places = [(m - c.warmup_epochs) * epoch for m in c.milestones]
-            main = torch.optim.lr_scheduler.MultiStepLR(optimizer, places)
-        if c.warmup_epochs:
-            main = torch.optim.lr_scheduler.SequentialLR(
-                optimizer, [warmup, main], [c.warmup_epochs * epoch]
-            )
+        # By the step alone, so that a run that is given more epochs takes the new course.
+        main = torch.optim.lr_scheduler.LambdaLR(optimizer, course(c, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": main, "interval": "step"}}
+
+
+def course(config: Config, steps: int) -> Callable[[int], float]:
+    """The learning rate at a step, as a share of the highest.
+
+    A warm-up on a line from a thousandth; then half a cosine, or a tenth of the rate after each
+    milestone.
+
+    Args:
+        config: ``schedule``, ``warmup_epochs``, ``milestones``.
+        steps: of all epochs.
+    """
+    epoch = max(steps // config.epochs, 1)
+    warmup = config.warmup_epochs * epoch
+    places = [m * epoch for m in config.milestones]
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return 1e-3 + (1 - 1e-3) * step / warmup
+        if config.schedule == "steps":
+            return 0.1 ** sum(step >= place for place in places)
+        done = (step - warmup) / max(steps - warmup, 1)
+        return (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+    return share
 
 
 class Record(Callback):
@@ -358,7 +382,8 @@ def train(
         Metrics, seconds of training, and what was run.
 
     Raises:
-        ValueError: what was asked for does not fit, or the folder holds another run.
+        ValueError: what was asked for does not fit, or nothing can be written to ``output``, or it
+            holds another run: one that differs in more than a larger number of epochs.
         FloatingPointError: a metric is no longer finite.
         torch.linalg.LinAlgError: the method ended the training.
     """
@@ -372,17 +397,34 @@ def train(
         "precision": str(trainer.get("precision", "32-true")),
         "config": config.model_dump(mode="json"),
     }
+    if (why := config.idle().get("eps")) and (method != "auto" or gradient is not None):
+        raise ValueError(f"method and gradient do nothing with {why}, where no root is taken")
+    check_folder(output)
     last, finished = output / "last.ckpt", output / "result.json"
-    if last.exists() or finished.exists():
-        _same_run(output, told)
-    if finished.exists():
+    known = _known_run(output, told) if last.exists() or finished.exists() else {}
+    place = None if root is None else str(root.resolve())
+    moved = known.get("data_root", place) != place
+    complete = finished.exists() and known["config"]["epochs"] == config.epochs
+    if complete and not moved:
         say(f"{output}: finished before")
         return read_json(finished)
     if last.exists():
         # Lightning reads it again; what it raises of a broken one is not told from other errors.
         read_checkpoint(last)
-        say(f"going on from {last}")
     training, test, classes = module.datasets(config, root)
+    items = [len(training), len(test), classes]
+    if known.get("items", items) != items:
+        raise ValueError(
+            f"{output} holds a run with other data: {_counted(known['items'])} in "
+            f"{known['data_root']}, {_counted(items)} in {place}; choose another folder"
+        )
+    if moved:
+        say(f"data are read from {place}, before from {known['data_root']}")
+    if complete:
+        say(f"{output}: finished before")
+        return read_json(finished)
+    if last.exists():
+        say(f"going on from {last}" + (f" to {config.epochs} epochs" if finished.exists() else ""))
     try:
         model = learner(module, config, classes, options, seed)
     except (RuntimeError, TypeError, IndexError, AssertionError, ArithmeticError) as error:
@@ -426,7 +468,10 @@ def train(
         raise ValueError(" ".join(str(error).split())) from None
     if loop.is_global_zero:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "run.json").write_text(json.dumps(told), encoding="utf-8")
+        text = json.dumps(told | {"data_root": place, "items": items})
+        (output / "run.json").write_text(text, encoding="utf-8")
+        # Of fewer epochs.
+        finished.unlink(missing_ok=True)
     try:
         with warnings.catch_warnings():
             # Lightning's use of what PyTorch deprecates, and its advice on reading data and on
@@ -470,14 +515,31 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _same_run(output: Path, told: dict[str, Any]) -> None:
-    """Raise ValueError if a folder is for something else."""
+def _known_run(output: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """What ``run.json`` says; ValueError, with both values, if it is of something else.
+
+    More epochs are no other run: they go on with it.
+    """
     known = read_json(output / "run.json")
-    different = sorted(k for k in told if known.get(k) != told[k])
+    pairs = [(name, known.get(name), told[name]) for name in told if name != "config"]
+    old, new = known.get("config"), told["config"]
+    if not isinstance(old, dict):
+        raise ValueError(f"{output / 'run.json'}: expected what 'matroot train' has written there")
+    pairs += [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
+    different = [
+        f"{name} ({there} there, {asked} asked for)"
+        for name, there, asked in pairs
+        if there != asked and not (name == "epochs" and isinstance(there, int) and there < asked)
+    ]
     if different:
         raise ValueError(
             f"{output} holds a run with another {', '.join(different)}; choose another folder"
         )
+    return known
+
+
+def _counted(items: list[int]) -> str:
+    return "{} items for training, {} for test, {} classes".format(*items)
 
 
 def _text(file: Path) -> str:

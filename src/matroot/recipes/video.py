@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from matroot.nn import TemporalCovariancePooling
 from matroot.recipes import clips, embedded
-from matroot.recipes.data import Split, Transformed, crops, need_root
+from matroot.recipes.data import Split, Transformed, crops, need_root, no_root
 from matroot.recipes.training import Config
 
 
@@ -45,10 +45,20 @@ class Settings(Config):
     size: int = 224
     pretrained: bool = False
 
+    def idle(self) -> dict[str, str]:
+        """See ``Common``."""
+        found = super().idle()
+        if self.pooling == "average":
+            found |= dict.fromkeys(("eps", "reduced"), "pooling=average")
+        if self.data == "motions":
+            found["split"] = "data=motions"
+        return found
+
 
 def datasets(config: Settings, root: Path | None) -> Split:
     """Training set, test set, number of classes."""
     if config.data == "motions":
+        no_root(config, root)
         train, test = (embedded.motions(p, config.frames, config.size) for p in embedded.PARTS)
         return Transformed(train, _recoloured), Transformed(test, _equal), len(embedded.MOTIONS)
     read = clips.hmdb51 if config.data == "hmdb51" else clips.ucf101

@@ -1,0 +1,104 @@
+"""What all commands share: hints at what is not installed, bars, places to write, interruption."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+INTERRUPTED, TERMINATED = 130, 143
+"""What a shell gives a program that SIGINT or SIGTERM has ended."""
+
+
+def missing(what: str, error: ModuleNotFoundError, extras: str) -> SystemExit:
+    """To be raised where a package is not installed: one line that says how to install it."""
+    return SystemExit(
+        f"matroot: {what} needs {error.name}; in a clone of matroot run: pip install '.[{extras}]'"
+    )
+
+
+def interrupted(more: str = "", code: int = INTERRUPTED) -> SystemExit:
+    """To be raised after Ctrl-C or SIGTERM: one line on stderr, and the exit status of a shell."""
+    print("matroot: interrupted" + (f"; {more}" if more else ""), file=sys.stderr, flush=True)
+    return SystemExit(code)
+
+
+@functools.cache
+def console() -> Console:
+    """Where results go: stdout, with tables and colours on a terminal."""
+    from rich.console import Console
+
+    return Console()
+
+
+@contextmanager
+def progress(*, clock: bool = False) -> Iterator[Progress]:
+    """A bar on stderr, so that results alone go where stdout goes.
+
+    Args:
+        clock: show the time that has passed, and a share instead of a count.
+    """
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns: tuple[bars.ProgressColumn, ...] = (
+        bars.TextColumn("{task.description:<32}" if clock else "{task.description}"),
+        bars.BarColumn(),
+        bars.TaskProgressColumn() if clock else bars.MofNCompleteColumn(),
+    )
+    if clock:
+        columns += (bars.TimeElapsedColumn(), bars.TextColumn("left"))
+    with bars.Progress(*columns, bars.TimeRemainingColumn(), console=Console(stderr=True)) as shown:
+        yield shown
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say on stderr what takes a while: a line that goes when it is done, on a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"{what} …", markup=False, soft_wrap=True)
+        yield
+        return
+    with console.status(f"{what} …"):
+        yield
+
+
+def check_folder(folder: Path) -> None:
+    """See that results can be written into a folder, before a long computation; nothing is made.
+
+    Args:
+        folder: it, or the lowest of those above it that is there, must take files.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    lowest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        # Asked by doing it: permissions alone do not tell of disks that are full or read-only.
+        with tempfile.TemporaryFile(dir=lowest):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written ({lowest}: {error.strerror})") from None
+
+
+def check_file(path: Path) -> None:
+    """The same of a file; one that is there stays as it is."""
+    if not path.exists():
+        check_folder(path.parent)
+        return
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,79 @@
+"""``import matroot`` loads nothing until a name is asked for; then all is as if it had."""
+
+import importlib
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import matroot
+
+
+def fresh(code):
+    """What a new process prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"]])
+def test_the_command_says_its_part_without_torch(arguments):
+    code = f"import sys; sys.argv[1:] = {arguments}; from matroot.cli import main\n"
+    code += "try: main()\nfinally: print('torch' in sys.modules)"
+    assert fresh(code).endswith("False")
+
+
+def test_every_name_is_there():
+    code = "import sys, matroot; print('torch' in sys.modules, sorted(dir(matroot)))\n"
+    code += "for name in matroot.__all__: getattr(matroot, name)\n"
+    first, _, names = fresh(code).partition(" ")
+    assert first == "False"
+    assert set(matroot.__all__) <= set(eval(names))
+    star = fresh("from matroot import *; print(sqrtm.__module__, nn.__name__, sqrtm_ex.__name__)")
+    assert star == "matroot.functional matroot.nn sqrtm_ex"
+    assert set(matroot._MODULES) == set(matroot.__all__)
+    with pytest.raises(AttributeError, match="module 'matroot' has no attribute 'sqrt'"):
+        _ = matroot.sqrt
+    with pytest.raises(ImportError, match="cannot import name 'sqrt'"):
+        from matroot import sqrt  # noqa: F401
+
+
+# Where nothing has been loaded before: inside a traced function, a transform, a mode.
+FIRST = {
+    "compile": "f = torch.compile(lambda a: matroot.sqrtm(a), fullgraph=True, backend='aot_eager')",
+    "vmap": "f = torch.func.vmap(lambda a: matroot.sqrtm(a))",
+    "grad": "f = lambda a: torch.func.jacrev(lambda x: matroot.sqrtm(x))(a).sum((-1, -2, -3))",
+    "inference": "f = torch.inference_mode()(lambda a: matroot.sqrtm(a))",
+    "meta": "f = lambda a: matroot.sqrtm(a)\nwith torch.device('meta'): matroot.sqrtm",
+}
+
+
+@pytest.mark.parametrize("where", FIRST)
+def test_the_first_use_may_be_anywhere(where):
+    code = "import torch, matroot\na = 4 * torch.eye(3).expand(2, 3, 3).contiguous()\n"
+    code += FIRST[where] + "\nassert f(a).shape == a.shape\nx = a.clone().requires_grad_()\n"
+    code += "matroot.sqrtm(x).sum().backward()\nprint(matroot.sqrtm(a).sum().item())"
+    assert float(fresh(code)) == pytest.approx(12)
+
+
+def test_threads_may_ask_at_once():
+    code = """
+import threading, torch, matroot
+found, start = [], threading.Barrier(8)
+def ask(i):
+    start.wait()
+    name = matroot.__all__[i]
+    found.append(getattr(matroot, name) is getattr(matroot, name))
+threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+for t in threads: t.start()
+for t in threads: t.join()
+print(found == [True] * 8)
+"""
+    assert fresh(code) == "True"
+
+
+def test_pickling_and_loading_anew():
+    found = matroot.sqrtm
+    assert pickle.loads(pickle.dumps(found)) is found
+    assert importlib.reload(matroot).sqrtm is found
