@@ -225,26 +225,28 @@ def demo(
 
     start = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
-    photographs = {name: images.photograph(name) for name in images.CONTENTS + images.STYLES}
+    contents = {name: images.photograph(name) for name in images.CONTENTS}
+    styles = {name: images.sheet_style(name) for name in images.SHEET_STYLES}
     table = Table("content", "style", "distance before", "after", "ratio", "seams")
-    corner = [(photographs[name], name) for name in images.STYLES]
+    corner = [(picture, name) for name, picture in styles.items()]
     grid: list[list[tuple[Tensor, str] | None]] = [[None, *corner]]
     with progress() as bar:
-        task = bar.add_task("pictures", total=len(images.CONTENTS) * len(images.STYLES))
-        for content in images.CONTENTS:
-            grid.append([(photographs[content], content)])
-            for style in images.STYLES:
-                result = recipe(photographs[content], photographs[style])
+        task = bar.add_task("pictures", total=len(contents) * len(styles))
+        for content, photograph in contents.items():
+            grid.append([(photograph, content)])
+            for style, goal in styles.items():
+                result = recipe(photograph, goal)
                 images.save_image(result.image, output / f"{content}-{style}.png")
                 ratio = _ratio(result.distance_before, result.distance_after)
                 numbers = (f"{result.distance_before:.3f}", f"{result.distance_after:.4f}", ratio)
                 table.add_row(content, style, *numbers, f"{result.seam_ratio:.3f}")
-                grid[-1].append((result.image, f"{content} + {style}: {ratio[:-1]} times nearer"))
+                grid[-1].append((result.image, f"{ratio[:-1]} times nearer to {style}"))
                 bar.advance(task)
     images.contact_sheet(grid).save(output / "contact_sheet.png")
     console().print(table)
 
-    covariances = torch.stack([patch_covariance(photo) for photo in photographs.values()])
+    photographs = [*contents.values(), *styles.values()]
+    covariances = torch.stack([patch_covariance(photo) for photo in photographs])
     covariances = covariances.float()
     values = torch.linalg.eigvalsh(covariances.double())
     cond = values[:, -1] / values[:, 0]

@@ -472,6 +472,16 @@ def test_the_same_rows_give_the_same_report(tmp_path):
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
 
 
+def test_the_report_tells_how_far_it_is(tmp_path):
+    steps = []
+    written = report.write(
+        [row(measured="then")], [], tmp_path, progress=lambda *step: steps.append(step)
+    )
+    plots = sum(path.suffix == ".svg" for path in written)
+    assert plots > 0
+    assert steps == [(i, plots) for i in range(plots + 1)]
+
+
 def test_nothing_to_report(tmp_path):
     with pytest.raises(ValueError, match="no rows"):
         report.write([], [], tmp_path)
@@ -511,6 +521,8 @@ def test_a_run_a_report_and_a_comparison(tmp_path, monkeypatch):
         file.write("no row\n")
     result = run(["bench", "report"])
     assert result.exit_code == 0, result.output
+    assert "plots" in result.stderr
+    assert "plots ━" not in result.stdout
     number = path.read_text().count("\n")
     assert f"line {number}: skipped" in result.output.replace("\n", "")
     assert f"line {number}: skipped" in (tmp_path / "bench/report/index.html").read_text()

@@ -220,6 +220,23 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         images.load_image(tmp_path / "float.tiff")
 
 
+def test_captions_stay_in_their_cells() -> None:
+    picture = photograph("coffee", 64)
+    long = "rocket + hubble_deep_field: 22.2 times nearer"
+    sheet = np.asarray(images.contact_sheet([[(picture, "coffee"), (picture, long)]], side=150))
+    # To the right of a cell and between cells there is nothing but paper; the caption is there.
+    assert (sheet[:, -8:] == 255).all()
+    assert (sheet[:, 8 + 150 : 8 + 150 + 8] == 255).all()
+    assert (sheet[8 + 150 + 3 : -8, 166:316] < 255).any()
+
+
+def test_styles_of_the_contact_sheet_have_colour_and_texture() -> None:
+    styles = {name: images.sheet_style(name).double() for name in images.SHEET_STYLES}
+    coloured = [name for name, x in styles.items() if x.std(0).mean() > 1]
+    assert len(coloured) == 3
+    assert all(x.std((1, 2)).min() > 10 for x in styles.values())
+
+
 def test_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (4097, 4096)).save(tmp_path / "large.png")
     with pytest.raises(ValueError, match="4097 x 4096 pixels; at most 4096 x 4096"):

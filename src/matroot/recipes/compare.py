@@ -36,7 +36,7 @@ from matroot.recipes.training import (
     train,
 )
 from matroot.statistics import moments
-from matroot.terminal import check_folder
+from matroot.terminal import check_folder, working
 
 Row = dict[str, Any]
 _POOLING = (CovariancePooling1d, CovariancePooling2d, CovariancePooling3d)
@@ -193,7 +193,8 @@ def _rows(
 ) -> list[Row]:
     """What ``compare`` returns, written, too. One process does this, whose times count."""
     methods = list(results)
-    times = _times(name, config, methods, results, output, gradient, root)
+    with working("timing the roots"):
+        times = _times(name, config, methods, results, output, gradient, root)
     rows = []
     for method, ms in zip(methods, times, strict=True):
         row: Row = {"application": name, "method": method, "runs": len(results[method])}

@@ -14,6 +14,17 @@ MAX_PIXELS = 4096 * 4096
 CONTENTS = ("astronaut", "coffee", "chelsea", "rocket")
 STYLES = ("brick", "grass", "gravel", "hubble_deep_field")
 
+# Of scikit-image's pictures those with texture and colour, and one that is grey; rows and columns
+# of the part that is taken.
+_WHOLE = slice(None)
+SHEET_STYLES: dict[str, tuple[str, slice, slice]] = {
+    "tissue": ("immunohistochemistry", _WHOLE, _WHOLE),
+    "wood": ("coffee", slice(270, 400), slice(482, 600)),
+    "galaxies": ("hubble_deep_field", _WHOLE, _WHOLE),
+    "bricks": ("brick", _WHOLE, _WHOLE),
+}
+"""What the contact sheet of ``matroot demo`` gives to photographs."""
+
 
 def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
     """Read a picture: any Pillow format, grey, palette or 16 bit, turned as its EXIF tag says.
@@ -98,6 +109,12 @@ def photograph(name: str) -> Tensor:
     return picture(name)
 
 
+def sheet_style(name: str) -> Tensor:
+    """A style of the contact sheet, a key of ``SHEET_STYLES``, uint8 of shape (3, H, W)."""
+    source, rows, columns = SHEET_STYLES[name]
+    return picture(source)[:, rows, columns].contiguous()
+
+
 def picture(name: str) -> Tensor:
     """Any picture of ``skimage.data``, uint8 of shape (3, H, W)."""
     from skimage import data
@@ -114,7 +131,7 @@ def contact_sheet(
     """Thumbnails on a grid, each with a caption below; None leaves a cell empty.
 
     Args:
-        grid: rows of (uint8 picture (3, H, W), caption).
+        grid: rows of (uint8 picture (3, H, W), caption). Long captions are set in smaller letters.
         side: width and height of a thumbnail, the middle square of its picture.
         margin: space between cells, in pixels.
     """
@@ -130,8 +147,15 @@ def contact_sheet(
             picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
             corner = (margin + j * (side + margin), margin + i * (side + caption + margin))
             sheet.paste(ImageOps.fit(picture, (side, side)), corner)
-            draw.text((corner[0], corner[1] + side + 3), text, fill="black", font_size=13)
+            _caption(draw, (corner[0], corner[1] + side + 3), text, side)
     return sheet
+
+
+def _caption(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
+    size = 13.0
+    while size > 6 and draw.textlength(text, font_size=size) > width:
+        size -= 0.5
+    draw.text(place, text, fill="black", font_size=size)
 
 
 def check_image(name: str, image: Tensor) -> None:
