@@ -270,7 +270,11 @@ class BySmith(Solver):
         if checks.host_reads_are_free(s):
             always, most = int(needed.min()), int(needed.max())
         else:
-            always, most = 1, _most_doublings(s.dtype, least)
+            n = s.shape[-1]
+            if torch.compiler.is_compiling():
+                # One program for many n: nine times as many cost half a doubling.
+                n = 100 if n <= 100 else 1000 if n <= 1000 else 10**6
+            always, most = 1, _most_doublings(s.dtype, n, self.of_rounded_matrix)
         for step in range(most):
             new_x = ops.addmm(x, ops.matmul(w, x), w)
             # Matrices that are done stand still, so that none feels how long others take.
@@ -325,8 +329,11 @@ def _doublings(dtype: torch.dtype, ratio: Tensor) -> Tensor:
     return (-math.log(spd.real_eps(dtype)) / (4 * rate)).log2().ceil().clamp(min=1)
 
 
-def _most_doublings(dtype: torch.dtype, ratio: float) -> int:
-    return int(_doublings(dtype, torch.tensor(ratio, device="cpu")))
+def _most_doublings(dtype: torch.dtype, n: int, of_rounded_matrix: bool) -> int:
+    """What no n×n matrix needs more than: see BySmith._regular."""
+    s = torch.empty(n, n, dtype=dtype, device="meta")
+    least = null_share(s, of_rounded_matrix) / n**0.5
+    return int(_doublings(dtype, torch.tensor(least, device="cpu")))
 
 
 # As torch.compiler.assume_constant_result does: asked while tracing, not traced.

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from matroot import spd
+
 
 def best_cubic(low: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients (a, b, 0) of the best a t + b t³ ≈ 1 on [low, 1], and its error."""
@@ -86,19 +88,30 @@ def fixed_schedule(
     return [(a, b, c) for a, b, c, _ in rows[: min(count, most or count)]]
 
 
-def most_steps(step_degree: int, dtype: torch.dtype, ratio: float, tol: float) -> int:
-    """How many steps of ``schedules`` leave at most ``tol`` for every c/λ_min up to ``ratio``."""
+def largest_errors(
+    step_degree: int, dtype: torch.dtype, ratio: float | None = None
+) -> tuple[float, ...]:
+    """What each step of ``schedules`` leaves at most, for every c/λ_min up to ``ratio``.
+
+    Args:
+        step_degree: 3 or 5.
+        dtype: of the iterates.
+        ratio: no more than 1/(4 e), e the rounding unit of the dtype, is taken; None is that.
+    """
     with torch.inference_mode(False), _disable_current_modes():
         table = _schedules(step_degree, dtype, torch.device("cpu"))
+        to_rounding = 1 / (spd.NULL_UNITS * spd.real_eps(dtype))
+        ratio = to_rounding if ratio is None else min(ratio, to_rounding)
         place = math.ceil(math.log2(min(ratio, 2.0**OCTAVES)) * OCTAVE)
-        return 1 + int((table[place, :, 3] > tol).sum())
+        return tuple(table[place, :, 3].tolist())
 
 
 # What torch.compiler.assume_constant_result does, less the import of the compiler: the table is
-# taken for what it is instead of being traced.
+# taken for what it is instead of being traced. No argument may be a number that a compiled program
+# does not know: with dynamic=True all floats are such, those of modules too.
 schedules._dynamo_marked_constant = True  # type: ignore[attr-defined]
 fixed_schedule._dynamo_marked_constant = True  # type: ignore[attr-defined]
-most_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
+largest_errors._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache

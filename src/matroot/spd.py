@@ -12,6 +12,9 @@ from matroot import autodiff
 # In single precision an eigenvalue is zero up to this many units of rounding of the largest.
 NULL_UNITS = 4.0
 
+# A table, since the compiler of PyTorch 2.14 does not know dtype.to_real.
+_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
 
 def null_units(n: int, dtype: torch.dtype) -> float:
     """Units of rounding of the largest eigenvalue up to which one is zero.
@@ -38,7 +41,7 @@ def hermitian_part(a: Tensor) -> Tensor:
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the real part."""
-    return dtype.to_real() if dtype.is_complex else dtype
+    return _REAL.get(dtype, dtype)
 
 
 def real_eps(dtype: torch.dtype) -> float:
