@@ -274,7 +274,8 @@ def _evaluate(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tenso
     norm = spd.frobenius_norm(rest)
     root = spd.times_power_of_two(norm, k)
     square = spd.times_power_of_two(norm.square(), 2 * k)
-    found = [torch.where(ok, x, torch.nan)[..., 0, 0] for x in (square, root)]
+    # Made whole before the last operation: an output that is a view could not be changed in place.
+    found = [torch.where(ok[..., 0, 0], x[..., 0, 0], torch.nan) for x in (square, root)]
     if gradients:
         largest = first.roots.amax(-1, keepdim=True) * second.roots.amax(-1, keepdim=True)
         # Of a product of computed factors singular values are known to some n units.

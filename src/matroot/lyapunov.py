@@ -72,8 +72,8 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
         left = torch.where(ok, clean, spd.nan_where(~ok, flat)).reshape(s.shape)
         # In units in which neither side nor what comes between overflows: S/2ᵏ and G/2ʲ.
         right = g.to(dtype)
-        seen = right.detach()
-        j = torch.where(spd.max_abs(seen).isfinite(), spd.exponent(seen), 0)
+        # (A whole number has no derivative; and PyTorch's batched gradients know no detach.)
+        j = torch.where(spd.max_abs(right).isfinite(), spd.exponent(right), 0)
         solver = BySmith(of_rounded_matrix=False)
         right = spd.times_power_of_two(right, -j)
         x = lyapunov(solver, select("auto", s), left, right)
