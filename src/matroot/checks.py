@@ -86,6 +86,11 @@ def _dense(name: str, a: object) -> Tensor:
         raise TypeError(
             f"{name} must have dtype {known}; got {str(a.dtype).removeprefix('torch.')}"
         )
+    if type(a).__name__ == "DTensor":
+        raise TypeError(
+            f"{name} must be an ordinary tensor, got a DTensor: give its to_local(), where only "
+            "batch dimensions are sharded, or its full_tensor()"
+        )
     if a.layout is not torch.strided:
         raise TypeError(f"{name} must be dense (strided), got {a.layout}")
     return a
@@ -138,13 +143,13 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
-def ridge(eps: object, dtype: torch.dtype) -> float:
+def ridge(eps: object, dtype: torch.dtype, name: str = "eps") -> float:
     """``eps`` as a float if it is not below zero and a finite number of the computing dtype."""
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a float, got {type(eps).__name__}")
+        raise TypeError(f"{name} must be a float, got {type(eps).__name__}")
     # Comparisons alone: torch.compile makes a float a symbol, which isfinite does not take.
     if not 0 <= eps <= torch.finfo(computing_dtype(dtype)).max:
-        raise ValueError(f"eps must be finite in {dtype} and at least 0, got {eps}")
+        raise ValueError(f"{name} must be finite in {dtype} and at least 0, got {eps}")
     return eps
 
 
@@ -320,12 +325,14 @@ class Named:
     Attributes:
         name: the argument's name in the function that the user called.
         ridge: how a ridge is added there: "add …".
+        relative: how a ridge relative to the matrix is.
         otherwise: what else helps there, a clause.
         things: what a batch is made of.
     """
 
     name: str
     ridge: str = "a multiple of the identity"
+    relative: str = ""
     otherwise: str = ""
     things: str = "matrices"
 
@@ -352,7 +359,7 @@ def raise_if_bad(
     bad = status == worst
     total, many = status.numel(), int(bad.sum())
     reason = _reason(worst, named, a.detach()[bad], dtype, eps)
-    if status.ndim == 0:
+    if total == 1:
         raise torch.linalg.LinAlgError(f"{named.name} is {reason}")
     indices = [tuple(index) if len(index) > 1 else index[0] for index in bad.nonzero()[:4].tolist()]
     where = ", ".join(map(str, indices)) + (", …" if many > len(indices) else "")
@@ -370,9 +377,10 @@ def _reason(status: int, named: Named, bad: Tensor, dtype: torch.dtype, eps: flo
     if status == Status.DIVERGED:
         return (
             "out of reach of this method, which diverged: too close to singular, or too badly "
-            f"scaled; take fewer steps or another method, or add {named.ridge}"
+            f"scaled; take fewer steps or another method, or add {named.ridge}{named.relative}"
         )
     first = "the first: " if len(bad) > 1 else ""
+    ridge = f"add {named.ridge}{named.relative}"
     a = bad[0].to(torch.complex128 if bad.is_complex() else torch.float64)
     n = a.shape[-1]
     cancelled = "covariances summed as E[xxᵀ] − μμᵀ lose digits: centre the samples first"
@@ -393,14 +401,17 @@ def _reason(status: int, named: Named, bad: Tensor, dtype: torch.dtype, eps: flo
         tolerance = -n * spd.real_eps(dtype)
         return (
             f"indefinite: {first}λ_min/λ_max = {ratio:.1e}, tolerance {tolerance:.1e}; if that "
-            f"is rounding, add {named.ridge}, here more than {-float(values[0]):.1e} in the units "
+            f"is rounding, {ridge}, here more than {-float(values[0]):.1e} in the units "
             f"of the matrix ({cancelled})"
         )
     computing = computing_dtype(bad.dtype)
     share = spd.null_share(n, computing)
     rank = int((values > share * values[-1]).sum())
-    remedies = f"add {named.ridge}" + (f", {named.otherwise}" if named.otherwise else "")
+    how = f"λ_min/λ_max = {ratio:.1e}, zero up to {share:.1e}"
+    if not values[-1] > 0:
+        how, ridge = "no eigenvalue is above zero", f"add {named.ridge}"
+    remedies = ridge + (f", {named.otherwise}" if named.otherwise else "")
     return (
-        f"singular ({first}rank {rank} of {n}, λ_min/λ_max = {max(ratio, -9.9e99):.1e}, zero up to "
-        f"{share:.1e}), so {'they have' if len(bad) > 1 else 'it has'} no inverse root; {remedies}"
+        f"singular ({first}rank {rank} of {n}, {how}), so "
+        f"{'they have' if len(bad) > 1 else 'it has'} no inverse root; {remedies}"
     )

@@ -17,7 +17,8 @@ from matroot.solution import Root
 
 _NAMED = checks.Named(
     "a",
-    ridge="a ridge with eps= or relative_eps=",
+    ridge="a ridge with eps=",
+    relative=" or relative_eps=",
     otherwise='or ask for the pseudo-inverse root with singular="pinv" (method "eigh" or "svd")',
 )
 
@@ -80,7 +81,6 @@ def sqrtm(
         tensor([[2.0000, 0.0000],
                 [0.0000, 9.0000]])
     """
-    checks.finite_at_least_zero("relative_eps", relative_eps)
     plan = resolve("sqrt", a, eps, method, gradient, backend, "raise")
     return _roots(plan, a, check_errors, relative_eps)[0]
 
@@ -141,7 +141,6 @@ def inv_sqrtm(
         tensor([[0.5000, 0.0000],
                 [0.0000, 2.0000]])
     """
-    checks.finite_at_least_zero("relative_eps", relative_eps)
     _checked_cut_off(rtol, singular)
     plan = resolve("inv_sqrt", a, eps, method, gradient, backend, singular)
     return _roots(plan, a, check_errors, relative_eps, rtol)[0]
@@ -191,7 +190,6 @@ def sqrtm_pair(
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    checks.finite_at_least_zero("relative_eps", relative_eps)
     _checked_cut_off(rtol, singular)
     plan = resolve("both", a, eps, method, gradient, backend, singular)
     sqrt, inv_sqrt = _roots(plan, a, check_errors, relative_eps, rtol)
@@ -269,9 +267,9 @@ def sqrtm_ex(
         (tensor(False), tensor(True))
     """
     checks.one_of("root", root, ("sqrt", "inv_sqrt", "both"))
-    checks.finite_at_least_zero("relative_eps", relative_eps)
     _checked_cut_off(rtol, singular)
     plan = resolve(root, a, eps, method, gradient, backend, singular)
+    checks.ridge(relative_eps, a.dtype, "relative_eps")
     if a.numel() == 0:
         roots: tuple[Tensor, ...] = tuple(a.clone() for _ in range(plan.asked))
         info, x = a.new_ones(*a.shape[:-2], 3, dtype=torch.long), a
@@ -334,6 +332,7 @@ def _roots(
 
     Layers say what their errors are to call the matrices, and what helps there.
     """
+    checks.ridge(relative_eps, a.dtype, "relative_eps")
     check = checks.checking(check_errors, a)
     if a.numel() == 0:
         return tuple(a.clone() for _ in range(plan.asked))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -84,8 +84,15 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
         return x.to(g.dtype)
 
 
+@dataclass(frozen=True)
 class Solver(ABC):
-    """One way to solve S X + X S = R: a frozen dataclass of options and one function."""
+    """One way to solve S X + X S = R: a frozen dataclass of options and one function.
+
+    Args:
+        regular: whether S is known to be regular, so that no eigenvalue is null.
+    """
+
+    regular: bool = field(default=False, kw_only=True)
 
     @abstractmethod
     def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
@@ -114,7 +121,8 @@ class BySpectrum(Solver):
     def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
         """See Solver.solve. Four products."""
         roots, q = constants
-        return _divided(roots, q, r, null_share(s, self.of_rounded_matrix), ops)
+        share = 0.0 if self.regular else null_share(s, self.of_rounded_matrix)
+        return _divided(roots, q, r, share, ops)
 
 
 def _divided(roots: Tensor, q: Tensor, r: Tensor, share: float, ops: Backend) -> Tensor:
@@ -158,7 +166,7 @@ class BySign(Solver):
         b, c = s / norm, r / norm
         share = null_share(s, of_rounded_matrix=True)
         singular = ~spd.factorises(b - share * spd.identity_like(s))
-        null = _null_space(b, singular, share, ops)
+        null = None if self.regular else _null_space(b, singular, share, ops)
         c = _minimum_norm(c, null, ops)
         if null is not None:
             # The steps give R/(2 s_i) on range × null space, where S X + X S = R wants R/s_i.
@@ -220,7 +228,8 @@ class BySmith(Solver):
         elif s.device.type == "cpu":
             finite = spd.max_abs(s).isfinite()[:, None, None]
             safe = torch.where(finite, s, spd.identity_like(s))
-            x = torch.where(finite, _by_eigenvalues(safe, r, share, ops), torch.nan)
+            exact = _by_eigenvalues(safe, r, 0.0 if self.regular else share, ops)
+            x = torch.where(finite, exact, torch.nan)
         else:
             wide = self._solved(_double(s), _double(r), constants, k, share, ops, free)
             x = wide.to(r.dtype)
@@ -246,13 +255,16 @@ class BySmith(Solver):
         singular = (low == 0).flatten()
         if not free:
             # Before and after: what rounding leaves on null × null space is divided by next to 0.
-            null = _null_space(s, singular, share, ops)
+            null = None if self.regular else _null_space(s, singular, share, ops)
             x = self._regular(s, _minimum_norm(r, null, ops), low, high, share, ops)
             return _minimum_norm(x, null, ops)
         x = self._regular(s, r, low, high, share, ops)
-        # One by one: the bits of a matrix must not depend on how many others are singular.
-        for which in (singular & spd.max_abs(s).isfinite()).nonzero():
-            x[which] = _by_eigenvalues(s[which], r[which], share, ops)
+        finite = spd.max_abs(s).isfinite()
+        which = singular & finite
+        for index in spectrum.together(which, s.shape[-1]):
+            safe = torch.where(finite[index][:, None, None], s[index], spd.identity_like(s))
+            exact = _by_eigenvalues(safe, r[index], 0.0 if self.regular else share, ops)
+            x[index] = torch.where(which[index][:, None, None], exact, x[index])
         return x
 
     def _regular(

@@ -65,9 +65,7 @@ def frobenius_norm(a: Tensor) -> Tensor:
         return norm
     # On a CPU that function adds squares one by one, which costs three digits at n = 4096; a sum
     # goes by parts. A norm of norms would not be twice differentiable where a row is zero.
-    total = a.square().sum((-2, -1), keepdim=True)
-    zero = total == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, total).sqrt())
+    return sqrt_or_zero(a.square().sum((-2, -1), keepdim=True))
 
 
 def norm_or_one(a: Tensor) -> Tensor:
@@ -78,6 +76,12 @@ def norm_or_one(a: Tensor) -> Tensor:
 def positive_or_one(x: Tensor) -> Tensor:
     """The number where it is above zero, else 1: a divisor or scale that is safe at A = 0."""
     return torch.where(x > 0, x, 1.0)
+
+
+def sqrt_or_zero(x: Tensor) -> Tensor:
+    """√x, and 0 with derivative 0 where x is not above zero."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
 
 
 def trace(a: Tensor) -> Tensor:

@@ -44,9 +44,37 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = _guarded(_eigh, a)
     if single and looked_at:
         least = a.shape[-1] * spd.real_eps(a.dtype) * values[..., -1]
-        near = values[..., 0] <= torch.clamp(least, min=0)
-        _again(_eigh, a, near, (values, vectors))
+        near = (values[..., 0] <= torch.clamp(least, min=0)).flatten()
+        flat = (a.flatten(0, -3), values.flatten(0, -2), vectors.flatten(0, -3))
+        if a.ndim == 2:
+            flat = (a[None], values[None], vectors[None])
+        for index in together(near, a.shape[-1]):
+            wide = _guarded(_eigh, _double(flat[0][index]))
+            for whole, part in zip(flat[1:], wide, strict=True):
+                taken = near[index].reshape((-1,) + (1,) * (whole.ndim - 1))
+                whole[index] = torch.where(taken, part.to(whole.dtype), whole[index])
     return values, vectors
+
+
+# Up to this size a matrix takes less time than a call.
+_SMALL = 64
+
+
+def together(which: Tensor, n: int) -> list[Tensor]:
+    """Indices of matrices of a batch to be done in one call, so that some of them are done again.
+
+    The bits of a matrix must not depend on how many others need it. So small matrices are all done,
+    in the places that they have anyway, and large ones one by one. Reads ``which`` on the host.
+
+    Args:
+        which: those that need it, shape (b,).
+        n: their size.
+    """
+    if not which.any():
+        return []
+    if n <= _SMALL:
+        return [torch.arange(len(which), device=which.device)]
+    return list(which.nonzero())
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -360,7 +360,7 @@ def _divided(s: Tensor, vectors: Tensor, z: Tensor | None, problem: GradientProb
     norms = _in_memory(problem.constants[0]) if steps else None
     n = vectors.shape[-1]
     # A matrix that has an inverse root has no null space.
-    null = math.sqrt(spd.null_share(n, s.dtype)) if problem.g_inv is None else 0.0
+    null = math.sqrt(spd.null_share(n, s.dtype)) if problem.inv_sqrt is None else 0.0
     s, vectors = _in_memory(s), _in_memory(vectors)
     g_sqrt, g_inv = (None if g is None else _in_memory(g) for g in (problem.g_sqrt, problem.g_inv))
     if n > LARGEST:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -97,6 +97,15 @@ class ImplicitRule(ExplicitRule):
     def solver(self) -> Solver:
         """How the Lyapunov equation is solved."""
 
+    def _solver(self, roots: Roots) -> Solver:
+        """The solver, told that a matrix which has an inverse root has no null space.
+
+        Else the backward pass would decide again, by numbers of its own, what the forward pass has
+        decided.
+        """
+        regular = roots.inv_sqrt is not None and not roots.pseudo
+        return replace(self.solver, regular=True) if regular else self.solver
+
     def prepare(
         self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
     ) -> tuple[Tensor, ...]:
@@ -113,14 +122,14 @@ class ImplicitRule(ExplicitRule):
             by_inverse = _by_inverse(roots, spd.hermitian_part(g_inv))
             right = by_inverse if right is None else right + by_inverse
         assert right is not None
-        x = lyapunov(self.solver, ops, roots.sqrt, right, *roots.constants)
+        x = lyapunov(self._solver(roots), ops, roots.sqrt, right, *roots.constants)
         return spd.hermitian_part(x)
 
     def jvp(self, roots: Roots, e: Tensor, ops: Backend) -> tuple[Tensor | None, Tensor | None]:
         """See ExplicitRule.jvp."""
         assert roots.sqrt is not None
         d_sqrt = spd.hermitian_part(
-            lyapunov(self.solver, ops, roots.sqrt, spd.hermitian_part(e), *roots.constants)
+            lyapunov(self._solver(roots), ops, roots.sqrt, spd.hermitian_part(e), *roots.constants)
         )
         d_inv = None if roots.inv_sqrt is None else _by_inverse(roots, d_sqrt)
         return d_sqrt, d_inv

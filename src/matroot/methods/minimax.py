@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from matroot import autodiff, checks, spd
+from matroot import autodiff, checks, spd, spectrum
 from matroot.backends import Backend
 from matroot.methods.coupled import grown
 from matroot.methods.eigh import Eigh
@@ -254,27 +254,30 @@ def _with_eigh(a: Tensor, solution: Solution, which: Tensor, root: Root, ops: Ba
 
     Products would leave their null space at the root of rounding, of either sign, or grow it.
     """
-    # One by one: the bits of a matrix must not depend on how many others are singular.
-    for index in which.nonzero():
-        known = solution.bounds
-        assert known is not None
+    for index in spectrum.together(which, a.shape[-1]):
         other = Eigh().solve(a[index], root, ops)
-        assert other.eigenvalues is not None
-        values = other.eigenvalues.detach()
-        low, high = values[:, 0].clamp(min=0), values.abs().amax(-1)
-
-        def put(x: Tensor | None, y: Tensor | None, index: Tensor = index) -> Tensor | None:
-            return None if x is None or y is None else x.index_copy(0, index, y.to(x.dtype))
-
-        solution = replace(
-            solution,
-            sqrt=put(solution.sqrt, other.sqrt),
-            inv_sqrt=put(solution.inv_sqrt, other.inv_sqrt),
-            steps=torch.as_tensor(solution.steps).index_copy(0, index, torch.ones_like(index)),
-            bounds=spd.Bounds(
-                known.low.index_copy(0, index, low),
-                known.low_at_most.index_copy(0, index, low),
-                known.high.index_copy(0, index, high),
-            ),
-        )
+        solution = _replaced(solution, other, index, which[index])
     return solution
+
+
+def _replaced(solution: Solution, other: Solution, index: Tensor, taken: Tensor) -> Solution:
+    """The solution with what ``other`` has found of matrices ``index``, where ``taken``."""
+    known, values = solution.bounds, other.eigenvalues
+    assert known is not None
+    assert values is not None
+    values = values.detach()
+    low, high = values[:, 0].clamp(min=0), values.abs().amax(-1)
+
+    def put(x: Tensor, y: Tensor) -> Tensor:
+        return x.index_copy(0, index[taken], y[taken].to(x.dtype))
+
+    def put_root(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+        return None if x is None or y is None else put(x, y)
+
+    return replace(
+        solution,
+        sqrt=put_root(solution.sqrt, other.sqrt),
+        inv_sqrt=put_root(solution.inv_sqrt, other.inv_sqrt),
+        steps=put(torch.as_tensor(solution.steps), torch.ones_like(index)),
+        bounds=spd.Bounds(put(known.low, low), put(known.low_at_most, low), put(known.high, high)),
+    )

@@ -67,8 +67,8 @@ class NewtonSchulz(Method):
             if not (last and root == "inv_sqrt"):
                 y = ops.matmul(y, t)
         return Solution(
-            y * c.sqrt() if root != "inv_sqrt" else None,
-            z / c.sqrt() if root != "sqrt" else None,
+            y * spd.sqrt_or_zero(c) if root != "inv_sqrt" else None,
+            z / spd.positive_or_one(c).sqrt() if root != "sqrt" else None,
             steps=self.steps,
             diverged=grown(y.detach(), z.detach(), trace, root),
         )

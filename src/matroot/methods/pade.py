@@ -74,7 +74,7 @@ class Pade(Method):
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
         norm = spd.norm_or_one(a)
-        scale = spd.frobenius_norm(a).sqrt()
+        scale = spd.sqrt_or_zero(spd.frobenius_norm(a))
         x = a / norm
         if self.polynomials is None:
             sqrt, inv_sqrt = self._by_fractions(x, root)
@@ -82,7 +82,7 @@ class Pade(Method):
             sqrt, inv_sqrt = self._by_powers(x, root, ops)
         return Solution(
             None if sqrt is None else sqrt * scale,
-            None if inv_sqrt is None else inv_sqrt / scale,
+            None if inv_sqrt is None else inv_sqrt / norm.sqrt(),
             steps=self.order,
         )
 

@@ -63,10 +63,10 @@ class Taylor(Method):
         norm = spd.norm_or_one(a)
         z = spd.identity_like(a) - a / norm
         powers = powers_for(z, self.degree, 2 if root == "both" else 1, ops)
-        scale = spd.frobenius_norm(a).sqrt()
+        scale = spd.sqrt_or_zero(spd.frobenius_norm(a))
         sqrt = inv_sqrt = None
         if root != "inv_sqrt":
             sqrt = scale * evaluate(coefficients(self.degree, "sqrt"), powers, ops)
         if root != "sqrt":
-            inv_sqrt = evaluate(coefficients(self.degree, "inv_sqrt"), powers, ops) / scale
+            inv_sqrt = evaluate(coefficients(self.degree, "inv_sqrt"), powers, ops) / norm.sqrt()
         return Solution(sqrt, inv_sqrt, steps=self.degree)

@@ -129,14 +129,17 @@ def _regular(a: Tensor, ridge: Tensor) -> Tensor:
     if autodiff.exporting() or a.shape[-1] == 1:
         # ONNX has no factorisation; and exported programs take what is singular.
         return a
+    # In units in which no square overflows.
     seen = a.detach()
-    units = 2 * spd.null_units(a.shape[-1], a.dtype) * spd.real_eps(a.dtype)
-    least = units * spd.upper_bound(seen)
-    enough = ridge.amin(-1)[..., None, None] > least
+    k = torch.where(spd.max_abs(seen).isfinite(), spd.exponent(seen), 0)
+    scaled = spd.times_power_of_two(seen, -k)
+    least = 2 * spd.null_share(a.shape[-1], a.dtype) * spd.upper_bound(scaled)
+    enough = ridge.amin(-1)[..., None, None] > spd.times_power_of_two(least, k)
     if checks.host_reads_are_free(a) and enough.all():
         return a
-    found = spd.bounds(seen).low_at_most.reshape(least.shape) > least
-    return a + torch.where(enough | found, 0.0, least) * spd.identity_like(a)
+    found = spd.bounds(scaled).low_at_most.reshape(least.shape) > least
+    more = spd.times_power_of_two(torch.where(enough | found, 0.0, least), k)
+    return a + more * spd.identity_like(a)
 
 
 @overridable
@@ -267,19 +270,22 @@ def whiten_and_color(
             whitening = power_normalization(found.covariance + eps * identity, root="inv_sqrt")
             coloring = power_normalization(goal.covariance + eps * identity)
         else:
-            remedies = ("a ridge with eps=", "shrink with shrinkage=, or take more groups")
+            remedies = {
+                "ridge": "a ridge with eps=",
+                "otherwise": "shrink with shrinkage=, or take more groups",
+            }
             whitening = _inverse_root(
                 found.covariance,
                 eps,
                 method,
                 gradient,
                 rtol=rtol,
-                named=checks.Named("the covariance of content", *remedies),
+                named=checks.Named("the covariance of content", **remedies),
             )
             unit = spd.real_eps(goal.covariance.dtype)
             ridged = goal.covariance + torch.diag_embed(_ridge(goal.covariance, eps, unit))
             plan = resolve("sqrt", ridged, 0.0, method, gradient, "auto", "raise")
-            named = checks.Named("the covariance of style", *remedies)
+            named = checks.Named("the covariance of style", **remedies)
             (coloring,) = _roots(plan, ridged, None, named=named)
         y = (coloring @ whitening) @ found.centered + goal.mean
         y = y.reshape(content.shape)
