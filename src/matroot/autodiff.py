@@ -31,6 +31,15 @@ def exporting() -> bool:
 exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def constant(count: int) -> int:
+    """The number itself, as one that torch.compile knows.
+
+    With ``dynamic=True`` it takes the option of a method or rule for a number that may change, but
+    not how often a loop was run.
+    """
+    return len(range(count))
+
+
 def nested_forward_mode() -> AbstractContextManager[object]:
     """For the body of a jvp rule: PyTorch switches forward mode off there, at every level.
 

@@ -77,11 +77,6 @@ class Minimax(Method):
         if type(self.step_degree) is not int or self.step_degree not in (3, 5):
             raise ValueError(f"Minimax(step_degree=…) must be 3 or 5, got {self.step_degree!r}")
 
-    @property
-    def _degree(self) -> int:
-        """``step_degree`` as a constant: with dynamic=True a compiler may not know a field."""
-        return 3 if self.step_degree == 3 else 5
-
     def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
         """See Method.solve."""
         if autodiff.exporting():
@@ -102,7 +97,9 @@ class Minimax(Method):
             ratio = None
             if self.max_cond is not None and not torch.compiler.is_compiling():
                 ratio = 1.01 * self.max_cond * a.shape[-1] ** 0.75
-            errors = largest_errors(self._degree, spd.real_dtype(a.dtype), ratio)
+            errors = largest_errors(
+                autodiff.constant(self.step_degree), spd.real_dtype(a.dtype), ratio
+            )
             most = min(most, 1 + len([error for error in errors if error > tol]))
 
         # h of P = Z Y/c takes the division by c, so that A is not rounded before the first product.
@@ -174,7 +171,7 @@ class Minimax(Method):
         if self.max_cond is not None:
             ratio = min(ratio, self.max_cond * n**0.25)
         tol = 2 * unit if self.tol is None else self.tol
-        steps = fixed_schedule(self._degree, ratio, tol, self.max_steps)
+        steps = fixed_schedule(autodiff.constant(self.step_degree), ratio, tol, self.max_steps)
         y, z = a / c, spd.identity_like(a)
         for step, coefficients in enumerate(steps):
             h = torch.tensor(coefficients, dtype=spd.real_dtype(a.dtype), device=a.device)
@@ -229,7 +226,7 @@ class Minimax(Method):
 
     def _schedule(self, a: Tensor, ratio: Tensor) -> Tensor:
         """The steps for c/λ_min of each matrix, rounded up to the grid, shape (b, steps, 4)."""
-        table = schedules(self._degree, spd.real_dtype(a.dtype), a.device)
+        table = schedules(autodiff.constant(self.step_degree), spd.real_dtype(a.dtype), a.device)
         if isinstance(a, FakeTensor):
             # The one way to bring an ordinary tensor among those without values.
             table = torch.ops.aten.lift_fresh_copy.default(table)

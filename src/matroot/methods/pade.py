@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from matroot import checks, spd
+from matroot import autodiff, checks, spd
 from matroot.backends import Backend
 from matroot.methods.method import Method
 from matroot.methods.polynomial import evaluate, powers_for
@@ -28,6 +28,7 @@ _LAST_ORDER_BY_POWERS = 5
 
 def coefficients(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(p_0 … p_m, q_0 … q_m): quotients of integers, which Python divides with one rounding."""
+    order = autodiff.constant(order)
     r = 2 * order + 1
     p = ((-1) ** k * r * math.comb(r - k, k) / ((r - k) * 4**k) for k in range(order + 1))
     q = ((-1) ** k * math.comb(r - 1 - k, k) / 4**k for k in range(order + 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from matroot import spd
+from matroot import autodiff, spd
 from matroot.backends import Backend
 
 
@@ -14,6 +14,7 @@ def block_size(degree: int, polynomials: int) -> int:
     s − 1 products make the powers, ⌈degree/s⌉ − 1 make each polynomial (the top block of a degree
     that s divides is a number, not a matrix).
     """
+    degree = autodiff.constant(degree)
     return min(range(1, degree + 1), key=lambda s: s - 1 + polynomials * (-(-degree // s) - 1))
 
 
