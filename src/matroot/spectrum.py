@@ -45,12 +45,12 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     if single and looked_at:
         least = a.shape[-1] * spd.real_eps(a.dtype) * values[..., -1]
         near = (values[..., 0] <= torch.clamp(least, min=0)).flatten()
-        flat = (a.flatten(0, -3), values.flatten(0, -2), vectors.flatten(0, -3))
-        if a.ndim == 2:
-            flat = (a[None], values[None], vectors[None])
+        flat, *found = (
+            x.flatten(0, a.ndim - 3) if a.ndim > 2 else x[None] for x in (a, values, vectors)
+        )
         for index in together(near, a.shape[-1]):
-            wide = _guarded(_eigh, _double(flat[0][index]))
-            for whole, part in zip(flat[1:], wide, strict=True):
+            wide = _guarded(_eigh, _double(flat[index]))
+            for whole, part in zip(found, wide, strict=True):
                 taken = near[index].reshape((-1,) + (1,) * (whole.ndim - 1))
                 whole[index] = torch.where(taken, part.to(whole.dtype), whole[index])
     return values, vectors

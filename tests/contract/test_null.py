@@ -267,3 +267,47 @@ def test_one_matrix_that_a_solver_fails_on(monkeypatch, double_too, backend):
                 matroot.sqrtm(a, method=method, backend=backend)
     distances = matroot.bures_wasserstein_distance(a[[0, 2]], a[[2, 0]])
     assert distances.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("gradient", ["auto", "spectral", "lyapunov"])
+@pytest.mark.parametrize(
+    ("dtype", "n"), [(torch.float32, 64), (torch.float32, 300), (torch.complex64, 16)]
+)
+def test_what_bounds_pass_as_regular_the_gradient_does_too(dtype, n, gradient, backend):
+    """Just below the limit Minimax, which knows bounds alone, may find a root."""
+    values = torch.linspace(0.5, 1, n, dtype=torch.float64)
+    values[0] = 0.97 * spd.null_share(n, dtype)
+    a = torch.diag(values).to(dtype).requires_grad_()
+    options = {"method": "minimax", "gradient": gradient, "backend": backend}
+    for function in (matroot.inv_sqrtm, lambda a, **o: matroot.sqrtm_pair(a, **o)[1]):
+        z = function(a, check_errors=False, **options)[0, 0].real
+        (found,) = torch.autograd.grad(z, a)
+        if z.isfinite():
+            expected = -0.5 * values[0] ** -1.5
+            assert abs(found[0, 0].real.double() / expected - 1) < 1e-2
+        else:
+            assert found.isnan().all()
+
+
+@pytest.mark.parametrize("method", ["minimax", "eigh"])
+def test_many_small_singular_matrices_take_few_calls(monkeypatch, method):
+    calls = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: (calls.append(a.shape), eigh(a))[1])
+    x = torch.randn(200, 8, 4)
+    s = matroot.sqrtm(x @ x.mT, method=method, backend="torch")
+    matroot.solve_lyapunov(s, s)
+    matroot.bures_wasserstein_distance(s, s.flip(0))
+    assert len(calls) < 12
+
+
+def test_the_zero_matrix_is_told_as_such():
+    with pytest.raises(LinAlgError, match=r"rank 0 of 3, no eigenvalue is above zero.*eps=, or"):
+        matroot.inv_sqrtm(torch.zeros(3, 3))
+
+
+def test_layers_at_scales_the_square_of_which_overflows():
+    x = torch.randn(64, 8, dtype=torch.float64) * 1e80
+    y = matroot.nn.DecorrelatedBatchNorm1d(8, dtype=torch.float64)(x)
+    torch.testing.assert_close(torch.cov(y.mT, correction=0), torch.eye(8, dtype=torch.float64))
