@@ -311,3 +311,11 @@ def test_layers_at_scales_the_square_of_which_overflows():
     x = torch.randn(64, 8, dtype=torch.float64) * 1e80
     y = matroot.nn.DecorrelatedBatchNorm1d(8, dtype=torch.float64)(x)
     torch.testing.assert_close(torch.cov(y.mT, correction=0), torch.eye(8, dtype=torch.float64))
+
+
+def test_a_singular_neighbour_does_not_touch_the_unrolled_gradient():
+    x = torch.randn(4, 2, dtype=torch.float64)
+    batch = torch.stack([torch.eye(4, dtype=torch.float64), x @ x.mT]).requires_grad_()
+    root = matroot.sqrtm(batch, method="minimax", gradient="unrolled", backend="torch")
+    (found,) = torch.autograd.grad(root[0].sum(), batch)
+    torch.testing.assert_close(found[0], torch.full_like(found[0], 0.5), rtol=1e-8, atol=1e-8)

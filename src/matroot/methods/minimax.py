@@ -251,7 +251,9 @@ def _with_eigh(a: Tensor, solution: Solution, which: Tensor, root: Root, ops: Ba
 
     Products would leave their null space at the root of rounding, of either sign, or grow it.
     """
-    for index in spectrum.together(which, a.shape[-1]):
+    # The derivative of an eigendecomposition, where it is to be differentiated, would be NaN for
+    # regular matrices with repeated eigenvalues: these must not come in.
+    for index in which.nonzero() if a.requires_grad else spectrum.together(which, a.shape[-1]):
         other = Eigh().solve(a[index], root, ops)
         solution = _replaced(solution, other, index, which[index])
     return solution
