@@ -79,9 +79,9 @@ def positive_or_one(x: Tensor) -> Tensor:
 
 
 def sqrt_or_zero(x: Tensor) -> Tensor:
-    """√x, and 0 with derivative 0 where x is not above zero."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+    """√x, and 0 with derivative 0 where x is 0 or below; NaN stays NaN."""
+    zero = x <= 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
 
 def trace(a: Tensor) -> Tensor:

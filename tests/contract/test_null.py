@@ -319,3 +319,10 @@ def test_a_singular_neighbour_does_not_touch_the_unrolled_gradient():
     root = matroot.sqrtm(batch, method="minimax", gradient="unrolled", backend="torch")
     (found,) = torch.autograd.grad(root[0].sum(), batch)
     torch.testing.assert_close(found[0], torch.full_like(found[0], 0.5), rtol=1e-8, atol=1e-8)
+
+
+def test_norms_show_what_is_not_a_number():
+    a = torch.tensor([[1.0, torch.nan], [0.0, 1.0]])
+    assert spd.frobenius_norm(a).isnan().all()
+    assert spd.frobenius_norm(torch.full((2, 2), torch.inf)).isinf().all()
+    assert spd.sqrt_or_zero(torch.tensor([torch.nan, -1.0, 0.0, 4.0]))[1:].tolist() == [0, 0, 2]
