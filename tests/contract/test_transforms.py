@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch._dynamo import testing
 
 import matroot
 from instances import DIFFERENTIATED, RULES, pairs
-from matroot.methods import METHODS
+from matroot.gradients import Lyapunov, Spectral
+from matroot.methods import METHODS, Eigh, Minimax, NewtonSchulz, Pade, Svd, Taylor
 from matroot.testing import random_spd, relative_error
 
 ROOTS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
@@ -111,6 +113,84 @@ def test_vmap_over_one_argument_of_the_lyapunov_solve():
     found = FUNC.vmap(matroot.solve_lyapunov, in_dims=(None, 0))(s, g)
     expected = matroot.solve_lyapunov(s.expand(3, 4, 4), g)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+DISTANCES = {
+    "bures_wasserstein_distance": matroot.bures_wasserstein_distance,
+    "frechet_distance": lambda a, b: matroot.frechet_distance(
+        a[..., 0], a, b[..., 0], b, squared=False
+    ),
+}
+FUNCTIONS = {"solve_lyapunov": matroot.solve_lyapunov, **DISTANCES}
+# Few steps, since tracing takes its time; the others are slow.
+SIZED = [
+    (Pade(3), Spectral()),
+    (Minimax(tol=0.1, max_steps=3), Spectral()),
+    (Eigh(), Lyapunov()),
+    *(
+        pytest.param(method, rule, marks=pytest.mark.slow)
+        for method, rule in (
+            (Taylor(5), Lyapunov(steps=3)),
+            (Pade(6), Spectral()),
+            (NewtonSchulz(4), Spectral()),
+            (Minimax(), Lyapunov()),
+            (Minimax(max_cond=10.0, tol=1e-3, max_steps=9, step_degree=3), Spectral()),
+            (Svd(), Lyapunov()),
+            *((Eigh(), rule) for rule in RULES if rule != Lyapunov()),
+        )
+    ),
+]
+DYNAMIC = [True, pytest.param(None, marks=pytest.mark.slow)]
+
+
+def compiled_for_all_sizes(function, tensors, dynamic):
+    """Compiles once; values and gradients of one compiled function for four sizes."""
+    counter = testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=counter, dynamic=dynamic)
+    for n in (3, 4, 5, 8):
+        inputs = [random_spd(n, 2, cond=4, seed=i).requires_grad_() for i in range(tensors)]
+        found, expected = compiled(*inputs), function(*inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+        gradients = [torch.autograd.grad(x.square().sum(), inputs) for x in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)
+    # One for the size that came first, one for all others; or for what tells small n from large.
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("dynamic", DYNAMIC)
+@pytest.mark.parametrize(("method", "rule"), SIZED, ids=repr)
+def test_one_compiled_program_serves_all_sizes(method, rule, dynamic):
+    def roots(a):
+        return torch.stack(matroot.sqrtm_pair(a, method=method, gradient=rule))
+
+    compiled_for_all_sizes(roots, 1, dynamic)
+
+
+@pytest.mark.parametrize("dynamic", DYNAMIC)
+@pytest.mark.parametrize("name", ["solve_lyapunov", "frechet_distance"])
+def test_one_compiled_program_of_two_arguments_serves_all_sizes(name, dynamic):
+    compiled_for_all_sizes(FUNCTIONS[name], 2, dynamic)
+
+
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.complex64, marks=pytest.mark.slow), torch.complex128]
+)
+@pytest.mark.parametrize("name", ["eigh", "minimax", *FUNCTIONS])
+def test_compile_takes_complex_matrices(name, dtype):
+    def roots(a):
+        return torch.stack(matroot.sqrtm_pair(a, method=name))
+
+    function = FUNCTIONS.get(name, roots)
+    count = 2 if name in FUNCTIONS else 1
+    inputs = [random_spd(4, cond=4, dtype=dtype, seed=i).requires_grad_() for i in range(count)]
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    found, expected = compiled(*inputs), function(*inputs)
+    within = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.complex64 else {}
+    torch.testing.assert_close(found, expected, **within)
+    gradients = [torch.autograd.grad(x.abs().square().sum(), inputs) for x in (found, expected)]
+    torch.testing.assert_close(*gradients, **within)
 
 
 @pytest.mark.parametrize("name", ["sqrtm", "solve_lyapunov", "bures_wasserstein_distance"])

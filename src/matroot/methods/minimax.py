@@ -86,7 +86,9 @@ class Minimax(Method):
         schedule = self._schedule(seen, high / low)
         tol = 2 * spd.real_eps(a.dtype) if self.tol is None else self.tol
         wanted = 1 + (schedule[..., 3] > tol).sum(-1)
-        most = min(self.max_steps or schedule.shape[1], schedule.shape[1])
+        most = schedule.shape[1]
+        if self.max_steps is not None:
+            most = min(most, autodiff.constant(self.max_steps))
         needed = wanted.clamp(max=most)
         if checks.host_reads_are_free(a):
             most = int(needed.max())
