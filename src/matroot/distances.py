@@ -133,7 +133,7 @@ def frechet_distance(
         _finite(name, mean).to(checks.computing_dtype(mean.dtype)) for name, mean in means.items()
     ]
     step = wide[0] - wide[1]
-    parts = torch.view_as_real(step.resolve_conj()).flatten(-2) if step.is_complex() else step
+    parts = spd.real_parts(step)
     if squared:
         distance = parts.square().sum(-1) + by_square
     else:
@@ -272,7 +272,8 @@ def _evaluate(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tenso
     norm = spd.frobenius_norm(rest)
     root = spd.times_power_of_two(norm, k)
     square = spd.times_power_of_two(norm.square(), 2 * k)
-    found = [torch.where(ok, x, torch.nan)[..., 0, 0] for x in (square, root)]
+    # No views, which could not be changed in place.
+    found = [torch.where(ok[..., 0, 0], x[..., 0, 0], torch.nan) for x in (square, root)]
     if gradients:
         largest = first.roots.amax(-1, keepdim=True) * second.roots.amax(-1, keepdim=True)
         isometry = (vh.mH * (sigma > _null(a.dtype) * largest)[..., None, :]) @ u.mH

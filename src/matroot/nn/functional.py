@@ -62,7 +62,7 @@ def inverse_root(
 
 def _ridged(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
     """Σ + diag(max(eps, 8u·c·σ_ii)), u that of the rounding in Σ; variances alone need none."""
-    if covariance.shape[-1] == 1:
+    if covariance.shape[-1] <= 1:
         return covariance + eps
     c = covariance.detach()
     variance = c.diagonal(dim1=-2, dim2=-1).clamp(min=0)
@@ -112,6 +112,8 @@ def power_normalization(
     """
     checks.whole("power_normalization: rank", rank)
     checks.whole("power_normalization: steps", steps)
+    if a.numel() == 0:
+        return a.clone()
     # Powers of 4 change no digit, and nothing over- or underflows between.
     power = torch.where(spd.max_abs(a).isfinite(), spd.even_exponent(a), 0)
     scaled = spd.times_power_of_two(a, -power)
