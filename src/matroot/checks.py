@@ -268,6 +268,18 @@ def _tracing_mode_active() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in modes)
 
 
+def fake_mode_active() -> bool:
+    """Whether tensors are made without values: within tracers a fake tensor may be wrapped."""
+    fake = torch._C._TorchDispatchModeKey.FAKE
+    return bool(torch._C._len_torch_dispatch_stack()) and (
+        torch._C._get_dispatch_mode(fake) is not None
+    )
+
+
+# As torch.compiler.assume_constant_result does: asked while tracing, not traced.
+fake_mode_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def operations_are_watched(*tensors: Tensor) -> str | None:
     """Why PyTorch's operations must run and no plain function: for whom; None where nobody looks.
 

@@ -137,7 +137,7 @@ def frechet_distance(
         _finite(name, mean).to(checks.computing_dtype(mean.dtype)) for name, mean in means.items()
     ]
     step = wide[0] - wide[1]
-    parts = torch.view_as_real(step.resolve_conj()).flatten(-2) if step.is_complex() else step
+    parts = spd.real_parts(step)
     if squared:
         distance = parts.square().sum(-1) + by_square
     else:

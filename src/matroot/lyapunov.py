@@ -57,7 +57,7 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
     checks.same_kind("s", s, "g", g)
     check = checks.checking(check_errors, s, g)
     if s.numel() == 0:
-        return g.clone()
+        return s * g  # As empty, and a function of both.
     dtype = checks.computing_dtype(s.dtype)
     with autodiff.no_autocast(s):
         flat = s.to(dtype).reshape(math.prod(s.shape[:-2]), *s.shape[-2:])

@@ -49,17 +49,24 @@ def real_eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
 
+def real_parts(a: Tensor) -> Tensor:
+    """Real and imaginary parts of vectors or matrices side by side, shape (..., 2n); A if real.
+
+    Not by view_as_real, whose derivative fails for gradients that lie crosswise in memory.
+    """
+    return torch.cat([a.real, a.imag], -1) if a.is_complex() else a
+
+
 def max_abs(a: Tensor) -> Tensor:
     """The largest real or imaginary part in magnitude, shape (...); NaN and inf show."""
-    parts = torch.view_as_real(a.resolve_conj()).flatten(-2) if a.is_complex() else a
-    return parts.abs().amax((-2, -1))
+    return real_parts(a).abs().amax((-2, -1))
 
 
 def frobenius_norm(a: Tensor) -> Tensor:
     """‖A‖_F, shape (..., 1, 1), with a zero subgradient at A = 0."""
     if a.is_complex():
         # PyTorch sums complex squares naively, which costs three digits at n = 1000 in complex64.
-        a = torch.view_as_real(a.resolve_conj()).flatten(-2)
+        a = real_parts(a)
     if a.device.type != "cpu":
         norm: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
         return norm

@@ -6,7 +6,7 @@ from torch._dynamo import testing
 
 import matroot
 from instances import DIFFERENTIATED, RULES, pairs
-from matroot.gradients import Lyapunov, Unrolled
+from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import METHODS, Eigh, Minimax, NewtonSchulz, Pade, Svd, Taylor
 from matroot.testing import random_spd, relative_error
 
@@ -122,13 +122,25 @@ DISTANCES = {
     ),
 }
 FUNCTIONS = {"solve_lyapunov": matroot.solve_lyapunov, **DISTANCES}
+# Few steps, since tracing takes its time; the others are slow.
 SIZED = [
-    *((m, Lyapunov()) for m in (Taylor(5), Pade(3), Pade(6), NewtonSchulz(4), Eigh(), Svd())),
-    (Minimax(), Lyapunov()),
-    (Minimax(max_cond=10.0, tol=1e-3, max_steps=9, step_degree=3), Unrolled()),
-    (Taylor(5), Lyapunov(steps=3)),
-    *((Eigh(), rule) for rule in RULES if rule != Lyapunov()),
+    (Pade(3), Spectral()),
+    (Minimax(tol=0.1, max_steps=3), Spectral()),
+    (Eigh(), Lyapunov()),
+    *(
+        pytest.param(method, rule, marks=pytest.mark.slow)
+        for method, rule in (
+            (Taylor(5), Lyapunov(steps=3)),
+            (Pade(6), Spectral()),
+            (NewtonSchulz(4), Spectral()),
+            (Minimax(), Lyapunov()),
+            (Minimax(max_cond=10.0, tol=1e-3, max_steps=9, step_degree=3), Spectral()),
+            (Svd(), Lyapunov()),
+            *((Eigh(), rule) for rule in RULES if rule != Lyapunov()),
+        )
+    ),
 ]
+DYNAMIC = [True, pytest.param(None, marks=pytest.mark.slow)]
 
 
 def compiled_for_all_sizes(function, tensors, dynamic):
@@ -146,7 +158,7 @@ def compiled_for_all_sizes(function, tensors, dynamic):
     assert counter.frame_count <= 2
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", DYNAMIC)
 @pytest.mark.parametrize(("method", "rule"), SIZED, ids=repr)
 def test_one_compiled_program_serves_all_sizes(method, rule, dynamic):
     def roots(a):
@@ -155,14 +167,16 @@ def test_one_compiled_program_serves_all_sizes(method, rule, dynamic):
     compiled_for_all_sizes(roots, 1, dynamic)
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dynamic", DYNAMIC)
+@pytest.mark.parametrize("name", ["solve_lyapunov", "frechet_distance"])
 def test_one_compiled_program_of_two_arguments_serves_all_sizes(name, dynamic):
     compiled_for_all_sizes(FUNCTIONS[name], 2, dynamic)
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-@pytest.mark.parametrize("name", [*METHODS, *FUNCTIONS])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.complex64, marks=pytest.mark.slow), torch.complex128]
+)
+@pytest.mark.parametrize("name", ["eigh", "minimax", *FUNCTIONS])
 def test_compile_takes_complex_matrices(name, dtype):
     def roots(a):
         return torch.stack(matroot.sqrtm_pair(a, method=name))

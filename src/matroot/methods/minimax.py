@@ -86,7 +86,9 @@ class Minimax(Method):
         schedule = self._schedule(seen, high / low)
         tol = 2 * spd.real_eps(a.dtype) if self.tol is None else self.tol
         wanted = 1 + (schedule[..., 3] > tol).sum(-1)
-        most = min(self.max_steps or schedule.shape[1], schedule.shape[1])
+        most = schedule.shape[1]
+        if self.max_steps is not None:
+            most = min(most, autodiff.constant(self.max_steps))
         needed = wanted.clamp(max=most)
         if checks.host_reads_are_free(a):
             most = int(needed.max())
@@ -227,7 +229,7 @@ class Minimax(Method):
     def _schedule(self, a: Tensor, ratio: Tensor) -> Tensor:
         """The steps for c/λ_min of each matrix, rounded up to the grid, shape (b, steps, 4)."""
         table = schedules(autodiff.constant(self.step_degree), spd.real_dtype(a.dtype), a.device)
-        if isinstance(a, FakeTensor):
+        if isinstance(a, FakeTensor) or checks.fake_mode_active():
             # The one way to bring an ordinary tensor among those without values.
             table = torch.ops.aten.lift_fresh_copy.default(table)
         return table[(ratio.clamp(1, 2.0**OCTAVES).log2() * OCTAVE).ceil().long()]

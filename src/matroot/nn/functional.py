@@ -105,7 +105,7 @@ def _ridge(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
     """max(eps, 8u·c·σ_ii), u that of the rounding in Σ; variances alone need none but eps."""
     c = covariance.detach()
     variance = c.diagonal(dim1=-2, dim2=-1).clamp(min=0)
-    if covariance.shape[-1] == 1:
+    if covariance.shape[-1] <= 1:
         return torch.full_like(variance, eps)
     scale = spd.positive_or_one(variance).rsqrt()
     correlation = c * scale[..., :, None] * scale[..., None, :]
@@ -126,7 +126,7 @@ def _regular(a: Tensor, ridge: Tensor) -> Tensor:
         a: Σ with the ridges, shape (..., n, n).
         ridge: these, shape (..., n): no eigenvalue is below the least of them but by rounding.
     """
-    if autodiff.exporting() or a.shape[-1] == 1:
+    if autodiff.exporting() or a.shape[-1] <= 1:
         # ONNX has no factorisation; and exported programs take what is singular.
         return a
     # In units in which no square overflows.
@@ -179,6 +179,8 @@ def power_normalization(
     """
     checks.whole("power_normalization: rank", rank)
     checks.whole("power_normalization: steps", steps)
+    if a.numel() == 0:
+        return a.clone()
     # Powers of 4 change no digit, and nothing over- or underflows between.
     power = torch.where(spd.max_abs(a).isfinite(), spd.even_exponent(a), 0)
     scaled = spd.times_power_of_two(a, -power)
