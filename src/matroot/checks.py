@@ -393,7 +393,7 @@ def _reason(status: int, named: Named, bad: Tensor, dtype: torch.dtype, eps: flo
         )
     first = "the first: " if len(bad) > 1 else ""
     ridge = f"add {named.ridge}{named.relative}"
-    a = bad[0].to(torch.complex128 if bad.is_complex() else torch.float64)
+    a = spd.in_double(bad[0])
     n = a.shape[-1]
     cancelled = "covariances summed as E[xxᵀ] − μμᵀ lose digits: centre the samples first"
     if status == Status.ASYMMETRIC:

@@ -137,8 +137,8 @@ def _divided(roots: Tensor, q: Tensor, r: Tensor, share: float, ops: Backend) ->
 
 def _by_eigenvalues(s: Tensor, r: Tensor, share: float, ops: Backend) -> Tensor:
     """X from the eigenpairs of S, in double precision and rounded once."""
-    values, q = spectrum.eigh(_double(s))
-    return _divided(values.clamp(min=0), q, _double(r), share, ops).to(r.dtype)
+    values, q = spectrum.eigh(spd.in_double(s))
+    return _divided(values.clamp(min=0), q, spd.in_double(r), share, ops).to(r.dtype)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class BySmith(Solver):
         """See Solver.solve. Six products, three a further doubling, two Cholesky inverses.
 
         A given S knows its null space to its own rounding only, where a factorisation says little.
-        Where values can be looked at, such matrices are solved by their eigenvalues, one by one.
+        Where values can be looked at, those that may be singular are solved by their eigenvalues.
         Elsewhere all are: on a CPU by eigenvalues, on an accelerator, where an eigendecomposition
         would wait for the device, by products in double precision.
         """
@@ -231,7 +231,7 @@ class BySmith(Solver):
             exact = _by_eigenvalues(safe, r, 0.0 if self.regular else share, ops)
             x = torch.where(finite, exact, torch.nan)
         else:
-            wide = self._solved(_double(s), _double(r), constants, k, share, ops, free)
+            wide = self._solved(spd.in_double(s), spd.in_double(r), constants, k, share, ops, free)
             x = wide.to(r.dtype)
         return spd.times_power_of_two(x, -k)
 
@@ -350,10 +350,6 @@ def _most_doublings(dtype: torch.dtype, n: int, of_rounded_matrix: bool) -> int:
 
 # As torch.compiler.assume_constant_result does: asked while tracing, not traced.
 _most_doublings._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _double(a: Tensor) -> Tensor:
-    return a.to(torch.complex128 if a.is_complex() else torch.float64)
 
 
 def _bounds(s: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,11 @@ def real_eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
 
+def in_double(a: Tensor) -> Tensor:
+    """A in double precision, real or complex as it is."""
+    return a.to(torch.complex128 if a.is_complex() else torch.float64)
+
+
 def real_parts(a: Tensor) -> Tensor:
     """Real and imaginary parts of vectors or matrices side by side, shape (..., 2n); A if real.
 

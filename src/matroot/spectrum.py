@@ -39,7 +39,7 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     single = spd.real_dtype(a.dtype) == torch.float32
     # Apple's GPUs have no double precision.
     if single and not looked_at and a.device.type != "mps":
-        values, vectors = _guarded(_eigh, _double(a))
+        values, vectors = _guarded(_eigh, spd.in_double(a))
         return values.to(torch.float32), vectors.to(a.dtype)
     values, vectors = _guarded(_eigh, a)
     if single and looked_at:
@@ -49,7 +49,7 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
             x.flatten(0, a.ndim - 3) if a.ndim > 2 else x[None] for x in (a, values, vectors)
         )
         for index in together(near, a.shape[-1]):
-            wide = _guarded(_eigh, _double(flat[index]))
+            wide = _guarded(_eigh, spd.in_double(flat[index]))
             for whole, part in zip(found, wide, strict=True):
                 taken = near[index].reshape((-1,) + (1,) * (whole.ndim - 1))
                 whole[index] = torch.where(taken, part.to(whole.dtype), whole[index])
@@ -94,10 +94,6 @@ def _svd(a: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.linalg.svd(a))
 
 
-def _double(a: Tensor) -> Tensor:
-    return a.to(torch.complex128 if a.is_complex() else torch.float64)
-
-
 def _guarded(factorise: Factorisation, a: Tensor) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling():
         return factorise(a)  # A program that is being traced cannot catch what it will raise.
@@ -129,7 +125,7 @@ def _again(factorise: Factorisation, a: Tensor, which: Tensor, found: tuple[Tens
 
 def _alone(factorise: Factorisation, a: Tensor) -> tuple[Tensor, ...]:
     """The factors of one matrix (n, n), found in double precision; NaN where that fails."""
-    wide = _double(a) if a.device.type != "mps" else a.clone()
+    wide = spd.in_double(a) if a.device.type != "mps" else a.clone()
     size = spd.max_abs(wide.detach())
     # Entries below the square of rounding are nothing beside the largest, but their squares
     # underflow, which is what solvers fail on.

@@ -244,8 +244,7 @@ def _product_in_double(a: Tensor, b: Tensor, ops: Backend) -> Tensor:
     """AB in double precision, rounded once, where the device has it at speed: on a CPU."""
     if a.device.type != "cpu" or spd.real_dtype(a.dtype) == torch.float64:
         return ops.matmul(a, b)
-    double = torch.complex128 if a.is_complex() else torch.float64
-    return ops.matmul(a.to(double), b.to(double)).to(a.dtype)
+    return ops.matmul(spd.in_double(a), spd.in_double(b)).to(a.dtype)
 
 
 def _with_eigh(a: Tensor, solution: Solution, which: Tensor, root: Root, ops: Backend) -> Solution:
