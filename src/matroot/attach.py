@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -173,12 +172,12 @@ def run(plan: Plan, x: Tensor) -> Evaluated:
         if not differentiated and plan.solved != plan.root:
             plan = replace(plan, rule=Unrolled())  # No root for a derivative's sake.
         found = evaluate(plan, x, fuse=not differentiated)
-    return replace(found, roots=found.roots[-plan.asked :])
+    return replace(found, roots=found.roots[-1:]) if plan.asked < len(found.roots) else found
 
 
 def apply(plan: Plan, x: Tensor) -> Evaluated:
     """``evaluate`` with the derivative of the plan's ExplicitRule attached."""
-    function = autodiff.traceable(_Root, _ForwardRoot)
+    function = autodiff.traceable(_Root, _ForwardRoot, _EagerRoot)
     info, *rest = function.apply(plan, x)
     return Evaluated(info, tuple(rest[: plan.kept]), tuple(rest[plan.kept :]))
 
@@ -218,11 +217,6 @@ class _Root(torch.autograd.Function):
         return outputs, (0,) * len(outputs)
 
 
-# PyTorch asks for it at every call, and finds it anew each time where it is not kept. Functions may
-# have this attribute (PEP 362), which their type does not tell.
-_Root.forward.__signature__ = inspect.signature(_Root.forward)  # type: ignore[attr-defined]
-
-
 class _ForwardRoot(_Root):
     """The same with a forward-mode rule, which torch.compile does not take."""
 
@@ -240,3 +234,6 @@ class _ForwardRoot(_Root):
             tangents = plan.rule.jvp(plan.roots(saved), e, plan.ops)
         wanted = [t for t in tangents if t is not None]
         return (None, *wanted, *(None for _ in saved[plan.kept :]))
+
+
+_EagerRoot = autodiff.in_one_step(_ForwardRoot)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -67,8 +67,33 @@ def _unpack(a: Tensor) -> forward_ad.UnpackedDualTensor:
     return dual
 
 
-def traceable(function: type[F], forward_mode: type[F]) -> type[F]:
+def in_one_step(function: type[F]) -> type[F]:
+    """The same autograd function without a ``setup_context``, which PyTorch calls in half the time.
+
+    For where no torch.func transform is running.
+    """
+
+    class InOneStep(torch.autograd.Function):
+        backward = staticmethod(function.backward)
+        jvp = staticmethod(function.jvp)
+
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = function.forward(*inputs)
+            function.setup_context(ctx, inputs, output)
+            return output
+
+    InOneStep.__name__ = InOneStep.__qualname__ = function.__name__
+    return InOneStep  # type: ignore[return-value]  # As a class it stands in for the other.
+
+
+def traceable(function: type[F], forward_mode: type[F], eager: type[F] | None = None) -> type[F]:
     """The autograd function to apply: under torch.compile the one without a forward-mode rule.
+
+    Args:
+        function: without a forward-mode rule.
+        forward_mode: the same with one.
+        eager: that one ``in_one_step``, where there is one.
 
     Raises:
         NotImplementedError: under torch.compile within two gradients. The compiler takes the
@@ -76,7 +101,10 @@ def traceable(function: type[F], forward_mode: type[F]) -> type[F]:
             would be wrong. (Without ``fullgraph=True`` it then runs the call uncompiled.)
     """
     if not torch.compiler.is_compiling():
-        return forward_mode
+        # PyTorch offers no public question for this; autograd.Function.apply asks the same way.
+        if eager is None or torch._C._are_functorch_transforms_active():
+            return forward_mode
+        return eager
     if _gradient_levels() > 1:
         raise NotImplementedError(
             "second derivatives inside torch.compile, which takes the backward pass of autograd "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -20,7 +20,13 @@ Singular = Literal["raise", "pinv"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about one call but the numbers."""
+    """Everything about one call but the numbers.
+
+    Attributes:
+        solved: the roots to compute: the derivative of the inverse root may need the root too.
+        kept: how many roots are computed.
+        asked: how many were asked for: the last ones of those computed.
+    """
 
     root: Root
     eps: float
@@ -29,25 +35,19 @@ class Plan:
     ops: Backend
     singular: Singular
     input_dtype: torch.dtype
+    solved: Root = field(init=False)
+    kept: int = field(init=False)
+    asked: int = field(init=False)
 
-    @property
-    def solved(self) -> Root:
-        """The roots to compute: the derivative of the inverse root may need the root too."""
+    def __post_init__(self) -> None:
         rule, needed = self.rule, False
         if isinstance(rule, ExplicitRule):
             spared = rule.takes_eigenpairs and self.method.spectral and self.singular == "raise"
             needed = rule.needs_sqrt and not spared
-        return "both" if self.root == "inv_sqrt" and needed else self.root
-
-    @property
-    def kept(self) -> int:
-        """How many roots are computed."""
-        return 2 if self.solved == "both" else 1
-
-    @property
-    def asked(self) -> int:
-        """How many roots were asked for: the last ones of those computed."""
-        return 2 if self.root == "both" else 1
+        solved: Root = "both" if self.root == "inv_sqrt" and needed else self.root
+        object.__setattr__(self, "solved", solved)
+        object.__setattr__(self, "kept", 2 if solved == "both" else 1)
+        object.__setattr__(self, "asked", 2 if self.root == "both" else 1)
 
     def roots(self, saved: tuple[Tensor, ...]) -> Roots:
         """What the forward pass saved, by name."""

@@ -16,6 +16,8 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         self._kind = kind
         self._base = base
         self._classes = {_snake_case(cls.__name__): cls for cls in classes}
+        # Made once: they cannot change.
+        self._defaults = {name: cls() for name, cls in self._classes.items()}
 
     def __getitem__(self, name: str) -> type[T]:
         return self._classes[name]
@@ -33,13 +35,13 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             ValueError: ``spec`` is a string that names no registered class.
             TypeError: ``spec`` is neither a string nor an instance of the registry's base class.
         """
-        if isinstance(spec, self._base):
-            return spec
         if isinstance(spec, str):
-            if spec in self._classes:
-                return self._classes[spec]()
+            if spec in self._defaults:
+                return self._defaults[spec]
             known = ", ".join(repr(name) for name in ("auto", *self._classes))
             raise ValueError(f"unknown {self._kind} {spec!r}; known: {known}")
+        if isinstance(spec, self._base):
+            return spec
         if isinstance(spec, type) and issubclass(spec, self._base):
             raise TypeError(
                 f"{self._kind} must be an object, got the class {spec.__name__}; "

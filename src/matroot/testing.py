@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from matroot.accuracy import Quantity as Quantity
+from matroot.accuracy import tolerance as tolerance
+
 Spectrum = Literal["log", "clustered", "outlier", "half_zero"]
-Quantity = Literal["sqrt", "inv_sqrt", "gradient", "inv_gradient"]
 
 
 def random_spd(
@@ -111,21 +113,6 @@ def relative_error(x: Tensor, reference: Tensor) -> Tensor:
     scale = torch.linalg.matrix_norm(reference.to(double))
     ratio: Tensor = difference / torch.where(scale > 0, scale, 1.0)
     return ratio
-
-
-def tolerance(dtype: torch.dtype, cond: float, quantity: Quantity) -> float:
-    """The relative error that a converged result may have at a condition number.
-
-    Rounding the input alone costs about u·√κ in the root and u·κ in the inverse root and in both
-    gradients; the factors allow for n up to some hundreds and for every converged method. Half
-    precision is computed in float32 and rounded once, at input and output.
-    """
-    unit = torch.finfo(dtype).eps
-    if dtype in (torch.float16, torch.bfloat16):
-        return unit + tolerance(torch.float32, cond, quantity)
-    if quantity == "sqrt":
-        return unit * (20 + 4 * math.sqrt(cond))
-    return unit * (50 + 2 * cond)
 
 
 def assert_root(

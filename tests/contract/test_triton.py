@@ -16,6 +16,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 import matroot
 from matroot.backends import TRITON, triton
+from matroot.backends.triton import launch
 from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import Eigh, Minimax, NewtonSchulz, Pade, Taylor
 from matroot.testing import (
@@ -58,7 +59,10 @@ def run(a, g, quantity, method="minimax", rule="auto", *, backend="triton", **op
 
 
 @pytest.fixture(autouse=True)
-def fresh_memory_is_nan():
+def fresh_memory_is_nan(monkeypatch):
+    if DEVICE == "cpu":
+        # The interpreter's self-tests take seconds: see test_selftest.py.
+        monkeypatch.setenv("MATROOT_TRITON", "on")
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -296,14 +300,13 @@ def test_compiled_programs_hold_the_kernels(method):
 
 def test_the_operators_keep_what_they_promise_torch():
     a = random_spd(3, 2, cond=5, dtype=torch.float32).to(DEVICE)
-    told = (0.0, 1e-3, 1e-6, True, True, False, False)
-    torch.library.opcheck(
-        triton._minimax_op, (a, *told, triton.BOUNDS, 1e-6, 16, "tf32x3"), rtol=0, atol=0
-    )
-    torch.library.opcheck(
-        triton._published_op, (a, *told, triton.NORM, [1.0, -0.5], [1.0, 0.5], False, "tf32x3")
-    )
-    torch.library.opcheck(triton._lyapunov_op, (a, None, None, a, None, 0, "tf32x3"))
+    told = (a, torch.float32, 0.0, True, True, False)
+    operators, precision = launch.OPERATORS, "tf32x3"
+    of_minimax = (*told, launch.BOUNDS, 1e-6, 16, precision)
+    torch.library.opcheck(operators["minimax"], of_minimax, rtol=0, atol=0)
+    published = (*told, launch.NORM, [1.0, -0.5], [1.0, 0.5], False, precision)
+    torch.library.opcheck(operators["published"], published)
+    torch.library.opcheck(operators["lyapunov"], (a, None, None, a, None, 0, precision))
 
 
 def test_what_goes_to_the_reference():
@@ -339,13 +342,13 @@ def test_who_takes_what_and_why(monkeypatch):
     a = torch.eye(3, device=DEVICE)
     explanation = matroot.explain(a, backend="triton")
     assert (explanation.method, explanation.gradient) == (Minimax(), Lyapunov())
-    # Not until it has been measured.
-    assert matroot.explain(a).backend != "triton"
-    assert "backend 'triton' takes it if asked for: its kernels have run" in str(explanation)
+    # By default on a GPU, and never by the interpreter.
+    assert (matroot.explain(a).backend == "triton") == (DEVICE == "cuda")
+    assert "backend 'triton' takes it" in str(explanation)
     for tensor, why in (
-        (torch.eye(129), "up to 128×128, not n = 129"),
-        (torch.eye(3, dtype=torch.float64), "in float32, not in torch.float64"),
-        (torch.eye(3, dtype=torch.complex64), "in float32, not in torch.complex64"),
+        (torch.eye(129, device=DEVICE), "up to 128×128, not n = 129"),
+        (torch.eye(3, dtype=torch.float64, device=DEVICE), "in float32, not in torch.float64"),
+        (torch.eye(3, dtype=torch.complex64, device=DEVICE), "in float32, not in torch.complex64"),
         (torch.eye(3, device="meta"), "on a CUDA GPU, not on meta"),
     ):
         with pytest.raises(ValueError, match=why):
@@ -358,9 +361,10 @@ def test_who_takes_what_and_why(monkeypatch):
 
 def test_old_gpus_decline(monkeypatch):
     class Old:
-        device = torch.device("cuda")
+        device = torch.device("cuda:7")
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(triton, "_GPU_DECLINES", {})
     assert "compute capability 8.0, this GPU has 7.5" in TRITON.declines(Old())
 
 

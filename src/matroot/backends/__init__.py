@@ -33,7 +33,7 @@ def select(name: str, a: Tensor) -> Backend:
     """
     if name == "auto":
         for backend in (NATIVE, TRITON):
-            if backend.on_request is None and backend.declines(a) is None:
+            if backend.declines(a) is None and backend.on_request(a) is None:
                 return backend
         return TORCH
     if name not in _BACKENDS:
@@ -54,4 +54,8 @@ def _reason(backend: Backend, a: Tensor) -> str:
     why = backend.declines(a)
     if why is not None:
         return f"declines: {why}"
-    return "takes it" + (f" if asked for: {backend.on_request}" if backend.on_request else "")
+    asked = backend.on_request(a)
+    notes = [f"if asked for: {asked}"] if asked else []
+    if backend.note is not None:
+        notes.append(backend.note(a))
+    return "takes it" + (f" ({'; '.join(notes)})" if notes else "")

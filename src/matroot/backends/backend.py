@@ -122,7 +122,8 @@ class Backend:
         roots: a kernel for whole calls, where there is one.
         gradient: a kernel for whole gradients, where there is one.
         method: the name of the method whose kernel is the best; None: no matter.
-        on_request: why ``"auto"`` passes it by; None: it does not.
+        on_request: why ``"auto"`` passes it by for this tensor; None: it does not.
+        note: what is to be said of it beside that it takes this tensor.
     """
 
     name: str
@@ -132,4 +133,5 @@ class Backend:
     roots: RootKernel | None = None
     gradient: GradientKernel | None = None
     method: str | None = None
-    on_request: str | None = None
+    on_request: Callable[[Tensor], str | None] = lambda a: None
+    note: Callable[[Tensor], str] | None = None

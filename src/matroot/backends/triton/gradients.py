@@ -123,11 +123,11 @@ def lyapunov_kernel(
     x_ptr,
     share,
     steps,
+    sqrt,
+    inv,
+    known,
     N: tl.constexpr,
-    SQRT: tl.constexpr,
-    INV: tl.constexpr,
     SIGN: tl.constexpr,
-    CONSTANTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """X of S X + X S = G_S − Z G_Z Z, Hermitian, (b, n, n).
@@ -138,7 +138,7 @@ def lyapunov_kernel(
         n: rows.
         s_ptr: S = A^{1/2}.
         z_ptr: Z = A^{-1/2}, read if INV.
-        constants_ptr: see gradients.Lyapunov.prepare, read if CONSTANTS: bounds of the spectrum of
+        constants_ptr: see gradients.Lyapunov.prepare, read if known: bounds of the spectrum of
             S, (b, 2), or, if SIGN, √‖A‖_F, (b,).
         g_sqrt_ptr: G_S, read if SQRT.
         g_inv_ptr: G_Z, read if INV.
@@ -158,9 +158,9 @@ def lyapunov_kernel(
         finite = is_finite(s)
         s = tl.where(finite, s, 0.0)
         r = tl.zeros((N, N), tl.float32)
-        if SQRT:
+        if sqrt:
             r += hermitian_part(load(g_sqrt_ptr, matrix, n, N))
-        if INV:
+        if inv:
             z = put(load(z_ptr, matrix, n, N), third)
             g = put(hermitian_part(load(g_inv_ptr, matrix, n, N)), fourth)
             left = put(product(z, g, N, PRECISION), second)
@@ -169,7 +169,7 @@ def lyapunov_kernel(
         s = times_power_of_two(s, -k)
 
         if SIGN:
-            if CONSTANTS:
+            if known:
                 nu = times_power_of_two(tl.load(constants_ptr + matrix), -k)
             else:
                 nu = norm(s)
@@ -178,7 +178,7 @@ def lyapunov_kernel(
             _, regular = inverse(plus_diagonal(s, -share, n), first, n, PRECISION)
             singular = regular == 0
         else:
-            if CONSTANTS:
+            if known:
                 low = times_power_of_two(tl.load(constants_ptr + 2 * matrix), -k)
                 high = times_power_of_two(tl.load(constants_ptr + 2 * matrix + 1), -k)
             else:

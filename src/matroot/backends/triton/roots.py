@@ -121,8 +121,8 @@ def prepared(
     eps,
     max_skew,
     below,
+    regular,
     N: tl.constexpr,
-    REGULAR: tl.constexpr,
     HALF: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -145,7 +145,7 @@ def prepared(
     found = definite & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
     low = tl.where(found, 1.0 / positive_or_one(most), 0.0)
     low_at_most = tl.where(found, 1.0 / positive_or_one(least), 0.0)
-    if REGULAR:
+    if regular:
         singular = low_at_most <= largest_at_least(a) * (ZERO_UNITS * EPS)
         status = tl.maximum(status, tl.where(singular, SINGULAR, OK))
     if low <= 0:
@@ -155,17 +155,17 @@ def prepared(
 
 
 @triton.jit
-def grown(y, z, trace_bound, memory, n, SQRT: tl.constexpr, PRECISION: tl.constexpr):
+def grown(y, z, trace_bound, memory, n, sqrt, PRECISION: tl.constexpr):
     """See methods.coupled.grown."""
-    if SQRT:
+    bad = is_finite(z) == 0
+    if sqrt:
         size = norm(y)
         shifted = plus_diagonal(hermitian_part(y), size * (2.0 * HALF_DIGITS), n)
         _, definite = inverse(shifted, memory, n, PRECISION)
         definite = definite | (size == 0)
         bounded = size * size <= trace_bound * (1.0 + 20.0 * HALF_DIGITS)
-        return (is_finite(z) & definite & bounded) == 0
-    else:
-        return is_finite(z) == 0
+        bad = bad | ((definite & bounded) == 0)
+    return bad
 
 
 @triton.jit
@@ -199,12 +199,12 @@ def minimax_kernel(
     below,
     tol,
     max_steps,
+    sqrt,
+    inv,
+    regular,
+    constants,
     N: tl.constexpr,
-    SQRT: tl.constexpr,
-    INV: tl.constexpr,
-    REGULAR: tl.constexpr,
     HALF: tl.constexpr,
-    CONSTANTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Roots of A, (b, n, n), by the coupled minimax iteration.
@@ -249,8 +249,8 @@ def minimax_kernel(
             eps,
             max_skew,
             below,
+            regular,
             N,
-            REGULAR,
             HALF,
             PRECISION,
         )
@@ -278,16 +278,16 @@ def minimax_kernel(
             d = h2 * product(p, p, N, PRECISION) + h1 * get(p, N)
             # H − I: what a step adds gets small, and its rounding with it.
             d = put(plus_diagonal(d, h0 - 1.0, n), first)
-            if INV | (step < needed - 1):
+            if (inv != 0) | (step < needed - 1):
                 z = put(get(z, N) + product(d, z, N, PRECISION), fourth)
-            if SQRT | (step < needed - 1):
+            if (sqrt != 0) | (step < needed - 1):
                 y = put(get(y, N) + product(y, d, N, PRECISION), second)
 
         if (low <= 0) & (status == OK):
             # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
             left = 1.0 + tl.load(row + 4 * (needed - 1) + 3)
             bound = sum * r * left * left
-            bad = grown(get(y, N) * r, get(z, N), bound, third, n, SQRT, PRECISION)
+            bad = grown(get(y, N) * r, get(z, N), bound, third, n, sqrt, PRECISION)
             status = tl.where(bad, DIVERGED, status)
 
         good = status == OK
@@ -295,15 +295,15 @@ def minimax_kernel(
         half = k >> 1
         factor = tl.where(good, tl.sqrt(r), float("nan"))
         unit = tl.where(good, power_of_two(half), float("nan"))
-        if CONSTANTS == 1:
+        if constants == 1:
             null = low_at_most <= at_least * (2.0 * ZERO_UNITS * EPS)
             tl.store(constants_ptr + 2 * matrix, tl.where(null, 0.0, tl.sqrt(low)) * unit)
             tl.store(constants_ptr + 2 * matrix + 1, tl.sqrt(high) * unit)
-        elif CONSTANTS == 2:
+        elif constants == 2:
             tl.store(constants_ptr + matrix, tl.sqrt(size) * unit)
-        if SQRT:
+        if sqrt:
             write_root(sqrt_ptr, matrix, get(y, N), factor, half, n)
-        if INV:
+        if inv:
             write_root(inv_sqrt_ptr, matrix, get(z, N), factor, -half, n)
 
 
@@ -364,12 +364,12 @@ def published_kernel(
     below,
     blocks,
     degree,
+    sqrt,
+    inv,
+    regular,
+    constants,
     N: tl.constexpr,
-    SQRT: tl.constexpr,
-    INV: tl.constexpr,
-    REGULAR: tl.constexpr,
     HALF: tl.constexpr,
-    CONSTANTS: tl.constexpr,
     PADE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -404,8 +404,8 @@ def published_kernel(
             eps,
             max_skew,
             below,
+            regular,
             N,
-            REGULAR,
             HALF,
             PRECISION,
         )
@@ -413,26 +413,26 @@ def published_kernel(
         one = put(plus_diagonal(-a / positive_or_one(size), 1.0, n), first)
         square = put(product(one, one, N, PRECISION), second)
         cube = put(product(one, square, N, PRECISION), third)
-        if SQRT | PADE:
+        if (sqrt != 0) | PADE:
             p = polynomial(coefficients_ptr, blocks, one, square, cube, fourth, n, N, PRECISION)
             p = put(p, fourth)
-        if INV | PADE:
+        if (inv != 0) | PADE:
             of_q = coefficients_ptr + 3 * blocks + 1
             q = put(polynomial(of_q, blocks, one, square, cube, fifth, n, N, PRECISION), fifth)
         good = status == OK
         write_info(info_ptr, matrix, status, degree, 2 * good.to(tl.int32))
         half, scale = k >> 1, tl.sqrt(size)
-        if CONSTANTS == 2:
+        if constants == 2:
             unit = tl.where(good, power_of_two(half), float("nan"))
             tl.store(constants_ptr + matrix, scale * unit)
         scale = tl.where(good, scale, float("nan"))
-        if SQRT:
+        if sqrt:
             if PADE:
                 s = solved(q, p, first, second, third, n, N, PRECISION)
             else:
                 s = get(p, N)
             write_root(sqrt_ptr, matrix, s, scale, half, n)
-        if INV:
+        if inv:
             if PADE:
                 z = solved(p, q, first, second, third, n, N, PRECISION)
             else:

@@ -1,0 +1,373 @@
+"""The fused kernels as functions of tensors, and as operators of PyTorch's.
+
+Eager programs call the functions; torch.compile, and whoever watches operations, is given the
+operators (``torch.ops.matroot``), which take PyTorch twice as long to call. Triton is imported when
+the first of them runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from matroot import checks, spd
+from matroot.schedules import schedules
+
+# What a gradient by the Lyapunov equation may be told: see gradients.Lyapunov.prepare.
+NOTHING, BOUNDS, NORM = 0, 1, 2
+
+LARGEST = 128
+"""Beyond, the products of a library fill the device by themselves."""
+
+
+class Launch(NamedTuple):
+    """How a kernel runs on matrices padded to N×N.
+
+    Attributes:
+        warps: of 32 threads, for one matrix.
+        resident: programs that one multiprocessor holds at once, where they need memory of their
+            own; None where they do not, and each matrix has a program.
+    """
+
+    warps: int
+    resident: int | None
+
+
+LAUNCHES = {
+    16: Launch(warps=1, resident=None),
+    32: Launch(warps=2, resident=None),
+    64: Launch(warps=4, resident=4),
+    128: Launch(warps=8, resident=2),
+}
+
+
+class Variant(NamedTuple):
+    """One compiled program: everything that a kernel is compiled for.
+
+    Attributes:
+        kernel: ``"minimax"``, ``"published"`` or ``"lyapunov"``.
+        size: N, the power of 2 that matrices are padded to.
+        option: what else tells programs of one kernel apart: a matrix given in half precision (and
+            then ``"pade"``) for the roots, steps of the matrix sign function for the gradient.
+        precision: of products, as tl.dot names it.
+    """
+
+    kernel: str
+    size: int
+    option: tuple[bool, ...]
+    precision: str
+
+
+def size_of(n: int) -> int:
+    """The N that n×n matrices are padded to."""
+    # Comparisons, since torch.compile may not know n.
+    return 16 if n <= 16 else 32 if n <= 32 else 64 if n <= 64 else 128
+
+
+@functools.cache
+def _kernel(name: str) -> Any:
+    from matroot.backends.triton import gradients, roots
+
+    found = {
+        "minimax": roots.minimax_kernel,
+        "published": roots.published_kernel,
+        "lyapunov": gradients.lyapunov_kernel,
+    }
+    return found[name]
+
+
+# Matrices of memory that a program needs, and the names of its options.
+_NEEDS = {
+    "minimax": (4, ("HALF",)),
+    "published": (5, ("HALF", "PADE")),
+    "lyapunov": (5, ("SIGN",)),
+}
+
+# What Triton has compiled, by variant, warps and device: called without Triton's own search for it,
+# which takes longer than some kernels run. (Integers and addresses are not specialised, so that one
+# program serves every batch.)
+_COMPILED: dict[tuple[Variant, int, int], Any] = {}
+
+
+def _launch(variant: Variant, like: Tensor, *arguments: Any) -> None:
+    """Run a kernel on a batch (..., n, n).
+
+    Args:
+        variant: the program.
+        like: of the batch's shape.
+        arguments: the kernel's, but for ``memory_ptr``, ``batch`` and ``n``, which come first, and
+            its constants, which come last.
+
+    Raises:
+        RuntimeError: it is to be compiled while a CUDA graph is captured.
+    """
+    n, size, device = like.shape[-1], variant.size, like.device
+    batch = like.numel() // n**2
+    warps, resident = LAUNCHES[size]
+    needs, options = _NEEDS[variant.kernel]
+    programs, numbers = batch, 0
+    if resident is not None:
+        programs = min(batch, _programs(device, resident))
+        numbers = programs * needs * size**2
+    told = (like.new_empty(numbers), batch, n, *arguments, size, *variant.option, variant.precision)
+    on_gpu = device.type == "cuda"
+    if on_gpu and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            _launch(variant, like, *arguments)
+        return
+    key = (variant, warps, device.index if on_gpu else -1)
+    compiled = _COMPILED.get(key)
+    if compiled is not None:
+        compiled[programs, 1, 1](*told)
+        return
+    refuse_capture(device)
+    constants = dict(zip(("N", *options, "PRECISION"), told[-2 - len(options) :], strict=True))
+    compiled = _kernel(variant.kernel)[(programs,)](
+        *told[: -2 - len(options)], num_warps=warps, **constants
+    )
+    if compiled is not None:  # The interpreter compiles nothing.
+        _COMPILED[key] = compiled
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise RuntimeError if a CUDA graph is being captured: what is made once cannot be made there.
+
+    (Programs are compiled and tested, tables copied to the device.)
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "matroot's first call of its kind on this GPU lies inside a CUDA graph capture, where "
+            "kernels cannot be compiled and tested: run it once before the capture, forward and "
+            "backward, as PyTorch's own graphs need it (a warm-up)"
+        )
+
+
+@functools.cache
+def _programs(device: torch.device, resident: int) -> int:
+    """How many programs a device holds at once; the interpreter one."""
+    if device.type == "cpu":
+        return 1
+    multiprocessors: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return resident * multiprocessors
+
+
+def _outputs(
+    a: Tensor, sqrt: bool, inv_sqrt: bool, constants: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory for what a kernel finds: info, the roots, what the gradient wants; or empty."""
+    batch = a.shape[:-2]
+    return (
+        a.new_empty((*batch, 3), dtype=torch.int64),
+        a.new_empty(a.shape if sqrt else 0),
+        a.new_empty(a.shape if inv_sqrt else 0),
+        a.new_empty((*batch, 2) if constants == BOUNDS else batch if constants == NORM else 0),
+    )
+
+
+@functools.cache
+def _thresholds(dtype: torch.dtype) -> tuple[float, float]:
+    """What skewness is rounding; the unit of rounding, of the user's dtype."""
+    return checks.max_skew(dtype), spd.real_eps(dtype)
+
+
+def minimax(
+    a: Tensor,
+    dtype: torch.dtype,
+    eps: float,
+    sqrt: bool,
+    inv_sqrt: bool,
+    regular: bool,
+    constants: int,
+    tol: float,
+    max_steps: int,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Info, A^{1/2}, A^{-1/2} and what the gradient wants to know: see roots.minimax_kernel.
+
+    Args:
+        a: shape (..., n, n), float32.
+        dtype: the dtype that the user gave.
+        eps: the ridge.
+        sqrt: whether A^{1/2} is wanted.
+        inv_sqrt: whether A^{-1/2} is wanted.
+        regular: whether a singular matrix has no result.
+        constants: NOTHING, BOUNDS or NORM.
+        tol: see Minimax.
+        max_steps: see Minimax.
+        precision: of products, as tl.dot names it.
+    """
+    a = a.contiguous()
+    info, s, z, known = found = _outputs(a, sqrt, inv_sqrt, constants)
+    n, (skew, unit) = a.shape[-1], _thresholds(dtype)
+    _launch(
+        Variant("minimax", size_of(n), (dtype != a.dtype,), precision),
+        a,
+        a,
+        s,
+        z,
+        known,
+        info,
+        schedules(5, a.dtype, a.device),
+        eps,
+        skew,
+        n * unit,
+        tol,
+        max_steps,
+        int(sqrt),
+        int(inv_sqrt),
+        int(regular),
+        constants,
+    )
+    return found
+
+
+def published(
+    a: Tensor,
+    dtype: torch.dtype,
+    eps: float,
+    sqrt: bool,
+    inv_sqrt: bool,
+    regular: bool,
+    constants: int,
+    p: list[float],
+    q: list[float],
+    pade: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same by the published polynomials: see roots.published_kernel.
+
+    Args:
+        a: see ``minimax``, as what is not here.
+        p: the coefficients of P.
+        q: the coefficients of Q.
+        pade: whether they are Padé's.
+    """
+    a = a.contiguous()
+    info, s, z, known = found = _outputs(a, sqrt, inv_sqrt, constants)
+    n, (skew, unit) = a.shape[-1], _thresholds(dtype)
+    degree = len(p) - 1
+    _launch(
+        Variant("published", size_of(n), (dtype != a.dtype, pade), precision),
+        a,
+        a,
+        s,
+        z,
+        known,
+        info,
+        schedules(5, a.dtype, a.device),
+        _coefficients(tuple(p), tuple(q), a.device),
+        eps,
+        skew,
+        n * unit,
+        -(-degree // 3),
+        degree,
+        int(sqrt),
+        int(inv_sqrt),
+        int(regular),
+        constants,
+    )
+    return found
+
+
+@functools.cache
+def _coefficients(p: tuple[float, ...], q: tuple[float, ...], device: torch.device) -> Tensor:
+    """Both polynomials with zeros up to the next multiple of 3."""
+    refuse_capture(device)
+    degree = len(p) - 1
+    zeros = (0.0,) * (-degree % 3)
+    return torch.tensor([*p, *zeros, *q, *zeros], dtype=torch.float32, device=device)
+
+
+def lyapunov(
+    s: Tensor,
+    z: Tensor | None,
+    constants: Tensor | None,
+    g_sqrt: Tensor | None,
+    g_inv: Tensor | None,
+    steps: int,
+    precision: str,
+) -> Tensor:
+    """X of S X + X S = G_S − Z G_Z Z: see gradients.lyapunov_kernel.
+
+    Args:
+        s: S, shape (..., n, n), float32.
+        z: Z, where G_Z is given.
+        constants: what the root's kernel said.
+        g_sqrt: G_S, or None.
+        g_inv: G_Z, or None.
+        steps: of the matrix sign function, 0 to solve to rounding.
+        precision: of products, as tl.dot names it.
+    """
+    s = s.contiguous()
+    n = s.shape[-1]
+    x = torch.empty_like(s)
+    _launch(
+        Variant("lyapunov", size_of(n), (steps > 0,), precision),
+        s,
+        s,
+        s if z is None else z.contiguous(),
+        s if constants is None else constants.contiguous(),
+        s if g_sqrt is None else g_sqrt.contiguous(),
+        s if g_inv is None else g_inv.contiguous(),
+        x,
+        _null_share(n),
+        steps,
+        int(g_sqrt is not None),
+        int(g_inv is not None),
+        int(constants is not None),
+    )
+    return x
+
+
+@functools.cache
+def _null_share(n: int) -> float:
+    """Eigenvalues of S up to this share of the largest are zero."""
+    return math.sqrt(spd.null_share(n, torch.float32))
+
+
+def _no_roots(
+    a: Tensor,
+    _dtype: Any,
+    _eps: float,
+    sqrt: bool,
+    inv_sqrt: bool,
+    _: bool,
+    constants: int,
+    *__: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Results without numbers, for torch.compile."""
+    return _outputs(a, sqrt, inv_sqrt, constants)
+
+
+def _no_gradient(s: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(s, memory_format=torch.contiguous_format)
+
+
+# By the bare interface: torch.library.custom_op takes longer to call than some kernels run.
+_LIBRARY = torch.library.Library("matroot", "DEF")
+
+
+def _operator(run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """``torch.ops.matroot.NAME``, which does ``run``, and under torch.compile ``fake``."""
+    name = run.__name__
+    _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"matroot::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.matroot, name).default
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "minimax": minimax,
+    "published": published,
+    "lyapunov": lyapunov,
+}
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "minimax": _operator(minimax, _no_roots),
+    "published": _operator(published, _no_roots),
+    "lyapunov": _operator(lyapunov, _no_gradient),
+}

@@ -1,0 +1,373 @@
+"""Whether the kernels can be trusted on this machine: each compiled program is tested at first use.
+
+A compiler or a driver of another version, or a GPU of another kind, may break what was right
+elsewhere. So the first time that a program runs on a device a few matrices whose answers are known
+are solved by it: κ = 1e2 to 1e6, repeated eigenvalues, a singular, an indefinite, a skew one and
+one with a NaN. Statuses must be as expected, roots and gradients as accurate as the numerics page
+promises beside PyTorch's operations in float64, and the bits the same a second time. It takes some
+ten launches and one synchronisation, once a process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from matroot import schedules
+from matroot.accuracy import Quantity, tolerance
+from matroot.backends.triton import launch
+from matroot.backends.triton.launch import BOUNDS, NORM, NOTHING, Variant
+from matroot.checks import Status
+
+SWITCH = "MATROOT_TRITON"
+
+
+def switch() -> str:
+    """``"off"``, ``"test"`` or ``"on"``: what the environment says of the kernels, at this call.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    said = os.environ.get(SWITCH, "test")
+    if said not in ("off", "test", "on"):
+        raise ValueError(
+            f"{SWITCH} must be 'off' (never the fused GPU kernels), 'test' (after a self-test, the "
+            f"default) or 'on' (without it), got {said!r}"
+        )
+    return said
+
+
+class Verdict(NamedTuple):
+    """What a self-test has found.
+
+    Attributes:
+        passed: whether the program may be used.
+        said: the figures, or what was wrong.
+    """
+
+    passed: bool
+    said: str
+
+
+_VERDICTS: dict[tuple[Variant, torch.device], Verdict] = {}
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def passed(
+    kernel: str, size: int, option: tuple[bool, ...], precision: str, device: torch.device
+) -> bool:
+    """Whether this program may be used: see launch.Variant. Tested if it is to be and was not yet.
+
+    Raises:
+        RuntimeError: it is to be tested while a CUDA graph is captured.
+    """
+    key = (Variant(kernel, size, option, precision), device)
+    verdict = _VERDICTS.get(key)
+    if verdict is not None and verdict.passed:
+        return True
+    if switch() == "on":
+        return True
+    if verdict is None:
+        launch.refuse_capture(device)
+        with _ONE_AT_A_TIME:
+            verdict = _VERDICTS.get(key)
+            if verdict is None:
+                verdict = _VERDICTS[key] = _verdict(*key)
+                if not verdict.passed:
+                    warnings.warn(
+                        f"matroot's fused GPU kernel {kernel!r} for matrices up to {size}×{size} "
+                        f"fails its self-test on {_name(device)}: {verdict.said}. PyTorch's "
+                        "operations are used in its place: slower, and right. Please report it",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+    return verdict.passed
+
+
+# As torch.compiler.assume_constant_result does: asked while tracing, not traced.
+passed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def verdicts(device: torch.device) -> str:
+    """What the self-tests on this device have said so far, a clause for ``matroot.explain``."""
+    if switch() == "on":
+        return f"without a self-test ({SWITCH}=on)"
+    found = {key[0]: verdict for key, verdict in _VERDICTS.items() if key[1] == device}
+    if not found:
+        return "after a self-test, which comes with the first call"
+    return "; ".join(
+        f"self-test of {v.kernel!r} up to {v.size}×{v.size} "
+        f"{'passed' if verdict.passed else 'FAILED'}: {verdict.said}"
+        for v, verdict in found.items()
+    )
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _verdict(variant: Variant, device: torch.device) -> Verdict:
+    """Run the test of a program, whatever is going on around."""
+    test = {"minimax": _minimax, "published": _published, "lyapunov": _lyapunov}[variant.kernel]
+    sync = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else 0
+    try:
+        if sync:
+            torch.cuda.set_sync_debug_mode(0)
+        with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+            worst = 0.0
+            for what, error, allowed in test(variant, device):
+                # Written so that NaN fails too.
+                if not error <= allowed:
+                    return Verdict(False, f"{what} is off by {error:.1e}, {allowed:.1e} is allowed")
+                worst = max(worst, error / allowed if allowed else 0.0)
+        return Verdict(True, f"errors up to {worst:.0%} of what is promised")
+    except Exception as error:  # Whatever a compiler or a driver may raise.
+        return Verdict(False, f"{type(error).__name__}: {error}")
+    finally:
+        if sync:
+            torch.cuda.set_sync_debug_mode(sync)
+
+
+# What is measured, its error, and how large that may be.
+Findings = Iterator[tuple[str, float, float]]
+
+
+class _Case(NamedTuple):
+    """One matrix of the test: its eigenvalues, and what is promised of it."""
+
+    name: str
+    values: Tensor
+    cond: float
+    status: int
+
+
+def _cases(n: int, precision: str) -> list[_Case]:
+    line = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device="cpu")
+    conds = (1e1,) if precision == "tf32" else (1e2, 1e4, 1e6)
+    found = [_Case(f"κ = {cond:.0e}", cond**-line, cond, Status.OK) for cond in conds]
+    two = torch.where(line < 0.5, 2.0**60, 2.0**60 / 8)
+    zero = torch.where(line < 0.5, 1.0, 0.0)
+    negative = torch.where(line < 0.9, 1.0, -0.5)
+    return [
+        *found,
+        _Case("repeated eigenvalues", two, 8.0, Status.OK),
+        _Case("a singular matrix", zero, math.inf, Status.OK),
+        _Case("an indefinite matrix", negative, 1.0, Status.INDEFINITE),
+        _Case("a skew matrix", torch.ones_like(line), 1.0, Status.ASYMMETRIC),
+        _Case("a NaN", torch.ones_like(line), 1.0, Status.NONFINITE),
+    ]
+
+
+class _Known(NamedTuple):
+    """The matrices, float32 on the device, and their eigenpairs in float64 on the CPU."""
+
+    cases: list[_Case]
+    a: Tensor
+    values: Tensor
+    vectors: Tensor
+
+    @property
+    def good(self) -> list[int]:
+        """Which have a root."""
+        return [i for i, case in enumerate(self.cases) if case.status == Status.OK]
+
+
+def _known(variant: Variant, device: torch.device) -> _Known:
+    """Matrices Q diag(λ) Q with the symmetric orthogonal Q of the fourth cosine transform."""
+    n = variant.size - 1  # So that there is padding.
+    cases = _cases(n, variant.precision)
+    line = torch.arange(n, dtype=torch.float64, device="cpu") + 0.5
+    q = (line[:, None] * line * (math.pi / n)).cos() * math.sqrt(2 / n)
+    a = torch.stack([(q * case.values) @ q for case in cases])
+    a = ((a + a.mT) / 2).float()
+    values, vectors = torch.linalg.eigh(a.double())
+    bad = {case.status: i for i, case in enumerate(cases)}
+    a[bad[Status.ASYMMETRIC], 0, -1] += 10.0
+    a[bad[Status.NONFINITE], -1, -1] = math.nan
+    zero = next(i for i, case in enumerate(cases) if case.cond == math.inf)
+    values[zero] = values[zero].round()  # Rounding's ±1e-7 are zeros.
+    return _Known(cases, a.to(device), values, vectors)
+
+
+def _off(x: Tensor, expected: Tensor) -> float:
+    """‖X − X₀‖_F/‖X₀‖_F."""
+    return float((x - expected).norm() / expected.norm())
+
+
+def _allowed(case: _Case, n: int, quantity: Quantity, precision: str) -> float:
+    """What the numerics page promises."""
+    if case.cond == math.inf:
+        # The null space is known to the root of rounding.
+        return math.sqrt(max(n, 4) * 2.0**-23)
+    plain = 2.0**13 if precision == "tf32" else 1.0  # Digits that plain TF32 lacks.
+    return plain * tolerance(torch.float32, case.cond, quantity)
+
+
+def _same(what: str, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Findings:
+    """Whether all bits are the same."""
+    equal = all(
+        torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0))
+        for x, y in zip(first, second, strict=True)
+    )
+    yield f"the same call again ({what})", 0.0 if equal else math.inf, 0.0
+
+
+def _dtype(variant: Variant) -> torch.dtype:
+    return torch.float16 if variant.option[0] else torch.float32
+
+
+def _minimax(variant: Variant, device: torch.device) -> Findings:
+    known = _known(variant, device)
+    dtype, end = _dtype(variant), (2.0**-22, 16, variant.precision)
+
+    def solved(sqrt: bool, inv_sqrt: bool, regular: bool, constants: int) -> tuple[Tensor, ...]:
+        found = launch.minimax(known.a, dtype, 0.0, sqrt, inv_sqrt, regular, constants, *end)
+        return tuple(t.cpu() for t in found)
+
+    s, z = known.values.clamp(min=0).sqrt(), known.values.abs().clamp(min=1e-30).rsqrt()
+    yield from _roots_are_right(known, variant, solved, s, z, BOUNDS)
+
+
+def _published(variant: Variant, device: torch.device) -> Findings:
+    known = _known(variant, device)
+    # Padé's of order 2, or Taylor's of degree 4: any would do.
+    p, q = [1.0, -1.25, 0.3125], [1.0, -0.75, 0.0625]
+    pade = variant.option[1]
+    if not pade:
+        p, q = [1.0, -0.5, -0.125, -0.0625, -0.0390625], [1.0, 0.5, 0.375, 0.3125, 0.2734375]
+    dtype, end = _dtype(variant), (p, q, pade, variant.precision)
+
+    def solved(sqrt: bool, inv_sqrt: bool, regular: bool, constants: int) -> tuple[Tensor, ...]:
+        found = launch.published(known.a, dtype, 0.0, sqrt, inv_sqrt, regular, constants, *end)
+        return tuple(t.cpu() for t in found)
+
+    size = known.values.norm(dim=-1, keepdim=True)
+    z = 1 - known.values / size
+    above = sum(c * z**k for k, c in enumerate(p))
+    below = sum(c * z**k for k, c in enumerate(q))
+    s, inverse = (above / below, below / above) if pade else (above, below)
+    yield from _roots_are_right(
+        known, variant, solved, s * size.sqrt(), inverse / size.sqrt(), NORM
+    )
+
+
+def _roots_are_right(
+    known: _Known, variant: Variant, solved: object, s: Tensor, z: Tensor, constants: int
+) -> Findings:
+    """The findings of a kernel for roots, whose eigenvalues are to be ``s`` and ``z``."""
+    assert callable(solved)
+    table = schedules.schedules(5, torch.float32, known.a.device)
+    right = schedules.checksum(table) == schedules.CHECKSUM
+    yield "the table of steps", 0.0 if right else math.inf, 0.0
+    n = known.a.shape[-1]
+    info, roots, inverses, told = both = solved(True, True, True, constants)
+    yield from _same("both roots", both, solved(True, True, True, constants))
+    alone, root, _, _ = solved(True, False, False, NOTHING)
+    for i, case in enumerate(known.cases):
+        singular = case.cond == math.inf
+        found, wanted = int(info[i, 0]), Status.SINGULAR if singular else case.status
+        yield f"the status of {case.name}", abs(found - wanted), 0.0
+        yield f"the status of {case.name}, one root", abs(int(alone[i, 0]) - case.status), 0.0
+        if case.status != Status.OK:
+            gone = root[i].isnan().all() and roots[i].isnan().all() and inverses[i].isnan().all()
+            yield f"{case.name}, which is no NaN,", 0.0 if gone else math.inf, 0.0
+            continue
+        q = known.vectors[i]
+        expected = (q * s[i]) @ q.mT
+        allowed = _allowed(case, n, "sqrt", variant.precision)
+        yield f"the root of {case.name}", _off(root[i].double(), expected), allowed
+        if singular:
+            continue
+        yield f"the root beside the inverse of {case.name}", _off(roots[i], root[i]), 0.0
+        inverse = (q * z[i]) @ q.mT
+        allowed = _allowed(case, n, "inv_sqrt", variant.precision)
+        yield f"the inverse root of {case.name}", _off(inverses[i].double(), inverse), allowed
+        if constants == NORM:
+            norm = float(known.values[i].norm() ** 0.5)
+            yield f"‖A‖ of {case.name}", abs(float(told[i]) / norm - 1), 1e-5
+        else:
+            low, high = known.values[i, 0] ** 0.5, known.values[i, -1] ** 0.5
+            kept = float(told[i, 0]) <= low * 1.0001 and float(told[i, 1]) >= high * 0.9999
+            yield f"a bound of the spectrum of {case.name}", 0.0 if kept else math.inf, 0.0
+
+
+def _lyapunov(variant: Variant, device: torch.device) -> Findings:
+    known = _known(variant, device)
+    n, steps = known.a.shape[-1], 8 if variant.option[0] else 0
+    good = known.good
+    values, q = known.values[good].clamp(min=0), known.vectors[good]
+    s = values.sqrt()
+    line = torch.arange(n, dtype=torch.float64, device="cpu")
+    g = (line[:, None] * 1.7 + line.square() * 0.3).sin() + torch.eye(n, device="cpu")
+    roots = ((q * s[:, None, :]) @ q.mT).float()
+    inverses = ((q * s.clamp(min=1e-30).reciprocal()[:, None, :]) @ q.mT).float()
+    bad = torch.full_like(roots[:1], math.nan)
+    bounds = torch.stack([s[:, 0], s[:, -1]], -1).float()
+    norms = values.norm(dim=-1).sqrt().float()
+    constants = torch.cat([norms if steps else bounds, (norms if steps else bounds)[:1]])
+    on_device = [
+        t.to(device)
+        for t in (
+            torch.cat([roots, bad]),
+            torch.cat([inverses, bad]),
+            constants,
+            g.float().expand(len(good) + 1, n, n).contiguous(),
+        )
+    ]
+
+    def solved(*given: bool) -> Tensor:
+        root, inverse, known_bounds, cotangent = on_device
+        of_sqrt, of_inv, with_constants = given
+        return launch.lyapunov(
+            root,
+            inverse if of_inv else None,
+            known_bounds if with_constants else None,
+            cotangent if of_sqrt else None,
+            cotangent if of_inv else None,
+            steps,
+            variant.precision,
+        ).cpu()
+
+    symmetric = q.mT @ ((g + g.mT) / 2) @ q
+    for of_sqrt, of_inv, told in ((True, False, True), (True, True, True), (True, False, False)):
+        x = solved(of_sqrt, of_inv, told)
+        what = "of both roots" if of_inv else "of the root" + ("" if told else ", nothing told")
+        yield from _same(what, (x,), (solved(of_sqrt, of_inv, told),))
+        yield f"a NaN, the gradient {what} of which is none,", float(not x[-1].isnan().all()), 0.0
+        right = symmetric.clone()
+        if of_inv:
+            z = s.clamp(min=1e-30).reciprocal()
+            right -= z[:, :, None] * symmetric * z[:, None, :]
+        norm = norms.double() if told else s.norm(dim=-1)
+        expected = _divided(s, right, norm, steps)
+        for i, place in enumerate(good):
+            case = known.cases[place]
+            if of_inv and case.cond == math.inf:
+                continue
+            off = _off(x[i].double(), q[i] @ expected[i] @ q[i].mT)
+            allowed = _allowed(case, n, "gradient", variant.precision)
+            yield f"the gradient {what} of {case.name}", off, allowed
+
+
+def _divided(s: Tensor, right: Tensor, norm: Tensor, steps: int) -> Tensor:
+    """The solution in the basis of eigenvectors, of minimum norm: exact, or by the steps."""
+    null = (s[:, :, None] == 0) & (s[:, None, :] == 0)
+    sums = s[:, :, None] + s[:, None, :]
+    if steps:
+        b, c = s / norm[:, None], right / norm[:, None, None]
+        one = (s[:, :, None] == 0) ^ (s[:, None, :] == 0)
+        for _ in range(steps):
+            left, other = b[:, :, None], b[:, None, :]
+            c = 0.5 * c * (3 - other**2 - left**2 + left * other)
+            b = 0.5 * b * (3 - b**2)
+        # The steps give R/(2 s) on range × null space, where R/s is wanted.
+        return torch.where(null, 0.0, torch.where(one, c, 0.5 * c))
+    return torch.where(null, 0.0, right / torch.where(null, 1.0, sums))
