@@ -118,8 +118,8 @@ def _fused(plan: Plan, x: Tensor, prepare: bool) -> Evaluated | None:
     fused = plan.ops.roots(problem, x)
     if fused is None:
         return None
-    roots = tuple(t for t in (fused.sqrt, fused.inv_sqrt) if t is not None)
-    found = Evaluated(fused.info, roots, fused.constants, fused.statuses == 1 << Status.OK)
+    roots = [t for t in (fused.sqrt, fused.inv_sqrt) if t is not None]
+    found = Evaluated(fused.info, tuple(roots), fused.constants, fused.statuses == 1 << Status.OK)
     if fused.statuses is not None and fused.statuses & 1 << Status.DIVERGED:
         # One by one: the bits of a matrix must not depend on how many others are left.
         for index in (fused.info[..., 0] == Status.DIVERGED).nonzero().tolist():

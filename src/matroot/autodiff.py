@@ -31,6 +31,19 @@ def exporting() -> bool:
 exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def refuse_capture(device: torch.device) -> None:
+    """Raise RuntimeError if a CUDA graph is being captured: what is made once cannot be made there.
+
+    (Programs are compiled and tested, tables copied to the device.)
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "matroot's first call of its kind on this GPU lies inside a CUDA graph capture, where "
+            "kernels cannot be compiled and tested: run it once before the capture, forward and "
+            "backward, as PyTorch's own graphs need it (a warm-up)"
+        )
+
+
 def constant(count: int) -> int:
     """The number itself, as one that torch.compile knows.
 

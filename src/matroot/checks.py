@@ -305,9 +305,8 @@ onnx_export_running._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def jit_tracing() -> bool:
     """Whether torch.jit.trace is recording operations."""
-    # PyTorch leaves it without types.
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return tracing
+    # As torch.jit.is_tracing asks, after more questions.
+    return torch._C._is_tracing()
 
 
 def transforms_active() -> bool:
@@ -321,9 +320,9 @@ def differentiated(*inputs: Tensor) -> bool:
 
     Not of an exported program, which holds operations and no rules of ours.
     """
-    if autodiff.exporting():
-        return False
-    if torch.compiler.is_compiling() or transforms_active():
+    if torch.compiler.is_compiling():
+        return not autodiff.exporting()
+    if transforms_active():
         return True
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         return True

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from matroot import spd
+from matroot import autodiff, spd
 
 
 def best_cubic(low: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,6 +65,7 @@ def schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Ten
     """
     made = _MADE.get((step_degree, dtype, device))
     if made is None:
+        autodiff.refuse_capture(device)
         # Shields the table from the modes of whoever asks first: it must be an ordinary tensor.
         with torch.inference_mode(False), _disable_current_modes():
             made = _MADE[step_degree, dtype, device] = _schedules(step_degree, dtype, device)

@@ -21,6 +21,7 @@ from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootP
 from matroot.backends.torch_ops import TORCH
 from matroot.backends.triton import launch, selftest
 from matroot.backends.triton.launch import BOUNDS, LARGEST, NORM, NOTHING
+from matroot.backends.triton.selftest import passed
 from matroot.schedules import STEPS
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
@@ -95,11 +96,6 @@ def _callable(name: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
     return launch.FUNCTIONS[name] if plain else launch.OPERATORS[name]
 
 
-def _trusted(name: str, option: tuple[bool, ...], precision: str, a: Tensor) -> bool:
-    """Whether the self-test of this program has passed, or need not."""
-    return selftest.passed(name, launch.size_of(a.shape[-1]), option, precision, a.device)
-
-
 def _roots(precision: str, problem: RootProblem, a: Tensor) -> FusedRoots | None:
     kernel = _ROOTS.get(kind(problem.method))
     return None if kernel is None else kernel(precision, problem, a)
@@ -136,8 +132,8 @@ def _by_minimax(precision: str, problem: RootProblem, a: Tensor) -> FusedRoots |
     constants = _constants(problem.rule, bounds=True)
     if method.step_degree != 5 or method.max_cond is not None or constants is None:
         return None
-    run = _callable("minimax", a)
-    if run is None or not _trusted("minimax", (dtype != a.dtype,), precision, a):
+    run, size = _callable("minimax", a), launch.size_of(a.shape[-1])
+    if run is None or not passed("minimax", size, (dtype != a.dtype,), precision, a.device):
         return None
     found = run(
         a,
@@ -160,8 +156,8 @@ def _by_published(precision: str, problem: RootProblem, a: Tensor) -> FusedRoots
         return None
     p, q = polynomials
     pade, dtype = kind(problem.method) == "Pade", problem.input_dtype
-    run = _callable("published", a)
-    if run is None or not _trusted("published", (dtype != a.dtype, pade), precision, a):
+    run, size = _callable("published", a), launch.size_of(a.shape[-1])
+    if run is None or not passed("published", size, (dtype != a.dtype, pade), precision, a.device):
         return None
     found = run(
         a,
@@ -189,8 +185,8 @@ def _gradient(precision: str, problem: GradientProblem) -> Tensor | None:
     constants = problem.constants[0] if problem.constants else None
     z = problem.inv_sqrt if problem.g_inv is not None else None
     run = _callable("lyapunov", s, z, constants, problem.g_sqrt, problem.g_inv)
-    steps = rule.steps or 0
-    if run is None or not _trusted("lyapunov", (steps > 0,), precision, s):
+    steps, size = rule.steps or 0, launch.size_of(s.shape[-1])
+    if run is None or not passed("lyapunov", size, (steps > 0,), precision, s.device):
         return None
     x: Tensor = run(s, z, constants, problem.g_sqrt, problem.g_inv, steps, precision)
     return x

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import checks, spd
+from matroot import autodiff, checks, spd
 from matroot.schedules import schedules
 
 # What a gradient by the Lyapunov equation may be told: see gradients.Lyapunov.prepare.
@@ -69,6 +69,9 @@ def size_of(n: int) -> int:
     return 16 if n <= 16 else 32 if n <= 32 else 64 if n <= 64 else 128
 
 
+_SIZES = [size_of(n) for n in range(LARGEST + 1)]  # To look up, for numbers that are known.
+
+
 @functools.cache
 def _kernel(name: str) -> Any:
     from matroot.backends.triton import gradients, roots
@@ -88,10 +91,35 @@ _NEEDS = {
     "lyapunov": (5, ("SIGN",)),
 }
 
-# What Triton has compiled, by variant, warps and device: called without Triton's own search for it,
-# which takes longer than some kernels run. (Integers and addresses are not specialised, so that one
-# program serves every batch.)
-_COMPILED: dict[tuple[Variant, int, int], Any] = {}
+# What Triton has compiled, by variant, warps and device.
+_COMPILED: dict[tuple[Variant, int, int], _Compiled] = {}
+
+
+class _Compiled:
+    """A program on a device, launched without Triton's search for it, which takes 20 µs.
+
+    Integers and addresses are not specialised, so that one program serves every batch.
+    """
+
+    def __init__(self, program: Any, device: int) -> None:
+        from triton import knobs
+        from triton.runtime import driver
+
+        self._program, self._device, self._knobs = program, device, knobs.runtime
+        self._launch, self._function = program.run, program.function
+        self._packed, self._stream = program.packed_metadata, driver.active.get_current_stream
+
+    def __call__(self, programs: int, *told: Any) -> None:
+        enter, leave = self._knobs.launch_enter_hook, self._knobs.launch_exit_hook
+        # A profiler's hooks, where there are any, are Triton's own business.
+        if enter is None or (
+            not getattr(enter, "calls", enter) and not getattr(leave, "calls", leave)
+        ):
+            stream = self._stream(self._device)
+            nothing = (None, None, None)
+            self._launch(programs, 1, 1, stream, self._function, self._packed, *nothing, *told)
+        else:
+            self._program[programs, 1, 1](*told)
 
 
 def _launch(variant: Variant, like: Tensor, *arguments: Any) -> None:
@@ -123,28 +151,15 @@ def _launch(variant: Variant, like: Tensor, *arguments: Any) -> None:
     key = (variant, warps, device.index if on_gpu else -1)
     compiled = _COMPILED.get(key)
     if compiled is not None:
-        compiled[programs, 1, 1](*told)
+        compiled(programs, *told)
         return
-    refuse_capture(device)
+    autodiff.refuse_capture(device)
     constants = dict(zip(("N", *options, "PRECISION"), told[-2 - len(options) :], strict=True))
-    compiled = _kernel(variant.kernel)[(programs,)](
+    program = _kernel(variant.kernel)[(programs,)](
         *told[: -2 - len(options)], num_warps=warps, **constants
     )
-    if compiled is not None:  # The interpreter compiles nothing.
-        _COMPILED[key] = compiled
-
-
-def refuse_capture(device: torch.device) -> None:
-    """Raise RuntimeError if a CUDA graph is being captured: what is made once cannot be made there.
-
-    (Programs are compiled and tested, tables copied to the device.)
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "matroot's first call of its kind on this GPU lies inside a CUDA graph capture, where "
-            "kernels cannot be compiled and tested: run it once before the capture, forward and "
-            "backward, as PyTorch's own graphs need it (a warm-up)"
-        )
+    if program is not None:  # The interpreter compiles nothing.
+        _COMPILED[key] = _Compiled(program, key[-1])
 
 
 @functools.cache
@@ -205,7 +220,7 @@ def minimax(
     info, s, z, known = found = _outputs(a, sqrt, inv_sqrt, constants)
     n, (skew, unit) = a.shape[-1], _thresholds(dtype)
     _launch(
-        Variant("minimax", size_of(n), (dtype != a.dtype,), precision),
+        Variant("minimax", _SIZES[n], (dtype != a.dtype,), precision),
         a,
         a,
         s,
@@ -252,7 +267,7 @@ def published(
     n, (skew, unit) = a.shape[-1], _thresholds(dtype)
     degree = len(p) - 1
     _launch(
-        Variant("published", size_of(n), (dtype != a.dtype, pade), precision),
+        Variant("published", _SIZES[n], (dtype != a.dtype, pade), precision),
         a,
         a,
         s,
@@ -277,7 +292,7 @@ def published(
 @functools.cache
 def _coefficients(p: tuple[float, ...], q: tuple[float, ...], device: torch.device) -> Tensor:
     """Both polynomials with zeros up to the next multiple of 3."""
-    refuse_capture(device)
+    autodiff.refuse_capture(device)
     degree = len(p) - 1
     zeros = (0.0,) * (-degree % 3)
     return torch.tensor([*p, *zeros, *q, *zeros], dtype=torch.float32, device=device)
@@ -307,7 +322,7 @@ def lyapunov(
     n = s.shape[-1]
     x = torch.empty_like(s)
     _launch(
-        Variant("lyapunov", size_of(n), (steps > 0,), precision),
+        Variant("lyapunov", _SIZES[n], (steps > 0,), precision),
         s,
         s,
         s if z is None else z.contiguous(),

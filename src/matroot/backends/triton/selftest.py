@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from matroot import schedules
+from matroot import autodiff, schedules
 from matroot.accuracy import Quantity, tolerance
 from matroot.backends.triton import launch
 from matroot.backends.triton.launch import BOUNDS, NORM, NOTHING, Variant
@@ -76,7 +76,7 @@ def passed(
     if switch() == "on":
         return True
     if verdict is None:
-        launch.refuse_capture(device)
+        autodiff.refuse_capture(device)
         with _ONE_AT_A_TIME:
             verdict = _VERDICTS.get(key)
             if verdict is None:

@@ -1,0 +1,303 @@
+"""The fused GPU kernels' self-test passes where they are right, and catches what may go wrong."""
+
+import warnings
+
+import pytest
+import torch
+
+import matroot
+from matroot import schedules
+from matroot.backends import TORCH, TRITON, triton
+from matroot.backends.triton import launch, selftest
+from matroot.backends.triton.launch import Variant
+from matroot.methods import Minimax, Pade
+from matroot.testing import random_spd, relative_error
+
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+INTERPRETED = DEVICE.type == "cpu"
+pytestmark = [
+    pytest.mark.skipif(not triton._INSTALLED, reason="Triton is not installed"),
+    # Elimination of what has no factor overflows, of which GPUs say nothing and NumPy does.
+    pytest.mark.filterwarnings("ignore:.*(overflow|invalid value) encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
+    pytest.mark.skipif(
+        INTERPRETED and not triton._interpreting(), reason="TRITON_INTERPRET is not 1"
+    ),
+]
+# A fault is planted in the Python that the interpreter runs.
+planted = pytest.mark.skipif(not INTERPRETED, reason="compiled kernels cannot be patched")
+KERNELS = [
+    ("minimax", (False,)),
+    ("minimax", (True,)),
+    ("published", (False, True)),
+    ("published", (False, False)),
+    ("lyapunov", (False,)),
+    ("lyapunov", (True,)),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_tested_yet(monkeypatch):
+    monkeypatch.setattr(selftest, "_VERDICTS", {})
+    monkeypatch.delenv("MATROOT_TRITON", raising=False)
+
+
+def verdict(kernel, option=(False,), size=16):
+    return selftest._verdict(Variant(kernel, size, option, "tf32x3"), DEVICE)
+
+
+@pytest.mark.parametrize("size", [16, *(pytest.param(n, marks=pytest.mark.slow) for n in (32, 64))])
+@pytest.mark.parametrize(("kernel", "option"), KERNELS, ids=str)
+def test_right_kernels_pass(kernel, option, size):
+    found = verdict(kernel, option, size)
+    assert found.passed, found.said
+    # Far within what is promised, so that another compiler's rounding is no failure.
+    assert int(found.said.split("%")[0].split()[-1]) < 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["minimax", "lyapunov"])
+def test_plain_tf32_passes_by_its_own_measure(kernel):
+    found = selftest._verdict(Variant(kernel, 16, (False,), "tf32"), DEVICE)
+    assert found.passed, found.said
+
+
+@planted
+@pytest.mark.parametrize("kernel", ["minimax", "published", "lyapunov"])
+def test_a_wrong_coefficient_is_caught(kernel, monkeypatch):
+    from matroot.backends.triton import gradients, roots
+
+    module = gradients if kernel == "lyapunov" else roots
+    right = module.plus_diagonal
+    monkeypatch.setattr(module, "plus_diagonal", lambda a, d, n: right(a, d * 1.001, n))
+    option = (False, True) if kernel == "published" else (False,)
+    assert not verdict(kernel, option).passed
+
+
+@planted
+def test_a_doubling_too_few_is_caught(monkeypatch):
+    import triton.language as tl
+
+    from matroot.backends.triton import gradients
+
+    monkeypatch.setattr(gradients, "DOUBLINGS", tl.constexpr(gradients.DOUBLINGS.value - 1))
+    assert "gradient" in verdict("lyapunov").said
+
+
+@planted
+def test_a_swapped_operand_is_caught(monkeypatch):
+    """Where all iterates are symmetric and commute only stability tells the order of a product."""
+    import triton.language as tl
+
+    from matroot.backends.triton import gradients, roots
+
+    right = roots.product
+    with monkeypatch.context() as patch:
+        patch.setattr(roots, "product", lambda a, b, N, P: right(a, tl.trans(b), N, P))
+        assert not verdict("minimax").passed
+    with monkeypatch.context() as patch:
+        solved = roots.solved
+        patch.setattr(roots, "solved", lambda a, b, *rest: solved(b, a, *rest))
+        assert not verdict("published", (False, True)).passed
+    with monkeypatch.context() as patch:
+        # B (C B − B C) in place of B (B C − C B).
+        minus = tl.trans
+        patch.setattr(gradients.tl, "trans", lambda x: -minus(x))
+        assert not verdict("lyapunov", (True,)).passed
+
+
+@planted
+@pytest.mark.parametrize("kernel", ["minimax", "lyapunov"])
+def test_what_a_lost_barrier_leaves_is_caught(kernel, monkeypatch):
+    """Now and then a matrix is read before it is written: what was there is seen."""
+    from matroot.backends.triton import gradients, roots
+
+    module = gradients if kernel == "lyapunov" else roots
+    right, held = module.put, []
+
+    def stale(a, memory):
+        held.append(right(a, memory))
+        return held[-2] if len(held) % 23 == 0 else held[-1]
+
+    monkeypatch.setattr(module, "put", stale)
+    assert not verdict(kernel).passed
+
+
+@pytest.mark.parametrize("bit", [13, 17, 22, 23, 26, 30, 31])
+@pytest.mark.parametrize("place", [(0, 0, 0), (640, 3, 2), (1500, 5, 1), (3328, 15, 0), (64, 0, 3)])
+def test_a_flip_in_the_table_is_caught(bit, place, monkeypatch):
+    table = schedules.schedules(5, torch.float32, DEVICE).clone()
+    assert schedules.checksum(table) == schedules.CHECKSUM
+    bits = table.view(torch.int32)
+    bits[place] = bits[place] ^ (1 << bit if bit < 31 else -(2**31))
+    assert schedules.checksum(table) != schedules.CHECKSUM
+
+
+def test_the_test_looks_at_the_table_that_is_used(monkeypatch):
+    table = schedules.schedules(5, torch.float32, DEVICE).clone()
+    table[1500, 5, 1] *= 1.002
+    monkeypatch.setitem(schedules._MADE, (5, torch.float32, DEVICE), table)
+    assert verdict("minimax").said.startswith("the table of steps")
+
+
+def test_the_checksum_stands_on_digits_that_all_machines_agree_on():
+    """The table solved again in another order of arithmetic: no place is at the edge of a step."""
+    table = schedules.schedules(5, torch.float64, torch.device("cpu"))
+    for change in (1e-9, -1e-9):
+        assert schedules.checksum((table * (1 + change)).float()) == schedules.CHECKSUM
+
+
+@planted
+def test_a_failure_is_said_once_and_operations_take_over(monkeypatch):
+    from matroot.backends.triton import roots
+
+    right = roots.plus_diagonal
+    monkeypatch.setattr(roots, "plus_diagonal", lambda a, d, n: right(a, d * 1.01, n))
+    a = random_spd(6, 2, cond=20, dtype=torch.float32).to(DEVICE)
+    with pytest.warns(RuntimeWarning, match="'minimax' for matrices up to 16×16 fails its self-t"):
+        root = matroot.sqrtm(a, method="minimax", backend="triton")
+    expected = matroot.sqrtm(a, method="minimax", backend="torch")
+    assert relative_error(root, expected).max() < 1e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = matroot.sqrtm(a, method="minimax", backend="triton")
+    assert torch.equal(root, again)
+    said = str(matroot.explain(a, backend="triton"))
+    assert "self-test of 'minimax' up to 16×16 FAILED: " in said
+
+
+@planted
+def test_what_a_compiler_raises_is_a_failure(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(launch, "_launch", broken)
+    assert verdict("minimax") == (False, "RuntimeError: no such instruction")
+
+
+def test_once_for_each_program(monkeypatch):
+    tested = []
+
+    def passing(variant, device):
+        tested.append(variant)
+        return selftest.Verdict(True, "as it should be")
+
+    monkeypatch.setattr(selftest, "_verdict", passing)
+    a = random_spd(5, 2, cond=5, dtype=torch.float32).to(DEVICE)
+    for x in (a, a[:1], torch.cat([a, a]), random_spd(9, 1, dtype=torch.float32).to(DEVICE)):
+        x = x.clone().requires_grad_()
+        matroot.sqrtm(x, method="minimax", backend="triton").sum().backward()
+        matroot.inv_sqrtm(x, method="minimax", backend="triton", eps=0.1).sum().backward()
+    assert [(v.kernel, v.size, v.option) for v in tested] == [
+        ("minimax", 16, (False,)),
+        ("lyapunov", 16, (False,)),
+    ]
+    matroot.sqrtm(a, method=Pade(3), backend="triton")
+    matroot.sqrtm(a.half(), method=Minimax(), backend="triton")
+    assert [(v.kernel, v.option) for v in tested[2:]] == [
+        ("published", (False, True)),
+        ("minimax", (True,)),
+    ]
+    said = str(matroot.explain(a, backend="triton"))
+    assert "self-test of 'lyapunov' up to 16×16 passed: as it should be" in said
+
+
+def test_the_switch(monkeypatch):
+    tested = []
+    monkeypatch.setattr(
+        selftest, "_verdict", lambda *key: tested.append(key) or selftest.Verdict(False, "broken")
+    )
+    a = random_spd(5, 2, cond=5, dtype=torch.float32).to(DEVICE)
+
+    def root():
+        return matroot.sqrtm(a, method="minimax", backend="triton")
+
+    monkeypatch.setenv("MATROOT_TRITON", "on")
+    fused = root()
+    assert not tested
+    assert "without a self-test (MATROOT_TRITON=on)" in str(matroot.explain(a, backend="triton"))
+    monkeypatch.setenv("MATROOT_TRITON", "test")
+    with pytest.warns(RuntimeWarning, match="broken"):
+        assert relative_error(root(), fused).max() < 1e-6
+    assert len(tested) == 1
+    # Against the test's word, for those who look for what is wrong.
+    monkeypatch.setenv("MATROOT_TRITON", "on")
+    assert torch.equal(root(), fused)
+    monkeypatch.setenv("MATROOT_TRITON", "off")
+    assert TRITON.declines(a) == "MATROOT_TRITON=off"
+    with pytest.raises(ValueError, match="cannot run this: MATROOT_TRITON=off"):
+        root()
+    monkeypatch.setenv("MATROOT_TRITON", "yes")
+    with pytest.raises(ValueError, match=r"MATROOT_TRITON must be 'off' .* got 'yes'"):
+        root()
+
+
+@planted
+def test_tested_while_torch_compile_traces(monkeypatch):
+    """What the test says is decided before a program is made: it holds operations or a kernel."""
+    seen = []
+
+    def passing(variant, device):
+        x = torch.eye(2, device=device) @ torch.ones(2, 2, device=device)
+        seen.append((variant.kernel, float(x.sum())))
+        return selftest.Verdict(True, "")
+
+    monkeypatch.setattr(selftest, "_verdict", passing)
+    a = random_spd(5, 2, cond=5, dtype=torch.float32).to(DEVICE).requires_grad_()
+    compiled = torch.compile(
+        lambda a: matroot.sqrtm(a, method="minimax", backend="triton"),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    root = compiled(a)
+    root.sum().backward()
+    assert seen == [("minimax", 4.0), ("lyapunov", 4.0)]
+    torch.testing.assert_close(root, matroot.sqrtm(a, backend="torch"), rtol=1e-5, atol=1e-6)
+
+
+def test_capture_before_any_use_is_an_error(monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="run it once before the capture, forward and backward"):
+        selftest.passed("minimax", 16, (False,), "tf32x3", device)
+    with pytest.raises(RuntimeError, match="a warm-up"):
+        schedules.schedules(5, torch.float64, torch.device("cuda", 1))
+    selftest._VERDICTS[Variant("minimax", 16, (False,), "tf32x3"), device] = selftest.Verdict(
+        True, ""
+    )
+    assert selftest.passed("minimax", 16, (False,), "tf32x3", device)
+
+
+@pytest.mark.gpu
+def test_capture_after_a_warm_up():
+    a = random_spd(5, 2, cond=5, dtype=torch.float32).to(DEVICE).requires_grad_()
+
+    def both():
+        root = matroot.sqrtm(a)
+        return root, torch.autograd.grad(root.sum(), a)[0]
+
+    expected = both()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = both()
+    graph.replay()
+    assert all(map(torch.equal, found, expected))
+
+
+class OnGpu:
+    """What the choice of a backend asks a tensor, on a GPU that need not be there."""
+
+    def __init__(self, n, dtype=torch.float32):
+        self.device, self.dtype, self.shape = torch.device("cuda", 0), dtype, (2, n, n)
+
+
+def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(triton.checks, "stands_for_others", lambda a: False)
+    monkeypatch.setattr(triton, "_GPU_DECLINES", {torch.device("cuda", 0): None})
+    select = matroot.backends.select
+    assert select("auto", OnGpu(128)) is TRITON
+    assert select("auto", OnGpu(64, torch.bfloat16)) is TRITON
+    for other in (OnGpu(129), OnGpu(8, torch.float64), OnGpu(8, torch.complex64)):
+        assert select("auto", other) is TORCH
+    monkeypatch.setenv("MATROOT_TRITON", "off")
+    assert select("auto", OnGpu(8)) is TORCH
