@@ -13,10 +13,11 @@ from matroot.backends.triton.arithmetic import (
     get,
     hermitian_part,
     inverse,
-    is_finite,
-    largest_at_least,
+    kernel,
     load,
     max_abs,
+    measured,
+    memory_of,
     norm,
     plus_diagonal,
     positive_or_one,
@@ -24,7 +25,6 @@ from matroot.backends.triton.arithmetic import (
     put,
     store,
     times_power_of_two,
-    upper_bound,
 )
 
 # log₂(−log(EPS)/4): doublings for a rate of 1.
@@ -110,7 +110,7 @@ def sign(b, c, steps, first, second, third, fourth, n, PRECISION: tl.constexpr):
     return 0.5 * get(c, N)
 
 
-@triton.jit
+@kernel
 def lyapunov_kernel(
     memory_ptr,
     batch,
@@ -123,11 +123,11 @@ def lyapunov_kernel(
     x_ptr,
     share,
     steps,
+    sqrt,
+    inv,
+    known,
     N: tl.constexpr,
-    SQRT: tl.constexpr,
-    INV: tl.constexpr,
     SIGN: tl.constexpr,
-    CONSTANTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """X of S X + X S = G_S − Z G_Z Z, Hermitian, (b, n, n).
@@ -137,61 +137,67 @@ def lyapunov_kernel(
         batch: b.
         n: rows.
         s_ptr: S = A^{1/2}.
-        z_ptr: Z = A^{-1/2}, read if INV.
-        constants_ptr: see gradients.Lyapunov.prepare, read if CONSTANTS: bounds of the spectrum of
+        z_ptr: Z = A^{-1/2}, read if ``inv`` is 1.
+        constants_ptr: see gradients.Lyapunov.prepare, read if ``known``: bounds of the spectrum of
             S, (b, 2), or, if SIGN, √‖A‖_F, (b,).
-        g_sqrt_ptr: G_S, read if SQRT.
-        g_inv_ptr: G_Z, read if INV.
+        g_sqrt_ptr: G_S, read if ``sqrt``.
+        g_inv_ptr: G_Z, read if ``inv`` is 1.
         x_ptr: X.
         share: eigenvalues of S up to this share of the largest are zero.
         steps: of the matrix sign function, used if SIGN.
+        sqrt: 1 if there is G_S, else 0.
+        inv: 1 if there is G_Z, so that A is known to be regular; 2 if it is known without; else 0.
+        known: 1 if there are constants, else 0.
         N: the power of 2, at least 16, that n is padded to.
         SIGN: take steps of the matrix sign function instead of solving to rounding.
         PRECISION: of products, as tl.dot names it.
     """
-    first = memory_ptr + tl.program_id(0).to(tl.int64) * (5 * N * N)
+    first = memory_of(memory_ptr, N, 5)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     fifth = first + 4 * N * N
     for index in range(tl.program_id(0), batch, tl.num_programs(0)):
         matrix = tl.cast(index, tl.int64)
-        s = load(s_ptr, matrix, n, N)
-        finite = is_finite(s)
-        s = tl.where(finite, s, 0.0)
         r = tl.zeros((N, N), tl.float32)
-        if SQRT:
+        if sqrt:
             r += hermitian_part(load(g_sqrt_ptr, matrix, n, N))
-        if INV:
+        if inv == 1:
             z = put(load(z_ptr, matrix, n, N), third)
             g = put(hermitian_part(load(g_inv_ptr, matrix, n, N)), fourth)
             left = put(product(z, g, N, PRECISION), second)
             r -= product(left, z, N, PRECISION)
-        k = exponent(max_abs(s))
+        s = load(s_ptr, matrix, n, N)
+        largest = max_abs(s)
+        finite = largest <= LARGEST
+        s = tl.where(finite, s, 0.0)
+        k = exponent(tl.where(finite, largest, 0.0))
         s = times_power_of_two(s, -k)
 
+        # The forward pass has decided that a matrix with an inverse root is regular.
+        singular = inv == 0
         if SIGN:
-            if CONSTANTS:
+            if known:
                 nu = times_power_of_two(tl.load(constants_ptr + matrix), -k)
             else:
                 nu = norm(s)
-            nu = positive_or_one(nu)
-            s, r = s / nu, r / nu
-            _, regular = inverse(plus_diagonal(s, -share, n), first, n, PRECISION)
-            singular = regular == 0
+            unit = tl.div_rn(1.0, positive_or_one(nu))
+            s, r = s * unit, r * unit
+            if singular:
+                _, regular = inverse(plus_diagonal(s, -share, n), first, n, PRECISION)
+                singular = regular == 0
         else:
-            if CONSTANTS:
+            if known:
                 low = times_power_of_two(tl.load(constants_ptr + 2 * matrix), -k)
                 high = times_power_of_two(tl.load(constants_ptr + 2 * matrix + 1), -k)
             else:
                 # See lyapunov._bounds.
-                high = upper_bound(s, n)
+                high, at_least, _, _ = measured(s, n)
                 inverted, definite = inverse(s, first, n, PRECISION)
-                most = upper_bound(get(inverted, N), n)
-                least = largest_at_least(get(inverted, N))
+                most, least, _, _ = measured(get(inverted, N), n)
                 found = definite & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
-                clear = 1.0 / positive_or_one(least) > 2.0 * share * largest_at_least(s)
+                clear = 1.0 / positive_or_one(least) > 2.0 * share * at_least
                 low = tl.where(found & clear, 1.0 / positive_or_one(most), 0.0)
             high = positive_or_one(high)
-            singular = low <= 0
+            singular = singular & (low <= 0)
 
         # Where S may be singular: the projector on its null space, and R without that block.
         # What rounding leaves on null × null space is divided by next to 0, so again afterwards.
@@ -210,7 +216,7 @@ def lyapunov_kernel(
         else:
             # See lyapunov.BySmith._regular.
             least = share / tl.sqrt(n * 1.0)
-            low = tl.where(singular, share, tl.maximum(low / high, least)) * high
+            low = tl.where(low <= 0, share, tl.maximum(low / high, least)) * high
             x = smith(s, r, tl.minimum(low, high), high, first, second, third, n, PRECISION)
         if singular:
             x = minimum_norm(x, null, third, N, PRECISION)
