@@ -96,6 +96,19 @@ def memory_of(memory_ptr, N: tl.constexpr, MATRICES: tl.constexpr):
 
 
 @triton.jit
+def span(batch, N: tl.constexpr):
+    """Where the matrices of a program end, which begin at its number, and the step between them.
+
+    Without memory of their own there is a program a matrix. A loop that is none would cost 60
+    registers, in which the compiler keeps what does not change.
+    """
+    if N <= IN_REGISTERS:
+        return tl.program_id(0) + 1, 1
+    else:
+        return batch, tl.num_programs(0)
+
+
+@triton.jit
 def max_abs(x):
     """The largest entry in magnitude; inf or NaN if one is not finite.
 

@@ -23,6 +23,7 @@ from matroot.backends.triton.arithmetic import (
     positive_or_one,
     product,
     put,
+    span,
     store,
     times_power_of_two,
 )
@@ -155,7 +156,8 @@ def lyapunov_kernel(
     first = memory_of(memory_ptr, N, 5)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     fifth = first + 4 * N * N
-    for index in range(tl.program_id(0), batch, tl.num_programs(0)):
+    end, stride = span(batch, N)
+    for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
         r = tl.zeros((N, N), tl.float32)
         if sqrt:

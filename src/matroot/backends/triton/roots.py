@@ -24,6 +24,7 @@ from matroot.backends.triton.arithmetic import (
     power_of_two,
     product,
     put,
+    span,
     store,
     times_power_of_two,
     upper_bound,
@@ -243,7 +244,8 @@ def minimax_kernel(
     # Who rests where, one after the other: A, D; A⁻¹, Y; A², P; Z.
     first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
-    for index in range(tl.program_id(0), batch, tl.num_programs(0)):
+    end, stride = span(batch, N)
+    for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
         a, k, status, low, low_at_most, high, at_least, sum, size = prepared(
             a_ptr,
@@ -396,7 +398,8 @@ def published_kernel(
     # Who rests where, one after the other: A, Z, inverses; Z², quotients; Z³, what they miss; P; Q.
     first = memory_of(memory_ptr, N, 5)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
-    for index in range(tl.program_id(0), batch, tl.num_programs(0)):
+    end, stride = span(batch, N)
+    for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
         a, k, status, _, _, _, _, _, size = prepared(
             a_ptr,
