@@ -9,6 +9,7 @@ block, in every operation.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 # More of a larger matrix than one product's result has no room in the registers.
 IN_REGISTERS = tl.constexpr(32)
 BLOCK = tl.constexpr(16)  # Rows that are eliminated at once; the least that tl.dot takes.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 STRIP = tl.constexpr(32)  # Columns of a factor that a product reads at once.
 
 
@@ -281,8 +283,22 @@ def is_finite(a):
 
 
 @triton.jit
+def again(n):
+    """n, of which the compiler does not know that it is n.
+
+    What it makes of it, addresses above all, it makes again where it is wanted, instead of keeping
+    it in registers from the first load to the last store.
+    """
+    if INTERPRETED:
+        return n
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [n], tl.int32, False, 1)
+
+
+@triton.jit
 def load(pointer, matrix, n, N: tl.constexpr):
     """Matrix number ``matrix`` of a batch (b, n, n), padded with zeros."""
+    n = again(n)
     line = tl.arange(0, N)
     inside = (line[:, None] < n) & (line[None, :] < n)
     return tl.load(
@@ -293,6 +309,7 @@ def load(pointer, matrix, n, N: tl.constexpr):
 @triton.jit
 def store(pointer, matrix, a, n):
     """A without its padding becomes matrix number ``matrix`` of a batch (b, n, n)."""
+    n = again(n)
     line = tl.arange(0, a.shape[0])
     inside = (line[:, None] < n) & (line[None, :] < n)
     tl.store(pointer + matrix * n * n + line[:, None] * n + line[None, :], a, mask=inside)
