@@ -118,10 +118,11 @@ def sign(b, c, steps, first, second, third, fourth, n, N: tl.constexpr, PRECISIO
     """
     c = put(hermitian_part(get(c, N)), third)
     for step in range(steps):
-        rest = put(plus_diagonal(-product(b, b, N, PRECISION), 3.0, n), second)
         bc = product(b, c, N, PRECISION)
         commutator = put(bc - tl.trans(bc), fourth)
-        new = product(c, rest, N, PRECISION) - product(b, commutator, N, PRECISION)
+        taken = put(product(b, commutator, N, PRECISION), fourth)
+        rest = put(plus_diagonal(-product(b, b, N, PRECISION), 3.0, n), second)
+        new = product(c, rest, N, PRECISION) - get(taken, N)
         c = put(hermitian_part(0.5 * new), third)
         if step < steps - 1:
             b = put(0.5 * product(b, rest, N, PRECISION), first)
@@ -170,8 +171,7 @@ def lyapunov_kernel(
         SIGN: take steps of the matrix sign function instead of solving to rounding.
         PRECISION: of products, as tl.dot names it.
     """
-    # Who rests where: S; what stands left and right of another matrix; R, X; what comes between;
-    # G_Z, N.
+    # Who rests where: S; what stands left and right of another matrix; R, X; what comes between; N.
     first = memory_of(memory_ptr, N, 5)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     fifth = first + 4 * N * N
@@ -191,29 +191,29 @@ def lyapunov_kernel(
             unit = tl.div_rn(1.0, positive_or_one(nu))
         s = put(scaled_root(s_ptr, matrix, finite, k, unit, n, N), first)
 
-        x = tl.zeros((N, N), tl.float32)
-        if sqrt:
-            x += hermitian_part(load(g_sqrt_ptr, matrix, n, N))
-        x = put(x * unit, third)
-        p, y = nothing(second, N), nothing(fifth, N)
-        if inv == 1:
-            p = put(load(z_ptr, matrix, n, N), second)
-            y = put(unit * hermitian_part(load(g_inv_ptr, matrix, n, N)), fifth)
         # By one piece of code: R = G_S − Z G_Z Z; where S may be singular, with the projector N on
         # its null space, R − N R N before the equation is solved, and X − N X N after: what
         # rounding leaves on null × null space is divided by next to 0.
+        p, x = nothing(second, N), put(tl.zeros((N, N), tl.float32), third)
+        if inv == 1:
+            p = put(load(z_ptr, matrix, n, N), second)
+            x = put(unit * hermitian_part(load(g_inv_ptr, matrix, n, N)), third)
         wanted, low, high = inv == 1, 0.0, 1.0
         for stage in range(3):
             if wanted:
-                left = put(product(p, y, N, PRECISION), fourth)
-                rest = product(left, p, N, PRECISION)
-                new = get(x, N) - rest
+                left = put(product(p, x, N, PRECISION), fourth)
+                taken = product(left, p, N, PRECISION)
+                rest = tl.where(stage == 0, 0.0, get(x, N)) - taken
                 if SIGN:
                     if stage == 1:
                         # The steps give R/(2 s_i) on range × null space, where R/s_i is wanted:
                         # R ← R + N R + R N.
-                        new += hermitian_part(get(left, N)) * 2.0 - 2.0 * rest
-                x = put(new, third)
+                        rest += 2.0 * (hermitian_part(get(left, N)) - taken)
+                x = put(rest, third)
+            if stage == 0:
+                if sqrt:
+                    g = unit * hermitian_part(load(g_sqrt_ptr, matrix, n, N))
+                    x = put(get(x, N) + g, third)
             if N <= IN_REGISTERS:
                 # Read again, it needs no registers in between.
                 s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
@@ -259,6 +259,5 @@ def lyapunov_kernel(
                         n,
                         PRECISION,
                     )
-            y = x
         x = times_power_of_two(hermitian_part(get(x, N)), -k)
         store(x_ptr, matrix, tl.where(finite, x, float("nan")), n)
