@@ -8,6 +8,11 @@ block, in every operation.
 
 from __future__ import annotations
 
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -18,7 +23,22 @@ SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 # More of a larger matrix than one product's result has no room in the registers.
 IN_REGISTERS = tl.constexpr(32)
 BLOCK = tl.constexpr(16)  # Rows that are eliminated at once; the least that tl.dot takes.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 STRIP = tl.constexpr(32)  # Columns of a factor that a product reads at once.
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """A kernel with one binary for all values and alignments of what is not a constexpr.
+
+    Else Triton makes others where a number is 1 or a number or an address a multiple of 16: the
+    bits of a result would depend on the batch, and a new batch size take seconds to compile.
+    """
+    names = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if "constexpr" not in str(parameter.annotation)
+    ]
+    return triton.jit(function, do_not_specialize=names, do_not_specialize_on_alignment=names)
 
 
 @triton.jit
@@ -67,28 +87,51 @@ def product(a, b, N: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def total(x):
-    """The sum of all entries."""
-    return tl.sum(tl.sum(x, axis=1), axis=0)
+def memory_of(memory_ptr, N: tl.constexpr, MATRICES: tl.constexpr):
+    """The program's own memory for ``MATRICES`` matrices; reads and writes take 16 bytes at once.
+
+    It begins at a multiple of them, as all memory that PyTorch allocates, which no argument of a
+    kernel tells: see ``kernel``.
+    """
+    own = memory_ptr + tl.program_id(0).to(tl.int64) * (MATRICES * N * N)
+    return tl.multiple_of(own, 16)
+
+
+@triton.jit
+def span(batch, N: tl.constexpr):
+    """Where the matrices of a program end, which begin at its number, and the step between them.
+
+    Without memory of their own there is a program a matrix. A loop that is none would cost 60
+    registers, in which the compiler keeps what does not change.
+    """
+    if N <= IN_REGISTERS:
+        return tl.program_id(0) + 1, 1
+    else:
+        return batch, tl.num_programs(0)
 
 
 @triton.jit
 def max_abs(x):
-    """The largest entry in magnitude."""
-    return tl.max(tl.max(tl.abs(x), axis=1), axis=0)
+    """The largest entry in magnitude; inf or NaN if one is not finite.
+
+    By the bits of |x|, which are ordered as the numbers are, with NaN above all: a GPU reduces
+    whole numbers by one instruction a warp.
+    """
+    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.max(bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def trace(a):
     """The trace."""
     line = tl.arange(0, a.shape[0])
-    return total(tl.where(line[:, None] == line[None, :], a, 0.0))
+    return tl.sum(tl.where(line[:, None] == line[None, :], a, 0.0))
 
 
 @triton.jit
 def norm(a):
     """‖A‖_F."""
-    return tl.sqrt(total(a * a))
+    return tl.sqrt(tl.sum(a * a))
 
 
 @triton.jit
@@ -114,19 +157,20 @@ def positive_or_one(x):
 @triton.jit
 def upper_bound(a, n):
     """See spd.upper_bound."""
-    square = total(a * a)
-    rows = tl.max(tl.sum(tl.abs(a), axis=1), axis=0)
-    mean = trace(a) / n
-    spread = tl.sqrt(tl.maximum(square / n - mean * mean, 0.0) * (n - 1))
-    bound = tl.minimum(tl.minimum(tl.sqrt(square), rows), mean + spread)
-    return bound * (1.0 + (8.0 + n) * EPS)
+    high, _, _, _ = measured(a, n)
+    return high
 
 
 @triton.jit
-def largest_at_least(a):
-    """See spd.largest_at_least."""
-    sum = trace(a)
-    return tl.where(sum > 0, total(a * a) / positive_or_one(sum), 0.0)
+def measured(a, n):
+    """spd.upper_bound and spd.largest_at_least of A, its trace and ‖A‖_F²."""
+    square, sum = tl.sum(a * a), trace(a)
+    rows = tl.max(tl.sum(tl.abs(a), axis=1))
+    mean = sum / n
+    spread = tl.sqrt(tl.maximum(square / n - mean * mean, 0.0) * (n - 1))
+    bound = tl.minimum(tl.minimum(tl.sqrt(square), rows), mean + spread)
+    at_least = tl.where(sum > 0, square / positive_or_one(sum), 0.0)
+    return bound * (1.0 + (8.0 + n) * EPS), at_least, sum, square
 
 
 @triton.jit
@@ -143,7 +187,7 @@ def swept(a, n):
         row = tl.sum(tl.where(i, a, 0.0), axis=0)
         pivot = tl.sum(tl.where(line == k, row, 0.0), axis=0)
         good = good & (pivot > 0)
-        r = 1.0 / positive_or_one(pivot)
+        r = tl.div_rn(1.0, positive_or_one(pivot))
         rest = a - (row[:, None] * row[None, :]) * r
         cross = tl.where(i, row[None, :], row[:, None]) * r
         a = tl.where(i & j, -r, tl.where(i | j, cross, rest))
@@ -167,9 +211,12 @@ def swept_rows(rows, start, count):
         column = tl.sum(tl.where(j, rows, 0.0), axis=1)
         pivot = tl.sum(tl.where(line == start + k, row, 0.0), axis=0)
         good = good & (pivot > 0)
-        r = 1.0 / positive_or_one(pivot)
-        factor = tl.where(i, row[None, :] * tl.sqrt(r), factor)
-        rest = rows - (column[:, None] * row[None, :]) * r
+        r = tl.div_rn(1.0, positive_or_one(pivot))
+        # The block's own rest is taken by the same FᵀF as the other rows'.
+        root = tl.sqrt_rn(r)
+        f = row * root
+        factor = tl.where(i, f[None, :], factor)
+        rest = rows - (column * root)[:, None] * f[None, :]
         cross = tl.where(i, row[None, :], column[:, None]) * r
         rows = tl.where(i & j, -r, tl.where(i | j, cross, rest))
     return rows, factor, good
@@ -232,12 +279,26 @@ def times_power_of_two(a, k):
 @triton.jit
 def is_finite(a):
     """Whether all entries are."""
-    return tl.sum(tl.sum((tl.abs(a) <= LARGEST).to(tl.int32), axis=1), axis=0) == a.shape[0] ** 2
+    return max_abs(a) <= LARGEST
+
+
+@triton.jit
+def again(n):
+    """n, of which the compiler does not know that it is n.
+
+    What it makes of it, addresses above all, it makes again where it is wanted, instead of keeping
+    it in registers from the first load to the last store.
+    """
+    if INTERPRETED:
+        return n
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [n], tl.int32, False, 1)
 
 
 @triton.jit
 def load(pointer, matrix, n, N: tl.constexpr):
     """Matrix number ``matrix`` of a batch (b, n, n), padded with zeros."""
+    n = again(n)
     line = tl.arange(0, N)
     inside = (line[:, None] < n) & (line[None, :] < n)
     return tl.load(
@@ -248,6 +309,7 @@ def load(pointer, matrix, n, N: tl.constexpr):
 @triton.jit
 def store(pointer, matrix, a, n):
     """A without its padding becomes matrix number ``matrix`` of a batch (b, n, n)."""
+    n = again(n)
     line = tl.arange(0, a.shape[0])
     inside = (line[:, None] < n) & (line[None, :] < n)
     tl.store(pointer + matrix * n * n + line[:, None] * n + line[None, :], a, mask=inside)

@@ -8,27 +8,45 @@ import triton
 import triton.language as tl
 
 from matroot.backends.triton.arithmetic import (
+    IN_REGISTERS,
     LARGEST,
     exponent,
     get,
     hermitian_part,
     inverse,
-    is_finite,
-    largest_at_least,
+    kernel,
     load,
     max_abs,
+    measured,
+    memory_of,
     norm,
     plus_diagonal,
     positive_or_one,
     product,
     put,
+    span,
     store,
     times_power_of_two,
-    upper_bound,
 )
 
 # log₂(−log(EPS)/4): doublings for a rate of 1.
 DOUBLINGS = tl.constexpr(math.log2(23 * math.log(2) / 4))
+
+
+@triton.jit
+def nothing(memory, N: tl.constexpr):
+    """Held, and not to be read."""
+    if N <= IN_REGISTERS:
+        return tl.zeros((N, N), tl.float32)
+    else:
+        return memory
+
+
+@triton.jit
+def scaled_root(s_ptr, matrix, finite, k, unit, n, N: tl.constexpr):
+    """S · unit/2ᵏ, not held; 0 if it is not finite."""
+    s = tl.where(finite, load(s_ptr, matrix, n, N), 0.0)
+    return times_power_of_two(s, -k) * unit
 
 
 @triton.jit
@@ -48,69 +66,70 @@ def null_projector(s, share, third, fourth, n, N: tl.constexpr, PRECISION: tl.co
 
 
 @triton.jit
-def minimum_norm(x, null, memory, N: tl.constexpr, PRECISION: tl.constexpr):
-    """X − N X N, not held, of a held N."""
-    left = put(product(null, put(x, memory), N, PRECISION), memory)
-    return x - product(left, null, N, PRECISION)
-
-
-@triton.jit
-def smith(s, r, low, high, first, second, third, n, PRECISION: tl.constexpr):
-    """X of S X + X S = R, not held, for a spectrum of S in [low, high].
+def smith(s, x, low, high, second, third, fourth, n, PRECISION: tl.constexpr):
+    """X of S X + X S = R, held in the third memory, for a spectrum of S in [low, high].
 
     Smith's squaring with one shift μ = √(low·high), where lyapunov.BySmith has two: here an inverse
     is as long as several products. V = (S + μ)⁻¹, X₀ = 2μ V R V, W = I − 2μ V; X ← X + W X W,
     W ← W².
 
     Args:
-        s: S, held in the first memory, which changes.
-        r: R, not held.
+        s: S, not held.
+        x: R, held in the third memory.
         low: above 0.
         high: at least low.
-        first: memory for one matrix, as ``second`` and ``third``.
+        second: memory for one matrix, as ``fourth``.
         n: rows.
     """
-    N: tl.constexpr = r.shape[0]
+    N: tl.constexpr = s.shape[0]
     mu = tl.sqrt(low * high)
-    v, found = inverse(plus_diagonal(get(s, N), mu, n), first, n, PRECISION)
+    p, found = inverse(plus_diagonal(s, mu, n), second, n, PRECISION)
     # S + μ has no factor only where S is far from semi-definite.
     twice = 2.0 * tl.where(found, mu, float("nan"))
-    left = put(product(v, put(r, second), N, PRECISION), third)
-    x = put(twice * product(left, v, N, PRECISION), second)
-    w = put(plus_diagonal(-twice * get(v, N), 1.0, n), first)
     # |w| ≤ (1 − t)/(1 + t) = exp(−2 artanh t), t² = low/high; |w|^(2^(q + 1)) < eps.
     t = tl.minimum(tl.sqrt(low / high), 0.9)
     rate = 0.5 * tl.log((1.0 + t) / (1.0 - t))
     doublings = tl.maximum(tl.ceil(-tl.log2(rate) + DOUBLINGS), 1.0).to(tl.int32)
-    for step in range(doublings):
-        left = put(product(w, x, N, PRECISION), third)
-        x = put(get(x, N) + product(left, w, N, PRECISION), second)
-        if step < doublings - 1:
-            w = put(product(w, w, N, PRECISION), first)
-    return get(x, N)
+    # X ← keep X + add P X P, first with V, then with W.
+    keep, add = 0.0, twice
+    for step in range(doublings + 1):
+        left = put(product(p, x, N, PRECISION), fourth)
+        x = put(keep * get(x, N) + add * product(left, p, N, PRECISION), third)
+        keep, add = 1.0, 1.0
+        if step == 0:
+            p = put(plus_diagonal(-twice * get(p, N), 1.0, n), second)
+        elif step < doublings:
+            p = put(product(p, p, N, PRECISION), second)
+    return x
 
 
 @triton.jit
-def sign(b, c, steps, first, second, third, fourth, n, PRECISION: tl.constexpr):
-    """Newton–Schulz steps of the matrix sign function from B and C, not held: see lyapunov.BySign.
+def sign(b, c, steps, first, second, third, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
+    """Newton–Schulz steps of the matrix sign function from B and C: see lyapunov.BySign.
 
     Five products a step, for a symmetric C: C B = (B C)ᵀ. The last step leaves B alone.
+
+    Args:
+        b: B, held in the first memory.
+        c: C, held in the third memory, where X is afterwards.
+        steps: how many.
+        first: memory for one matrix, as the others.
+        n: rows.
     """
-    N: tl.constexpr = b.shape[0]
-    b = put(b, first)
-    c = put(hermitian_part(c), second)
+    c = put(hermitian_part(get(c, N)), third)
     for step in range(steps):
-        rest = put(plus_diagonal(-product(b, b, N, PRECISION), 3.0, n), third)
         bc = product(b, c, N, PRECISION)
         commutator = put(bc - tl.trans(bc), fourth)
-        new = product(c, rest, N, PRECISION) - product(b, commutator, N, PRECISION)
-        c = put(hermitian_part(0.5 * new), second)
+        taken = put(product(b, commutator, N, PRECISION), fourth)
+        rest = put(plus_diagonal(-product(b, b, N, PRECISION), 3.0, n), second)
+        new = product(c, rest, N, PRECISION) - get(taken, N)
+        c = put(hermitian_part(0.5 * new), third)
         if step < steps - 1:
             b = put(0.5 * product(b, rest, N, PRECISION), first)
-    return 0.5 * get(c, N)
+    return put(0.5 * get(c, N), third)
 
 
-@triton.jit
+@kernel
 def lyapunov_kernel(
     memory_ptr,
     batch,
@@ -137,82 +156,108 @@ def lyapunov_kernel(
         batch: b.
         n: rows.
         s_ptr: S = A^{1/2}.
-        z_ptr: Z = A^{-1/2}, read if INV.
-        constants_ptr: see gradients.Lyapunov.prepare, read if known: bounds of the spectrum of
+        z_ptr: Z = A^{-1/2}, read if ``inv`` is 1.
+        constants_ptr: see gradients.Lyapunov.prepare, read if ``known``: bounds of the spectrum of
             S, (b, 2), or, if SIGN, √‖A‖_F, (b,).
-        g_sqrt_ptr: G_S, read if SQRT.
-        g_inv_ptr: G_Z, read if INV.
+        g_sqrt_ptr: G_S, read if ``sqrt``.
+        g_inv_ptr: G_Z, read if ``inv`` is 1.
         x_ptr: X.
         share: eigenvalues of S up to this share of the largest are zero.
         steps: of the matrix sign function, used if SIGN.
+        sqrt: 1 if there is G_S, else 0.
+        inv: 1 if there is G_Z, so that A is known to be regular; 2 if it is known without; else 0.
+        known: 1 if there are constants, else 0.
         N: the power of 2, at least 16, that n is padded to.
         SIGN: take steps of the matrix sign function instead of solving to rounding.
         PRECISION: of products, as tl.dot names it.
     """
-    first = memory_ptr + tl.program_id(0).to(tl.int64) * (5 * N * N)
+    # Who rests where: S; what stands left and right of another matrix; R, X; what comes between; N.
+    first = memory_of(memory_ptr, N, 5)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     fifth = first + 4 * N * N
-    for index in range(tl.program_id(0), batch, tl.num_programs(0)):
+    end, stride = span(batch, N)
+    for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
         s = load(s_ptr, matrix, n, N)
-        finite = is_finite(s)
-        s = tl.where(finite, s, 0.0)
-        r = tl.zeros((N, N), tl.float32)
-        if sqrt:
-            r += hermitian_part(load(g_sqrt_ptr, matrix, n, N))
-        if inv:
-            z = put(load(z_ptr, matrix, n, N), third)
-            g = put(hermitian_part(load(g_inv_ptr, matrix, n, N)), fourth)
-            left = put(product(z, g, N, PRECISION), second)
-            r -= product(left, z, N, PRECISION)
-        k = exponent(max_abs(s))
-        s = times_power_of_two(s, -k)
-
+        largest = max_abs(s)
+        finite = largest <= LARGEST
+        k = exponent(tl.where(finite, largest, 0.0))
+        unit = 1.0
         if SIGN:
             if known:
                 nu = times_power_of_two(tl.load(constants_ptr + matrix), -k)
             else:
-                nu = norm(s)
-            nu = positive_or_one(nu)
-            s, r = s / nu, r / nu
-            _, regular = inverse(plus_diagonal(s, -share, n), first, n, PRECISION)
-            singular = regular == 0
-        else:
-            if known:
-                low = times_power_of_two(tl.load(constants_ptr + 2 * matrix), -k)
-                high = times_power_of_two(tl.load(constants_ptr + 2 * matrix + 1), -k)
-            else:
-                # See lyapunov._bounds.
-                high = upper_bound(s, n)
-                inverted, definite = inverse(s, first, n, PRECISION)
-                most = upper_bound(get(inverted, N), n)
-                least = largest_at_least(get(inverted, N))
-                found = definite & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
-                clear = 1.0 / positive_or_one(least) > 2.0 * share * largest_at_least(s)
-                low = tl.where(found & clear, 1.0 / positive_or_one(most), 0.0)
-            high = positive_or_one(high)
-            singular = low <= 0
+                nu = norm(scaled_root(s_ptr, matrix, finite, k, 1.0, n, N))
+            unit = tl.div_rn(1.0, positive_or_one(nu))
+        s = put(scaled_root(s_ptr, matrix, finite, k, unit, n, N), first)
 
-        # Where S may be singular: the projector on its null space, and R without that block.
-        # What rounding leaves on null × null space is divided by next to 0, so again afterwards.
-        s = put(s, first)
-        if singular:
-            null = null_projector(s, share, third, fourth, n, N, PRECISION)
-            r = minimum_norm(r, null, third, N, PRECISION)
-            if SIGN:
-                # The steps give R/(2 s_i) on range × null space, where R/s_i is wanted.
-                held = put(r, third)
-                r += product(null, held, N, PRECISION) + product(held, null, N, PRECISION)
-        else:
-            null = put(tl.zeros((N, N), tl.float32), fourth)
-        if SIGN:
-            x = sign(get(s, N), r, steps, first, second, third, fifth, n, PRECISION)
-        else:
-            # See lyapunov.BySmith._regular.
-            least = share / tl.sqrt(n * 1.0)
-            low = tl.where(singular, share, tl.maximum(low / high, least)) * high
-            x = smith(s, r, tl.minimum(low, high), high, first, second, third, n, PRECISION)
-        if singular:
-            x = minimum_norm(x, null, third, N, PRECISION)
-        x = times_power_of_two(hermitian_part(x), -k)
+        # By one piece of code: R = G_S − Z G_Z Z; where S may be singular, with the projector N on
+        # its null space, R − N R N before the equation is solved, and X − N X N after: what
+        # rounding leaves on null × null space is divided by next to 0.
+        p, x = nothing(second, N), put(tl.zeros((N, N), tl.float32), third)
+        if inv == 1:
+            p = put(load(z_ptr, matrix, n, N), second)
+            x = put(unit * hermitian_part(load(g_inv_ptr, matrix, n, N)), third)
+        wanted, low, high = inv == 1, 0.0, 1.0
+        for stage in range(3):
+            if wanted:
+                left = put(product(p, x, N, PRECISION), fourth)
+                taken = product(left, p, N, PRECISION)
+                rest = tl.where(stage == 0, 0.0, get(x, N)) - taken
+                if SIGN:
+                    if stage == 1:
+                        # The steps give R/(2 s_i) on range × null space, where R/s_i is wanted:
+                        # R ← R + N R + R N.
+                        rest += 2.0 * (hermitian_part(get(left, N)) - taken)
+                x = put(rest, third)
+            if stage == 0:
+                if sqrt:
+                    g = unit * hermitian_part(load(g_sqrt_ptr, matrix, n, N))
+                    x = put(get(x, N) + g, third)
+            if N <= IN_REGISTERS:
+                # Read again, it needs no registers in between.
+                s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
+            if stage == 0:
+                # The forward pass has decided that a matrix with an inverse root is regular.
+                wanted = inv == 0
+                if SIGN:
+                    if wanted:
+                        shifted = plus_diagonal(get(s, N), -share, n)
+                        _, regular = inverse(shifted, second, n, PRECISION)
+                        wanted = regular == 0
+                else:
+                    if known:
+                        low = times_power_of_two(tl.load(constants_ptr + 2 * matrix), -k)
+                        high = times_power_of_two(tl.load(constants_ptr + 2 * matrix + 1), -k)
+                    else:
+                        # See lyapunov._bounds.
+                        high, at_least, _, _ = measured(get(s, N), n)
+                        inverted, definite = inverse(get(s, N), second, n, PRECISION)
+                        most, least, _, _ = measured(get(inverted, N), n)
+                        found = definite & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
+                        clear = 1.0 / positive_or_one(least) > 2.0 * share * at_least
+                        low = tl.where(found & clear, 1.0 / positive_or_one(most), 0.0)
+                    high = positive_or_one(high)
+                    wanted = wanted & (low <= 0)
+                if wanted:
+                    p = null_projector(s, share, fourth, fifth, n, N, PRECISION)
+            elif stage == 1:
+                if SIGN:
+                    x = sign(s, x, steps, first, second, third, fourth, n, N, PRECISION)
+                else:
+                    # See lyapunov.BySmith._regular.
+                    least = share / tl.sqrt(n * 1.0)
+                    low = tl.where(low <= 0, share, tl.maximum(low / high, least)) * high
+                    x = smith(
+                        get(s, N),
+                        x,
+                        tl.minimum(low, high),
+                        high,
+                        second,
+                        third,
+                        fourth,
+                        n,
+                        PRECISION,
+                    )
+        x = times_power_of_two(hermitian_part(get(x, N)), -k)
         store(x_ptr, matrix, tl.where(finite, x, float("nan")), n)

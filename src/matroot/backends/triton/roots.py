@@ -13,18 +13,20 @@ from matroot.backends.triton.arithmetic import (
     hermitian_part,
     inverse,
     is_finite,
-    largest_at_least,
+    kernel,
     load,
     max_abs,
+    measured,
+    memory_of,
     norm,
     plus_diagonal,
     positive_or_one,
     power_of_two,
     product,
     put,
+    span,
     store,
     times_power_of_two,
-    trace,
     upper_bound,
 )
 from matroot.checks import Status
@@ -49,27 +51,19 @@ STEPS = tl.constexpr(ROWS[5])
 @triton.jit
 def normalized(a, n, eps, max_skew):
     """See normalize.normalized: the scaled matrix, the even exponent k, the status."""
-    finite = is_finite(a)
+    largest = max_abs(a)
+    finite = largest <= LARGEST
     a = tl.where(finite, a, 0.0)
-    k = exponent(tl.maximum(max_abs(a), eps))
+    k = exponent(tl.maximum(tl.where(finite, largest, 0.0), eps))
     k = tl.where(finite, k + (k & 1), 0)
     a = times_power_of_two(a, -k)
-    asymmetric = 0.5 * norm(a - tl.trans(a)) > max_skew * norm(a)
+    other = tl.trans(a)
+    asymmetric = 0.5 * norm(a - other) > max_skew * norm(a)
     status = tl.where(asymmetric, ASYMMETRIC, OK)
     status = tl.where(finite, status, NONFINITE)
-    a = plus_diagonal(hermitian_part(a), times_power_of_two(eps, -k), n)
+    a = plus_diagonal(a * 0.5 + other * 0.5, times_power_of_two(eps, -k), n)
     identity = plus_diagonal(tl.zeros_like(a), 1.0, n)
     return tl.where(status == OK, a, identity), k, status
-
-
-@triton.jit
-def is_indefinite(a, memory, n, below, PRECISION: tl.constexpr):
-    """See normalize.definiteness, of a matrix that has no factor."""
-    high = positive_or_one(upper_bound(a, n))
-    _, definite = inverse(plus_diagonal(a, below * high, n), memory, n, PRECISION)
-    # In half precision n·u may exceed 1, and a shift by it hide a negative matrix.
-    negative = (trace(a) <= 0) & (max_abs(a) > 0)
-    return (definite == 0) | negative
 
 
 @triton.jit
@@ -87,17 +81,18 @@ def steps_of(row, tol):
 
 
 @triton.jit
-def without_negatives(a, first, second, third, table_ptr, n, PRECISION: tl.constexpr):
-    """(A + |A|)/2, not held: see normalize.without_rounded_negatives.
+def without_negatives(
+    a, first, second, third, table_ptr, n, N: tl.constexpr, PRECISION: tl.constexpr
+):
+    """(A + |A|)/2, not held, of a held A: see normalize.without_rounded_negatives.
 
     |A| = A sign A by minimax steps for eigenvalues above n·e of the largest. The memory is for one
     matrix each.
     """
-    N: tl.constexpr = a.shape[0]
     least = n * EPS
-    c = positive_or_one(upper_bound(a, n))
+    c = positive_or_one(upper_bound(get(a, N), n))
     row = row_of(table_ptr, 1.0 / (least * least))
-    x = put(a / c, first)
+    x = put(get(a, N) / c, first)
     for step in range(steps_of(row, EPS)):
         h0, h1 = tl.load(row + 4 * step), tl.load(row + 4 * step + 1)
         h2 = tl.load(row + 4 * step + 2)
@@ -105,8 +100,7 @@ def without_negatives(a, first, second, third, table_ptr, n, PRECISION: tl.const
         d = h2 * product(square, square, N, PRECISION) + h1 * get(square, N)
         d = put(plus_diagonal(d, h0, n), third)
         x = put(hermitian_part(product(x, d, N, PRECISION)), first)
-    held = put(a, third)
-    return hermitian_part(0.5 * (a + product(held, x, N, PRECISION)))
+    return hermitian_part(0.5 * (get(a, N) + product(a, x, N, PRECISION)))
 
 
 @triton.jit
@@ -117,6 +111,7 @@ def prepared(
     first,
     second,
     third,
+    fourth,
     n,
     eps,
     max_skew,
@@ -129,29 +124,42 @@ def prepared(
     """What all methods begin with.
 
     Returns:
-        A as normalize.normalized makes it, not held; its exponent; its status, with
-        normalize.definiteness; lower and upper bound of λ_min, 0 where A has no factor.
+        A as normalize.normalized makes it, held in the first memory; its exponent; its status, with
+        normalize.definiteness; lower and upper bound of λ_min, 0 where A has no factor; what
+        ``measured`` says of A.
     """
     a, k, status = normalized(load(a_ptr, matrix, n, N), n, eps, max_skew)
-    inverted, definite = inverse(a, first, n, PRECISION)
-    if HALF:
-        if definite == 0:
-            # Only what is not indefinite by the rounding of half precision.
-            if is_indefinite(a, first, n, below, PRECISION) == 0:
-                a = without_negatives(a, first, second, third, table_ptr, n, PRECISION)
-            inverted, definite = inverse(a, first, n, PRECISION)
-    most = upper_bound(get(inverted, N), n)
-    least = largest_at_least(get(inverted, N))
-    found = definite & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
-    low = tl.where(found, 1.0 / positive_or_one(most), 0.0)
-    low_at_most = tl.where(found, 1.0 / positive_or_one(least), 0.0)
-    if regular:
-        singular = low_at_most <= largest_at_least(a) * (ZERO_UNITS * EPS)
-        status = tl.maximum(status, tl.where(singular, SINGULAR, OK))
-    if low <= 0:
-        indefinite = is_indefinite(a, first, n, below, PRECISION)
-        status = tl.maximum(status, tl.where(indefinite, INDEFINITE, OK))
-    return a, k, status, low, low_at_most
+    a = put(a, first)
+    high, at_least, sum, square = 0.0, 0.0, 0.0, 0.0
+    low, low_at_most = 0.0, 0.0
+    definite, indefinite, changed = False, False, False
+    # By one piece of code: 0, A; 1, where A has no factor, A shifted by what rounding may leave
+    # below zero; 2 and 3, the same without the negative eigenvalues that half precision has left.
+    for stage in range(4 if HALF else 2):
+        if (low <= 0) & ((stage < 2) | changed):
+            high, at_least, sum, square = measured(get(a, N), n)
+            shifted = stage % 2 == 1
+            shift = tl.where(shifted, below * positive_or_one(high), 0.0)
+            shifted_a = plus_diagonal(get(a, N), shift, n)
+            inverted, factorised = inverse(shifted_a, second, n, PRECISION)
+            if shifted:
+                # In half precision n·u may exceed 1, and a shift by it hide a negative matrix.
+                indefinite = (factorised == 0) | ((sum <= 0) & (square > 0))
+                if HALF:
+                    if (definite | indefinite) == 0:
+                        a = without_negatives(a, second, third, fourth, table_ptr, n, N, PRECISION)
+                        a = put(a, first)
+                        changed = True
+            else:
+                definite = factorised
+                most, least, _, _ = measured(get(inverted, N), n)
+                found = definite & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
+                low = tl.where(found, 1.0 / positive_or_one(most), 0.0)
+                low_at_most = tl.where(found, 1.0 / positive_or_one(least), 0.0)
+    singular = (regular != 0) & (low_at_most <= at_least * (ZERO_UNITS * EPS))
+    status = tl.maximum(status, tl.where(singular, SINGULAR, OK))
+    status = tl.maximum(status, tl.where(indefinite & (low <= 0), INDEFINITE, OK))
+    return a, k, status, low, low_at_most, high, at_least, sum, square
 
 
 @triton.jit
@@ -183,7 +191,7 @@ def write_root(pointer, matrix, x, factor, k, n):
     store(pointer, matrix, hermitian_part(x) * factor * power_of_two(k), n)
 
 
-@triton.jit
+@kernel
 def minimax_kernel(
     memory_ptr,
     batch,
@@ -214,10 +222,10 @@ def minimax_kernel(
         batch: b.
         n: rows.
         a_ptr: A.
-        sqrt_ptr: A^{1/2}, written if SQRT.
-        inv_sqrt_ptr: A^{-1/2}, written if INV.
+        sqrt_ptr: A^{1/2}, written if ``sqrt``.
+        inv_sqrt_ptr: A^{-1/2}, written if ``inv``.
         constants_ptr: what the gradient wants to know (gradients.Lyapunov.prepare), written if
-            CONSTANTS is 1: bounds of the spectrum of A^{1/2}, (b, 2), or 2: √‖A‖_F, (b,).
+            ``constants`` is 1: bounds of the spectrum of A^{1/2}, (b, 2), or 2: √‖A‖_F, (b,).
         info_ptr: status, steps, whether converged, (b, 3), int64.
         table_ptr: schedules(5, …).
         eps: the ridge.
@@ -225,23 +233,25 @@ def minimax_kernel(
         below: eigenvalues below −below of the largest make a matrix indefinite.
         tol: see Minimax.
         max_steps: see Minimax.
+        sqrt: 1 if the root is wanted, else 0.
+        inv: 1 if the inverse root is wanted, else 0.
+        regular: 1 if a singular matrix has no result, else 0.
+        constants: 0, 1 or 2.
         N: the power of 2, at least 16, that n is padded to.
-        SQRT: whether the root is wanted.
-        INV: whether the inverse root is wanted.
-        REGULAR: whether a singular matrix has no result.
         HALF: whether A was given in half precision.
-        CONSTANTS: 0, 1 or 2.
         PRECISION: of products, as tl.dot names it.
     """
     # Who rests where, one after the other: A, D; A⁻¹, Y; A², P; Z.
-    first = memory_ptr + tl.program_id(0).to(tl.int64) * (4 * N * N)
+    first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
-    for index in range(tl.program_id(0), batch, tl.num_programs(0)):
+    end, stride = span(batch, N)
+    for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
-        a, k, status, low, low_at_most = prepared(
+        a, k, status, low, low_at_most, high, at_least, sum, size = prepared(
             a_ptr,
             matrix,
             table_ptr,
+            first,
             second,
             third,
             fourth,
@@ -254,8 +264,6 @@ def minimax_kernel(
             HALF,
             PRECISION,
         )
-        sum, at_least, high, size = trace(a), largest_at_least(a), upper_bound(a, n), norm(a)
-        a = put(a, first)
         square = put(product(a, a, N, PRECISION), third)
 
         # Its steps.
@@ -267,7 +275,7 @@ def minimax_kernel(
         needed = tl.where(status == OK, tl.minimum(wanted, max_steps), 1)
 
         # h of P = Z Y/c takes the division by c, so that A is not rounded before the first product.
-        r = 1.0 / high
+        r = tl.div_rn(1.0, high)
         h0, h1, h2 = tl.load(row), tl.load(row + 1) * r, tl.load(row + 2) * r * r
         z = put(plus_diagonal(h1 * get(a, N) + h2 * get(square, N), h0, n), fourth)
         y = put(product(a, z, N, PRECISION), second)
@@ -293,14 +301,14 @@ def minimax_kernel(
         good = status == OK
         write_info(info_ptr, matrix, status, needed, good & (needed == wanted))
         half = k >> 1
-        factor = tl.where(good, tl.sqrt(r), float("nan"))
+        factor = tl.where(good, tl.sqrt_rn(r), float("nan"))
         unit = tl.where(good, power_of_two(half), float("nan"))
         if constants == 1:
             null = low_at_most <= at_least * (2.0 * ZERO_UNITS * EPS)
             tl.store(constants_ptr + 2 * matrix, tl.where(null, 0.0, tl.sqrt(low)) * unit)
             tl.store(constants_ptr + 2 * matrix + 1, tl.sqrt(high) * unit)
-        elif constants == 2:
-            tl.store(constants_ptr + matrix, tl.sqrt(size) * unit)
+        if constants == 2:
+            tl.store(constants_ptr + matrix, tl.sqrt_rn(tl.sqrt_rn(size)) * unit)
         if sqrt:
             write_root(sqrt_ptr, matrix, get(y, N), factor, half, n)
         if inv:
@@ -347,7 +355,7 @@ def solved(a, b, first, second, third, n, N: tl.constexpr, PRECISION: tl.constex
     return get(x, N) + product(inverted, rest, N, PRECISION)
 
 
-@triton.jit
+@kernel
 def published_kernel(
     memory_ptr,
     batch,
@@ -382,21 +390,22 @@ def published_kernel(
         coefficients_ptr: those of P, then of Q, each with zeros up to 3·blocks.
         blocks: ⌈degree/3⌉.
         degree: of P and Q.
-        CONSTANTS: 0 or 2.
+        constants: 0 or 2.
         PADE: whether it is Padé's.
 
     The other arguments are those of minimax_kernel.
     """
-    # Who rests where, one after the other: Z, inverses; Z², quotients; Z³, what they miss; P; Q.
-    first = memory_ptr + tl.program_id(0).to(tl.int64) * (5 * N * N)
+    # Who rests where, one after the other: A, Z, inverses; Z², quotients; Z³, what they miss; P; Q.
+    first = memory_of(memory_ptr, N, 5)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
-    fifth = first + 4 * N * N
-    for index in range(tl.program_id(0), batch, tl.num_programs(0)):
+    end, stride = span(batch, N)
+    for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
-        a, k, status, _, _ = prepared(
+        a, k, status, _, _, _, _, _, size = prepared(
             a_ptr,
             matrix,
             table_ptr,
+            first,
             second,
             third,
             fourth,
@@ -409,32 +418,35 @@ def published_kernel(
             HALF,
             PRECISION,
         )
-        size = norm(a)
-        one = put(plus_diagonal(-a / positive_or_one(size), 1.0, n), first)
+        size = tl.sqrt_rn(size)
+        one = -get(a, N) * tl.div_rn(1.0, positive_or_one(size))
+        one = put(plus_diagonal(one, 1.0, n), first)
         square = put(product(one, one, N, PRECISION), second)
         cube = put(product(one, square, N, PRECISION), third)
-        if (sqrt != 0) | PADE:
-            p = polynomial(coefficients_ptr, blocks, one, square, cube, fourth, n, N, PRECISION)
-            p = put(p, fourth)
-        if (inv != 0) | PADE:
-            of_q = coefficients_ptr + 3 * blocks + 1
-            q = put(polynomial(of_q, blocks, one, square, cube, fifth, n, N, PRECISION), fifth)
         good = status == OK
         write_info(info_ptr, matrix, status, degree, 2 * good.to(tl.int32))
-        half, scale = k >> 1, tl.sqrt(size)
+        half, scale = k >> 1, tl.sqrt_rn(size)
         if constants == 2:
             unit = tl.where(good, power_of_two(half), float("nan"))
             tl.store(constants_ptr + matrix, scale * unit)
         scale = tl.where(good, scale, float("nan"))
-        if sqrt:
+        p, q = one, one
+        if PADE:
+            for i in range(2):
+                of_it, memory = coefficients_ptr + i * (3 * blocks + 1), fourth + i * (N * N)
+                x = polynomial(of_it, blocks, one, square, cube, memory, n, N, PRECISION)
+                p, q = q, put(x, memory)
+        # The root, then the inverse root, by one piece of code.
+        for i in range(2):
+            if tl.where(i == 0, sqrt, inv):
+                if PADE:
+                    x = solved(q, p, first, second, third, n, N, PRECISION)
+                else:
+                    of_it = coefficients_ptr + i * (3 * blocks + 1)
+                    x = polynomial(of_it, blocks, one, square, cube, fourth, n, N, PRECISION)
+                if i == 0:
+                    write_root(sqrt_ptr, matrix, x, scale, half, n)
+                else:
+                    write_root(inv_sqrt_ptr, matrix, x, tl.div_rn(1.0, scale), -half, n)
             if PADE:
-                s = solved(q, p, first, second, third, n, N, PRECISION)
-            else:
-                s = get(p, N)
-            write_root(sqrt_ptr, matrix, s, scale, half, n)
-        if inv:
-            if PADE:
-                z = solved(p, q, first, second, third, n, N, PRECISION)
-            else:
-                z = get(q, N)
-            write_root(inv_sqrt_ptr, matrix, z, 1.0 / scale, -half, n)
+                p, q = q, p
