@@ -309,6 +309,10 @@ def jit_tracing() -> bool:
     return torch._C._is_tracing()
 
 
+# As torch.compiler.assume_constant_result does: asked while tracing, not traced.
+jit_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def transforms_active() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp …) is running."""
     # PyTorch offers no public question for this; autograd.Function.apply asks the same way.
