@@ -49,9 +49,11 @@ def sqrtm(
             ``"auto"`` is ``Eigh()`` on a CPU and ``Minimax()`` elsewhere; see ``explain``.
         gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` is
             ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
-        backend: ``"native"``, compiled kernels for real matrices on a CPU (what they do not know
-            is done by ``"torch"``); ``"torch"``, PyTorch's operations; ``"auto"`` is ``"native"``
-            where that can be.
+        backend: ``"native"``, compiled kernels for real matrices on a CPU; ``"triton"``, fused
+            kernels for float32 and half precision up to n = 128 on NVIDIA GPUs, each tested at
+            its first use (the environment's ``MATROOT_TRITON=off`` does without, ``on`` does not
+            test); ``"torch"``, PyTorch's operations, which do what the others do not know;
+            ``"auto"`` is the first of them that can be.
         check_errors: whether to raise for a bad matrix. None does so in eager mode on a CPU, where
             looking costs nothing; elsewhere a bad matrix comes back as NaN, its neighbours intact.
 
