@@ -199,9 +199,9 @@ def _method(a: Tensor, singular: Singular, ops: Backend) -> tuple[Method, str]:
     if autodiff.exporting():
         return Minimax(), "products only, which every exporter knows"
     if ops.method is not None:
-        return METHODS.resolve(
-            ops.method
-        ), "by the compiled kernels the fastest and the most accurate"
+        measured = "by the compiled kernels the fastest and the most accurate"
+        counted = "one launch by a fused kernel, and what it computes stays on the device"
+        return METHODS.resolve(ops.method), measured if a.device.type == "cpu" else counted
     if a.device.type == "cpu":
         return Eigh(), "on a CPU faster than some 25 products by PyTorch's operations"
     return Minimax(), "products only; an eigendecomposition would wait for the device"
