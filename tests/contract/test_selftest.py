@@ -301,3 +301,32 @@ def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
         assert select("auto", other) is TORCH
     monkeypatch.setenv("MATROOT_TRITON", "off")
     assert select("auto", OnGpu(8)) is TORCH
+
+
+@planted
+@pytest.mark.parametrize(
+    "transform", ["vmap", "grad", "vmap of grad", "inference", "default device"]
+)
+def test_whatever_is_going_on_around(transform):
+    """The first call may lie inside a transform, or where tensors are made elsewhere."""
+    a = random_spd(5, 2, cond=5, dtype=torch.float32).to(DEVICE)
+
+    def total(a):
+        return matroot.sqrtm(a, method="minimax", backend="triton").sum()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*fails its self-test")
+        if transform == "vmap":
+            torch.func.vmap(total)(a)
+        elif transform == "grad":
+            torch.func.grad(total)(a)
+        elif transform == "vmap of grad":
+            torch.func.vmap(torch.func.grad(total))(a)
+        elif transform == "inference":
+            with torch.inference_mode():
+                total(a)
+        else:
+            with torch.device("meta"):
+                total(a)
+    assert selftest._VERDICTS
+    assert all(verdict.passed for verdict in selftest._VERDICTS.values())
