@@ -32,6 +32,8 @@ pytestmark = [
     pytest.mark.skipif(not triton._INSTALLED, reason="Triton is not installed"),
     # Elimination of what has no factor overflows, of which GPUs say nothing and NumPy does.
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
+    # The interpreter of Triton 3.6 and before takes arrays of one number for numbers.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
     pytest.mark.skipif(
         DEVICE == "cpu" and not triton._interpreting(), reason="TRITON_INTERPRET is not 1"
     ),
@@ -99,7 +101,9 @@ def test_more_accurate_than_eigh(n, cond, spectrum):
     a = random_spd(n, 2, cond=cond, spectrum=spectrum, dtype=torch.float32).to(DEVICE)
     g = cotangent(a)
     for quantity in FUNCTIONS:
-        found, by_hand = run(a, g, quantity), by_eigh(a, g, quantity)
+        # LAPACK's eigh, the same one with and without a GPU.
+        by_hand = (x.to(DEVICE) for x in by_eigh(a.cpu(), g.cpu(), quantity))
+        found = run(a, g, quantity)
         golden = exact(a, quantity), exact_gradient(a, g, quantity)
         for x, other, truth in zip(found, by_hand, golden, strict=True):
             assert relative_error(x, truth).max() < 1.1 * relative_error(other, truth).max()
@@ -187,7 +191,7 @@ def test_gradient_where_the_root_is_singular(n, steps):
     assert not gradient[1].any()
     assert not gradient[0, : n // 2, : n // 2].abs().max() > 1e-4
     # The null space is known to the square root of rounding.
-    assert relative_error(gradient, expected).max() < 1e-3
+    assert relative_error(gradient.cpu(), expected).max() < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -294,6 +298,25 @@ def test_compiled_programs_hold_the_kernels(method):
     assert {f"matroot.{kernel}.default", "matroot.lyapunov.default"} <= set(operators)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("n", [12, 32, 64, 128])
+def test_a_cuda_graph_holds_a_root_and_its_gradient(n):
+    a = random_spd(n, 6, cond=1e3, dtype=torch.float32).to(DEVICE)
+    g, stream = cotangent(a), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run(a, g, "sqrt")  # Compiles the kernels and makes their tables.
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            found = run(a, g, "sqrt")
+    torch.cuda.synchronize()
+    a.copy_(random_spd(n, 6, cond=1e4, seed=1, dtype=torch.float32))
+    expected = run(a, g, "sqrt")
+    for _ in range(3):
+        graph.replay()
+        assert all(map(torch.equal, found, expected))
+
+
 def test_the_operators_keep_what_they_promise_torch():
     a = random_spd(3, 2, cond=5, dtype=torch.float32).to(DEVICE)
     told = (0.0, 1e-3, 1e-6, True, True, False, False)
@@ -343,9 +366,9 @@ def test_who_takes_what_and_why(monkeypatch):
     assert matroot.explain(a).backend != "triton"
     assert "backend 'triton' takes it if asked for: its kernels have run" in str(explanation)
     for tensor, why in (
-        (torch.eye(129), "up to 128×128, not n = 129"),
-        (torch.eye(3, dtype=torch.float64), "in float32, not in torch.float64"),
-        (torch.eye(3, dtype=torch.complex64), "in float32, not in torch.complex64"),
+        (torch.eye(129, device=DEVICE), "up to 128×128, not n = 129"),
+        (torch.eye(3, dtype=torch.float64, device=DEVICE), "in float32, not in torch.float64"),
+        (torch.eye(3, dtype=torch.complex64, device=DEVICE), "in float32, not in torch.complex64"),
         (torch.eye(3, device="meta"), "on a CUDA GPU, not on meta"),
     ):
         with pytest.raises(ValueError, match=why):
