@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 PYTEST := $(CALM) $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-all test-oldest lint unit wheel format clean
+.PHONY: demo test test-all test-older lint unit wheel format clean
 
 demo: $(VENV)/cli.stamp
 	$(BIN)/matroot demo --output demo
@@ -54,11 +54,30 @@ wheel: $(VENV)/dev.stamp
 test-all: $(VENV)/dev.stamp
 	$(PYTEST) -m "not gpu"
 
-# The oldest supported PyTorch, in an environment of its own.
-test-oldest:
-	rm -rf build/oldest && $(PYTHON) -m venv build/oldest
-	build/oldest/bin/pip install --quiet "torch==2.8.*" -e ".[dev]"
-	$(CALM) build/oldest/bin/python -m pytest -q -n 2 -m "not slow and not gpu"
+# Older releases of PyTorch, the last of each minor version down to the oldest that is supported: the
+# contract and export tests, in one environment after the other of some 5 GB, removed afterwards.
+#   make test-older VERSIONS="2.8 2.11"
+VERSIONS ?= $(shell $(BIN)/python -c "import importlib.metadata as m; \
+  print(*(f'2.{i}' for i in range(8, int(m.version('torch').split('.')[1]))))")
+OLDER := build/older/bin
+# NumPy's 2.4 takes no array for a number any more, as the interpreter of Triton 3.6 and before does.
+WITH := "numpy<2.4" expecttest hypothesis mpmath onnx onnxruntime onnxscript POT pytest \
+  pytest-timeout pytest-xdist scipy
+
+test-older: $(VENV)/dev.stamp
+	@passed=; failed=; missing=; \
+	for version in $(VERSIONS); do \
+	  echo "PyTorch $$version"; rm -rf build/older; $(PYTHON) -m venv build/older; \
+	  if ! $(OLDER)/pip install --quiet "torch==$$version.*" $(WITH) -e .; then \
+	    missing="$$missing $$version"; \
+	  elif $(CALM) $(OLDER)/python -m pytest -q -n 2 tests/contract -m "not slow and not gpu"; then \
+	    passed="$$passed $$version"; \
+	  else \
+	    failed="$$failed $$version"; \
+	  fi; \
+	done; rm -rf build/older; \
+	echo "passed:$${passed:- none}; failed:$${failed:- none}; did not install:$${missing:- none}"; \
+	test -n "$$passed" -a -z "$$failed"
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

@@ -1,16 +1,23 @@
 """The fused GPU kernels beside everything else, from the source tree:
 
-python benchmarks/gpu.py measure   accuracy and time of every case, ceilings, memory, bits: minutes
+python benchmarks/gpu.py verify    every variant in processes of its own: errors, bits, memory
+python benchmarks/gpu.py measure   time of every case beside the goals, ceilings, accuracy
+python benchmarks/gpu.py summary   what the rows say, beside goals and model
 python benchmarks/gpu.py tune      warps and resident programs: which are the fastest
 python benchmarks/gpu.py plot      the rows as a picture
 python benchmarks/gpu.py compile   registers, spills, shared memory of every kernel; needs no GPU
 
-PyTorch 2.11 and Triton 3.6 or newer. Rows go to benchmarks/results/gpu.jsonl.
+benchmarks/gpu_check.sh runs all that matters, in eight minutes. Rows go to a file as they are
+made; what it holds of the same commit and GPU is not measured again. --dry walks through a command
+without a GPU, in Triton's interpreter, on tiny matrices. PyTorch 2.11 and Triton 3.6 or newer.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
+import math
 import os
 import re
 import subprocess
@@ -18,10 +25,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -34,8 +42,10 @@ import matroot  # noqa: E402
 from matroot.backends import triton as kernels  # noqa: E402
 from matroot.bench import baselines  # noqa: E402
 from matroot.bench.measure import (  # noqa: E402
+    APPROXIMATE,
     Problem,
     Run,
+    describe,
     gate,
     in_turns,
     milliseconds,
@@ -44,28 +54,210 @@ from matroot.bench.measure import (  # noqa: E402
 from matroot.bench.rows import Row, append, pick, provenance  # noqa: E402
 from matroot.gradients import Lyapunov  # noqa: E402
 from matroot.methods import Minimax, Pade  # noqa: E402
-from matroot.testing import random_spd, relative_error  # noqa: E402
+from matroot.testing import (  # noqa: E402
+    exact,
+    exact_gradient,
+    random_spd,
+    relative_error,
+    tolerance,
+)
 
 ROWS = ROOT / "benchmarks/results/gpu.jsonl"
 PLOT = ROOT / "docs/images/gpu.svg"
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
-# batch, n, and how many times faster the default is to be than: the paper, NS-5, eigh.
+
+class Goal(NamedTuple):
+    """How many times faster than others one root with its gradient is to be.
+
+    Attributes:
+        eager: than the paper's algorithm as a file of PyTorch operations.
+        graph: the same, ours replayed as a CUDA graph. The paper's asks the host whether its
+            factorisation succeeded, which no graph can hold, as eigh does.
+        ns: than Newton–Schulz in 5 steps.
+        eigh: than the fastest batched eigh.
+    """
+
+    eager: float
+    graph: float
+    ns: float
+    eigh: float
+
+
+# batch, n; the most important first.
 GOALS = {
-    (64, 48): (10, 6, 5),
-    (64, 64): (10, 6, 5),
-    (256, 64): (10, 6, 5),
-    (4096, 16): (10, 6, 3),
-    (100_000, 8): (10, 6, 3),
-    (64, 128): (6, 4, 5),
-    (16, 256): (3, 2, 5),
-    (256, 256): (2, 1.5, 5),
-    (1, 1024): (2, 1.5, 3),
+    (64, 48): Goal(5, 10, 4, 5),
+    (64, 64): Goal(5, 10, 4, 5),
+    (256, 64): Goal(8, 10, 6, 5),
+    (4096, 16): Goal(8, 10, 6, 3),
+    (100_000, 8): Goal(10, 10, 6, 3),
+    (64, 128): Goal(5, 6, 4, 5),
+    (16, 256): Goal(2, 3, 2, 5),
+    (256, 256): Goal(2, 2, 1.5, 5),
+    (1, 1024): Goal(2, 2, 1.5, 3),
 }
-# Batches that fill the device.
-FULL = {64: 4096, 128: 1024}
+MOST_MS = {(500, 100): 0.8}
+# Batches that fill the device; there the products of a root and its gradient are to run at this
+# share of the rate of a large product of the same accuracy.
+FULL, SHARE = {64: 4096, 128: 1024}, 0.5
+# What a dry run takes instead.
+TINY, TINY_FULL = [(2, 3), (1, 2)], {3: 2}
 PAPER, NS, EIGH = "paper", "Newton–Schulz, 5 steps", "eigh by hand"
+OURS, OPERATIONS = "matroot", "matroot, PyTorch's operations"
 TRUNCATED = {PAPER, NS, "paper, fused"}
+GRAPHED = (OURS, NS)
+
+
+def graphed(name: str) -> str:
+    """The name of a candidate in a CUDA graph."""
+    return f"{name}, in a graph"
+
+
+# What a model says before anything is measured.
+
+DISPATCH, LAUNCH = 5e-6, 2e-6
+"""Seconds an operation: on the host (149 of the paper's took 724 µs), and on the device."""
+HOST = 200e-6
+"""Of one root with its gradient by the kernels, nearly all of it PyTorch's: derived, ± 50 %."""
+BANDWIDTH = 3.0e12
+"""Bytes a second, read and written: a large copy on an H100."""
+RATE = {"float32": 50e12, "tf32x3": 130e12}
+"""Operations a second of a large product: three quarters of an H100's data sheet; a third of what
+TF32 reaches."""
+ALONE = {16: 13e-6, 32: 28e-6, 64: 105e-6, 128: 290e-6}
+"""Seconds of both kernels for one matrix, alone: instructions counted in the machine code for
+compute capability 9.0, cycles estimated, 1.75 GHz; ± 50 %."""
+AT_ONCE = {16: 9, 32: 4, 64: 2, 128: 1}
+"""Programs that a multiprocessor holds: ``compile 90``."""
+MULTIPROCESSORS = 132
+OPERATIONS_OF = {PAPER: 29 + 94, NS: 32 + 60, OPERATIONS: 341 + 224}
+"""Operations dispatched, without views, forward and backward: counted."""
+PRODUCTS_OF = {PAPER: 5 + 48, NS: 12 + 24}
+
+
+def predicted(name: str, batch: int, n: int, products: float, *, graph: bool) -> float | None:
+    """Milliseconds of a root with its gradient: launches, bytes over bandwidth, flops over rate.
+
+    A kernel takes a program's whole time as often as the device must be filled; eager calls take
+    what the host takes, if that is longer.
+
+    Args:
+        name: of the candidate; None comes back where there is no model.
+        batch: matrices.
+        n: their rows.
+        products: of matrices n×n that matroot's own candidates make.
+        graph: whether it is replayed as a CUDA graph.
+    """
+    fused = name == OURS and n <= kernels.LARGEST
+    name = OPERATIONS if name == OURS and not fused else name
+    if not fused and name not in OPERATIONS_OF:
+        return None
+    launches = 2 if fused else OPERATIONS_OF[name]
+    # Each reads and writes about a matrix or two; the kernels A, S, G, X and S again.
+    words = batch * n**2 * (5 if fused else 2.5 * launches)
+    flops = 2.0 * n**3 * batch * PRODUCTS_OF.get(name, products)
+    seconds = launches * LAUNCH + 4 * words / BANDWIDTH
+    seconds += flops / RATE["tf32x3" if fused else "float32"]
+    if fused:
+        size = max(16, 1 << (n - 1).bit_length())
+        seconds += ALONE[size] * math.ceil(batch / (AT_ONCE[size] * MULTIPROCESSORS))
+    host = HOST if fused else launches * DISPATCH
+    return 1e3 * (seconds if graph else max(seconds, host))
+
+
+# Rows, and what is there already.
+
+
+class Rows:
+    """The file that rows go to, each at once, and those of this commit and device in it."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path = path
+        self.origin = provenance(device) | _versions()
+        # Sources that are not committed may be others than those of the rows.
+        known = self.origin["commit"] is not None and not self.origin["commit"].endswith("+")
+        self.found = of_one_place(read(path), self.origin) if known else []
+
+    def add(self, row: Row) -> None:
+        row = self.origin | row
+        append(self.path, [row])
+        self.found.append(row)
+
+    def hold(self, **wanted: object) -> bool:
+        return bool(pick(self.found, **wanted))
+
+
+def of_one_place(rows: Iterable[Row], origin: Row) -> list[Row]:
+    """The rows of that commit, device and environment."""
+    names = ("commit", "device_name", "torch", "triton")
+    return pick(rows, **{name: origin.get(name) for name in names})
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file, without a line that a killed run did not finish."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _versions() -> Row:
+    import triton
+
+    driver = None
+    if torch.cuda.is_available():
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+            driver = (done.stdout.split() or [None])[0]
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+    return {"triton": triton.__version__, "cuda": torch.version.cuda, "driver": driver}
+
+
+def _device(dry: bool) -> torch.device:
+    if dry:
+        # Before Triton is imported.
+        os.environ["TRITON_INTERPRET"] = "1"
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise SystemExit("gpu.py: this needs a CUDA GPU, and PyTorch sees none; see --dry")
+    return torch.device("cuda")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# Problems and candidates.
+
+
+@dataclass(frozen=True)
+class Repeated(Problem):
+    """A problem again and again, with the answers that were computed once."""
+
+    few: Problem
+    batch: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        times = -(-self.batch // len(self.few.a))
+        for name in ("a", "g", "value", "gradient"):
+            whole = getattr(self.few, name).to(self.device).repeat(times, 1, 1)[: self.batch]
+            object.__setattr__(self, name, whole)
+        object.__setattr__(self, "cond", self.few.cond)
+
+
+def made(batch: int, n: int, cond: float, device: torch.device, distinct: int = 64) -> Problem:
+    """Matrices and a cotangent; the same ones again and again in a large batch."""
+    a = random_spd(n, min(batch, distinct), cond=cond, dtype=torch.float32)
+    g = torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
+    few = Problem(a, g + g.mT, "sqrt")
+    return Repeated(few.a, few.g, "sqrt", few=few, batch=batch, device=device)
 
 
 def default(n: int) -> dict[str, Any]:
@@ -79,14 +271,14 @@ def candidates(n: int) -> dict[str, Callable[[Tensor], Tensor]]:
     """Functions that return the root."""
     operations = default(n) | {"backend": "torch"}
     found: dict[str, Callable[[Tensor], Tensor]] = {
-        "matroot": partial(matroot.sqrtm, **default(n)),
+        OURS: partial(matroot.sqrtm, **default(n)),
         PAPER: partial(baselines.paper, forward="pade"),
         NS: baselines.newton_schulz,
         EIGH: baselines.eigh_by_hand,
     }
     if n <= kernels.LARGEST:
         fused = {"method": Pade(), "gradient": Lyapunov(steps=8), "backend": "triton"}
-        found["matroot, PyTorch's operations"] = partial(matroot.sqrtm, **operations)
+        found[OPERATIONS] = partial(matroot.sqrtm, **operations)
         found["paper, fused"] = partial(matroot.sqrtm, **fused)
     try:
         import cupy  # noqa: F401  (asked for to see whether it is there)
@@ -127,34 +319,62 @@ def forward_and_backward(function: Callable[[Tensor], Tensor], problem: Problem)
     return run
 
 
-def in_a_graph(function: Callable[[Tensor], Tensor], problem: Problem) -> Run:
-    """The same, captured once and replayed: without what the calls themselves cost."""
-    a = problem.a.clone().requires_grad_()
+def replayed(run: Run, times: int = 1) -> Run:
+    """So many executions captured once and replayed: without what the calls themselves cost."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    # The stream is set here, so that a capture that fails leaves the old one behind.
     with torch.cuda.stream(stream):
         for _ in range(3):
-            torch.autograd.grad(function(a), a, problem.g)
+            run(_nothing)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(times):
+                run(_nothing)
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        torch.autograd.grad(function(a), a, problem.g)
 
-    def run(lap: Callable[[], None]) -> None:
+    def replay(lap: Callable[[], None]) -> None:
         graph.replay()
         lap()
 
-    return run
+    return replay
 
 
-def made(batch: int, n: int, cond: float, device: torch.device) -> Problem:
-    """Matrices and a cotangent; the same ones again and again in a large batch."""
-    few = min(batch, 64)
-    a = random_spd(n, few, cond=cond, dtype=torch.float32)
-    g = torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
-    repeats = -(-batch // few)
-    a, g = (x.repeat(repeats, 1, 1)[:batch].to(device) for x in (a, g + g.mT))
-    return Problem(a, g, "sqrt")
+def _nothing() -> None:
+    pass
+
+
+def timed(runs: dict[str, Run], device: torch.device, seconds: float) -> dict[str, Row]:
+    """[median, p20, p80] in milliseconds of every candidate, all in turns.
+
+    By the device's events "forward", "backward" and "total"; by the wall clock "wall", a whole
+    execution out of many without a wait between them. Inputs are in the caches if they fit, as they
+    are behind the layer that made them.
+    """
+    if device.type == "cuda":
+        # Up to the clock that the device has under load.
+        large = torch.randn(8192, 8192, device=device)
+        for _ in range(10):
+            large @ large
+    found: dict[str, Row] = {}
+    clocked: dict[str, Run] = {}
+    many: dict[str, int] = {}
+    for name, samples in in_turns(runs, device, seconds=seconds).items():
+        names = ("forward", "backward") if len(samples[0]) == 2 else ("total",)
+        found[name] = milliseconds(samples, names)
+        many[name] = max(1, min(20, int(10 / max(found[name]["total"][0], 1e-3))))
+
+        def whole(lap: Callable[[], None], run: Run = runs[name], count: int = many[name]) -> None:
+            _wait(device)
+            for _ in range(count):
+                run(_nothing)
+            _wait(device)
+            lap()
+
+        clocked[name] = whole
+    for name, samples in in_turns(clocked, torch.device("cpu"), seconds=seconds).items():
+        found[name]["wall"] = percentiles(sample[0] / many[name] for sample in samples)
+    return found
 
 
 def errors(function: Callable[[Tensor], Tensor], problem: Problem) -> Row:
@@ -168,43 +388,66 @@ def errors(function: Callable[[Tensor], Tensor], problem: Problem) -> Row:
     }
 
 
-def speed(device: torch.device, seconds: float) -> Iterator[Row]:
-    """Every case of GOALS: errors, then time of forward and backward, candidates in turns."""
-    for batch, n in GOALS:
+# Parts of measure: each yields rows, and leaves out what is there.
+
+
+def speed(device: torch.device, rows: Rows, seconds: float, dry: bool) -> Iterator[Row]:
+    """Every case: errors at once, then times of forward and backward, candidates in turns."""
+    for batch, n in TINY if dry else [*GOALS, *MOST_MS]:
+        told = {"batch": batch, "n": n, "cond": 1e2}
+        if rows.hold(kind="speed", candidate=OURS, **told):
+            continue
         problem = made(batch, n, 1e2, device)
-        functions, rows, runs = candidates(n), {}, {}
-        for name, function in functions.items():
-            row: Row = {"candidate": name, "batch": batch, "n": n, "cond": 1e2}
+        products = 0.0
+        found: dict[str, Row] = {}
+        runs: dict[str, Run] = {}
+        for name, function in candidates(n).items():
+            row: Row = {"candidate": name, **told}
             try:
                 row |= errors(function, problem)
+                runs[name] = forward_and_backward(function, problem)
+                if name == OURS:
+                    products = sum(products_of(problem))
             except Exception as error:  # Whatever a peer raises is told, and the rest goes on.
-                yield {"kind": "speed", **row, "why": f"{type(error).__name__}: {error}"[:200]}
+                yield {"kind": "errors", **row, "why": describe(error)}
                 continue
             row["passed"] = row["error"] <= gate(problem, truncated=name in TRUNCATED)
-            rows[name], runs[name] = row, forward_and_backward(function, problem)
-        graphed = "matroot, in a graph"
-        if n <= kernels.LARGEST:
-            rows[graphed] = rows["matroot"] | {"candidate": graphed}
-            runs[graphed] = in_a_graph(functions["matroot"], problem)
-        phases = ("forward", "backward")
-        for name, samples in in_turns(runs, device, seconds=seconds).items():
-            names = ("total",) if name == graphed else phases
-            yield {"kind": "speed", **rows[name], "ms": milliseconds(samples, names)}
+            found[name] = row
+            yield {"kind": "errors", **row}
+        for name in () if dry else GRAPHED:
+            # A capture that failed may have broken the process; another run goes on without it.
+            failed = rows.hold(kind="errors", candidate=graphed(name), **told)
+            if name not in runs or failed:
+                continue
+            try:
+                runs[graphed(name)] = replayed(runs[name])
+                found[graphed(name)] = found[name] | {"candidate": graphed(name)}
+            except Exception as error:
+                row = {"candidate": graphed(name), **told, "why": describe(error)}
+                yield {"kind": "errors", **row}
+        for name, ms in timed(runs, device, seconds).items():
+            usual = name.removesuffix(graphed(""))
+            model = predicted(usual, batch, n, products, graph=name != usual)
+            yield {"kind": "speed", **found[name], "ms": ms, "model": model}
 
 
-def accuracy(device: torch.device) -> Iterator[Row]:
+def accuracy(device: torch.device, rows: Rows, dry: bool) -> Iterator[Row]:
     """Errors of the kernels beside eigh by hand, in float32 against float64."""
-    spectra = ("log", "clustered", "outlier")
-    for n, cond, spectrum in itertools.product((8, 16, 48, 64, 128), (1e1, 1e2, 1e4, 1e6), spectra):
-        a = random_spd(n, 16, cond=cond, spectrum=spectrum, dtype=torch.float32).to(device)
-        g = torch.randn(a.shape, generator=torch.Generator().manual_seed(1)).to(device)
-        problem = Problem(a, g + g.mT, "sqrt")
-        for name in ("matroot", EIGH, "triton-tf32"):
+    spectra = ("log",) if dry else ("log", "clustered", "outlier")
+    sizes, conds = ((3,), (1e2,)) if dry else ((8, 16, 48, 64, 128), (1e1, 1e2, 1e4, 1e6))
+    for n, cond, spectrum in itertools.product(sizes, conds, spectra):
+        told = {"n": n, "cond": cond, "spectrum": spectrum}
+        if rows.hold(kind="accuracy", candidate="triton-tf32", **told):
+            continue
+        a = random_spd(n, 16, cond=cond, spectrum=spectrum, dtype=torch.float32)
+        g = torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
+        few = Problem(a, g + g.mT, "sqrt")
+        problem = Repeated(few.a, few.g, "sqrt", few=few, batch=16, device=device)
+        for name in (OURS, EIGH, "triton-tf32"):
             function = candidates(n).get(name) or partial(
                 matroot.sqrtm, method="minimax", backend="triton-tf32"
             )
-            told = {"n": n, "cond": cond, "spectrum": spectrum, "candidate": name}
-            yield {"kind": "accuracy", **told, **errors(function, problem)}
+            yield {"kind": "accuracy", **told, "candidate": name, **errors(function, problem)}
 
 
 def products_of(problem: Problem) -> tuple[float, float]:
@@ -219,41 +462,48 @@ def products_of(problem: Problem) -> tuple[float, float]:
     return 1 + 2 + 4 * (steps - 1) - 1, 1 + 2 + 3 * doublings - 1
 
 
-def ceilings(device: torch.device, seconds: float) -> Iterator[Row]:
-    """What the device gives at most, and what the kernels reach in a batch that fills it."""
-    big = torch.randn(8192, 8192, device=device)
-    memory = torch.empty(2**29, device=device)
+def ceilings(device: torch.device, rows: Rows, seconds: float, dry: bool) -> Iterator[Row]:
+    """What a launch costs, what the device gives at most, what the kernels reach of it."""
+    full = TINY_FULL if dry else FULL
+    if rows.hold(kind="ceiling", n=max(full)):
+        return
+    yield from overheads(device, seconds, dry)
+    side = 64 if dry else 8192
+    big = torch.randn(side, side, device=device)
+    half = big.bfloat16()
+    memory = torch.randn(2**12 if dry else 2**29, device=device)
     other = torch.empty_like(memory)
 
-    def once(function: Callable[[], object]) -> Run:
-        def run(lap: Callable[[], None]) -> None:
-            function()
-            lap()
+    def tf32() -> None:
+        torch.set_float32_matmul_precision("high")
+        big @ big
+        torch.set_float32_matmul_precision("highest")
 
-        return run
-
+    moved, flops = 8.0 * memory.numel(), 2.0 * side**3
     known = {
-        "copy, bytes read and written": (lambda: other.copy_(memory), 8.0 * memory.numel(), "GB/s"),
-        "float32 product, n = 8192": (lambda: big @ big, 2.0 * 8192**3, "GFLOP/s"),
+        "copy, bytes read and written": (lambda: other.copy_(memory), moved, "GB/s"),
+        f"float32 product, n = {side}": (lambda: big @ big, flops, "GFLOP/s"),
+        f"TF32 product, n = {side}": (tf32, flops, "GFLOP/s"),
+        f"bfloat16 product, n = {side}": (lambda: half @ half, flops, "GFLOP/s"),
     }
-    runs = {name: once(function) for name, (function, _, _) in known.items()}
-    problems = {n: made(batch, n, 1e2, device) for n, batch in FULL.items()}
+    runs = {name: _once(function) for name, (function, _, _) in known.items()}
+    problems = {n: made(batch, n, 1e2, device) for n, batch in full.items()}
     for n, problem in problems.items():
-        runs[f"n = {n}"] = forward_and_backward(candidates(n)["matroot"], problem)
+        runs[f"n = {n}"] = forward_and_backward(candidates(n)[OURS], problem)
     found = in_turns(runs, device, seconds=seconds)
     peak = 0.0
     for name, (_, amount, unit) in known.items():
-        median, *_ = percentiles(sample[0] for sample in found[name])
-        rate = amount / median / 1e6
-        peak = rate if unit == "GFLOP/s" else peak
+        rate = amount / percentiles(sample[0] for sample in found[name])[0] / 1e6
+        peak = rate if name.startswith("float32") else peak
         yield {"kind": "ceiling", "candidate": name, "rate": rate, "unit": unit}
     for n, problem in problems.items():
         batch = len(problem.a)
-        for phase, products, samples in zip(
-            ("forward", "backward"),
-            products_of(problem),
-            zip(*found[f"n = {n}"], strict=True),
-            strict=True,
+        forward, backward = products_of(problem)
+        halves = list(zip(*found[f"n = {n}"], strict=True))
+        for phase, products, samples in (
+            ("forward", forward, halves[0]),
+            ("backward", backward, halves[1]),
+            ("both", forward + backward, [sum(sample) for sample in found[f"n = {n}"]]),
         ):
             rate = 2.0 * n**3 * batch * products / percentiles(samples)[0] / 1e6
             yield {
@@ -267,103 +517,369 @@ def ceilings(device: torch.device, seconds: float) -> Iterator[Row]:
             }
 
 
-def promises(device: torch.device) -> Iterator[Row]:
-    """The same bits on every run and in any batch; memory kept for the backward pass."""
-    for n in (8, 16, 31, 48, 64, 100, 128):
-        problem = made(300, n, 1e4, device)
-        function = candidates(n)["matroot"]
+def _once(function: Callable[[], object]) -> Run:
+    def run(lap: Callable[[], None]) -> None:
+        function()
+        lap()
 
-        def both(rows: Any = slice(None), f: Any = function, p: Problem = problem) -> list[Tensor]:
-            a = p.a[rows].clone().requires_grad_()
-            root = f(a)
-            return [root.detach(), torch.autograd.grad(root, a, p.g[rows])[0]]
+    return run
 
-        whole = both()
-        same = [all(map(torch.equal, whole, both())) for _ in range(10)]
-        places = ([0], [299], [17, 250, 3], list(range(100, 264)))
-        few = [
-            all(torch.equal(x[rows], y) for x, y in zip(whole, both(rows), strict=True))
-            for rows in places
-        ]
-        a = problem.a.clone().requires_grad_()
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        root = function(a)
-        kept = torch.cuda.memory_allocated(device) - before
-        yield {
-            "kind": "promise",
-            "n": n,
-            "same_bits_every_run": all(same),
-            "same_bits_in_any_batch": all(few),
-            "matrices_kept": kept / (a.numel() * a.element_size()),
-        }
-        del root
+
+def overheads(device: torch.device, seconds: float, dry: bool) -> Iterator[Row]:
+    """A launch that does nothing, eager and as one of a hundred in a graph."""
+    import triton
+
+    @triton.jit
+    def empty_kernel(x_ptr):
+        pass
+
+    x = torch.zeros(1, device=device)
+    runs = {
+        "empty kernel in Triton": _once(lambda: empty_kernel[(1,)](x)),
+        "smallest operation of PyTorch": _once(lambda: x.zero_()),
+    }
+    for name, run in {} if dry else dict(runs).items():
+        runs[graphed(name)] = replayed(run, times=100)
+    for name, ms in timed(runs, device, seconds).items():
+        count = 100 if name.endswith(graphed("")) else 1
+        each = {clock: [t / count for t in triple] for clock, triple in ms.items()}
+        yield {"kind": "overhead", "candidate": name, "ms": each}
 
 
 @app.command()
 def measure(
     output: Annotated[Path, typer.Option(help="Rows are added to this file.")] = ROWS,
-    seconds: Annotated[float, typer.Option(help="At most, a candidate and case.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="At most, a candidate and case.")] = 0.5,
+    part: Annotated[
+        list[str] | None, typer.Option(help="speed, ceilings, accuracy; all if left out.")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="No row is begun after so many seconds.")] = 600.0,
+    dry: Annotated[bool, typer.Option(help="Tiny sizes, without a GPU.")] = False,
 ) -> None:
-    """Accuracy, speed, ceilings, promises; prints how many times faster, beside the goals."""
-    device = _gpu()
-    origin = provenance(device) | {"triton": _triton_version()}
+    """Times beside the goals, ceilings, accuracy: each row written as soon as it is known.
+
+    Times are medians of samples taken in turns, after a warm-up, by events of the device and by the
+    wall clock, of eager calls and of a CUDA graph.
+    """
+    device, start = _device(dry), time.perf_counter()
+    seconds = 0.01 if dry else seconds
+    rows = Rows(output, device)
     parts: dict[str, Callable[[], Iterator[Row]]] = {
-        "promises": lambda: promises(device),
-        "accuracy": lambda: accuracy(device),
-        "speed": lambda: speed(device, seconds),
-        "ceilings": lambda: ceilings(device, seconds),
+        "speed": lambda: speed(device, rows, seconds, dry),
+        "ceilings": lambda: ceilings(device, rows, seconds, dry),
+        "accuracy": lambda: accuracy(device, rows, dry),
     }
-    rows = []
-    for name, part in parts.items():
-        start, found = time.perf_counter(), list(part())
-        append(output, [row | origin for row in found])
-        rows += found
-        print(f"{name}: {len(found)} rows, {time.perf_counter() - start:.0f} s", flush=True)
-    print(summary(rows))
+    for name in part or parts:
+        if name not in parts:
+            raise SystemExit(f"gpu.py: unknown part {name!r}; known: {', '.join(parts)}")
+        for row in parts[name]():
+            rows.add(row)
+            spent = time.perf_counter() - start
+            print(f"{spent:.0f} s: {_line(row)}", flush=True)
+            if spent > budget:
+                print("the time is over; the same command goes on from here", flush=True)
+                return
 
 
-def _gpu() -> torch.device:
-    if not torch.cuda.is_available():
-        raise SystemExit("gpu.py: this command needs a CUDA GPU, and PyTorch sees none")
-    return torch.device("cuda")
+def _line(row: Row) -> str:
+    """A row for who watches."""
+    names = ("kind", "batch", "n", "cond", "spectrum", "candidate")
+    parts = [" ".join(str(row[k]) for k in names if row.get(k) is not None)]
+    if row.get("error") is not None:
+        parts.append(f"errors {row['error']:.1e}, {row['gradient_error']:.1e}")
+    if row.get("ms"):
+        parts += [f"{name} {triple[0]:.4f}" for name, triple in row["ms"].items()]
+    if row.get("model"):
+        parts.append(f"model {row['model']:.3f} ms")
+    if row.get("rate"):
+        parts.append(f"{row['rate']:.0f} {row['unit']}")
+    if row.get("passed") is False or row.get("why"):
+        parts.append(f"FAILED {row.get('why') or ''}")
+    return ", ".join(parts)
 
 
-def _triton_version() -> str:
-    import triton
-
-    return str(triton.__version__)
+# Every variant of the kernels.
 
 
-def summary(rows: Iterable[Row]) -> str:
-    """How many times faster than the paper, NS-5 and the fastest eigh, with the goals; the rest."""
-    rows = list(rows)
-    lines = ["batch×n | ours, ms (in a graph) | paper | NS-5 | eigh | errors ours, paper, eigh"]
-    for (batch, n), goals in GOALS.items():
-        case = {
-            row["candidate"]: row
-            for row in pick(rows, kind="speed", batch=batch, n=n)
-            if row.get("ms")
-        }
-        if "matroot" not in case:
-            continue
-        ms = {name: row["ms"]["total"][0] for name, row in case.items()}
-        fastest = min(v for k, v in ms.items() if k in (EIGH, "eigh of CuPy"))
-        times = [ms[PAPER], ms[NS], fastest]
-        ratios = [f"{t / ms['matroot']:.1f} ({g})" for t, g in zip(times, goals, strict=True)]
-        graph = ms.get("matroot, in a graph")
-        own = f"{ms['matroot']:.3f}" + (f" ({graph:.3f})" if graph else "")
-        found = ", ".join(f"{case[k]['error']:.0e}" for k in ("matroot", PAPER, EIGH))
-        lines.append(" | ".join([f"{batch}×{n}", own, *ratios, found]))
-    for row in pick(rows, kind="ceiling"):
-        share = f", {row['share']:.0%} of the product" if row.get("share") else ""
+class Variant(NamedTuple):
+    """One call that takes kernels of its own."""
+
+    n: int
+    root: str = "sqrt"
+    gradient: bool = True
+    method: str = "minimax"
+    dtype: str = "float32"
+    backend: str = "triton"
+
+    @property
+    def kernels(self) -> tuple[Any, ...]:
+        """What is compiled for it."""
+        return (max(16, 1 << (self.n - 1).bit_length()), *self[1:])
+
+
+def variants(sizes: Iterable[int], more: Iterable[int]) -> list[Variant]:
+    """Calls of the default at all sizes, of everything else at few; the largest first."""
+    roots = ("sqrt", "inv_sqrt", "both")
+    found = [Variant(n, root) for n, root in itertools.product(sizes, roots)]
+    for n in more:
+        found += [Variant(n, root, gradient=False) for root in roots]
+        for root in ("sqrt", "inv_sqrt"):
+            found.append(Variant(n, root, method="pade"))
+            found.append(Variant(n, root, dtype="float16"))
+        found.append(Variant(n, backend="triton-tf32"))
+    return sorted(found, key=lambda variant: -variant.n)
+
+
+SIZES, MORE = (8, 16, 31, 48, 64, 100, 128), (16, 31, 64, 128)
+
+
+@app.command()
+def verify(
+    output: Annotated[Path, typer.Option(help="Rows are added to this file.")] = ROWS,
+    workers: Annotated[int, typer.Option(help="Processes at once.")] = 15,
+    budget: Annotated[float, typer.Option(help="None is begun after so many seconds.")] = 600.0,
+    of: Annotated[str | None, typer.Option(help="Only these: used for the processes.")] = None,
+    dry: Annotated[bool, typer.Option(help="Tiny sizes, without a GPU.")] = False,
+) -> None:
+    """Compile every variant of the kernels, and check each: errors, 50 times the same bits, memory.
+
+    Each runs in a process of its own, so that one that breaks the device breaks no other; Triton
+    keeps what they compile in one folder, TRITON_CACHE_DIR.
+    """
+    device, start = _device(dry), time.perf_counter()
+    rows = Rows(output, device)
+    wanted = variants((3,), ())[:2] if dry else variants(SIZES, MORE)
+    groups: dict[str, list[Variant]] = {}
+    for variant in wanted:
+        groups.setdefault("/".join(map(str, variant.kernels)), []).append(variant)
+    if of is not None:
+        for variant in groups[of]:
+            if not rows.hold(kind="variant", **variant._asdict()):
+                row = {"kind": "variant", **variant._asdict(), **checked(variant, device, dry)}
+                rows.add(row)
+                print(_verdict(row), flush=True)
+        return
+    wanted_names = {
+        name: group
+        for name, group in groups.items()
+        if not all(rows.hold(kind="variant", **variant._asdict()) for variant in group)
+    }
+
+    def run(name: str) -> None:
+        left = budget - (time.perf_counter() - start)
+        if left <= 0:
+            print(f"{name}: no time left", flush=True)
+            return
+        command = [sys.executable, __file__, "verify", "--of", name, "--output", str(output)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        try:
+            done = subprocess.run(
+                [*command, *(["--dry"] if dry else [])],
+                capture_output=True,
+                text=True,
+                timeout=left + 30,
+                env=environment,
+            )
+            text, broken = done.stdout, done.returncode
+            why = "" if not broken else (done.stderr.strip().splitlines() or [""])[-1]
+        except subprocess.TimeoutExpired as error:
+            text, broken, why = str(error.stdout or ""), 1, "not ready in time"
+        spent = time.perf_counter() - start
+        print(f"{spent:.0f} s: {name}\n{text}", end="", flush=True)
+        if broken:
+            print(f"  FAILED: {why}", flush=True)
+            rows.add({"kind": "broken", "candidate": name, "why": why})
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(run, wanted_names))
+    there = _checks(of_one_place(read(output), rows.origin))
+    bad = [row for row in there if not row["passed"]]
+    print(f"{len(there)} variants checked of {len(wanted)}, {len(bad)} failed")
+    raise SystemExit(1 if bad or len(there) < len(wanted) else 0)
+
+
+def _checks(rows: Iterable[Row]) -> list[Row]:
+    """The newest of each variant."""
+    found = pick(rows, kind="variant")
+    return list({tuple(row[name] for name in Variant._fields): row for row in found}.values())
+
+
+def _verdict(row: Row) -> str:
+    words = [str(row[name]) for name in Variant._fields if row[name] != Variant(0)._asdict()[name]]
+    verdict = "passed" if row["passed"] else f"FAILED {row['why']}"
+    return f"  {' '.join(words)}: {verdict}, error {row['error']:.1e}, {row['seconds']:.0f} s"
+
+
+@functools.cache
+def _answers(n: int, cond: float, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Matrices, a cotangent, roots and gradients in float64: few, all different."""
+    a = random_spd(n, 60, cond=cond, dtype=torch.float32).to(dtype)
+    g = torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
+    g = (g + g.mT).to(dtype)
+    found = {"a": a, "g": g}
+    for root in ("sqrt", "inv_sqrt"):
+        found[root] = exact(a, root)
+        found["gradient of " + root] = exact_gradient(a, g, root)
+    return {name: x.to(device) for name, x in found.items()}
+
+
+def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
+    """Whether the errors are small, the bits always the same, and what is kept for the gradient."""
+    start = time.perf_counter()
+    rough = variant.method == "pade" or variant.backend == "triton-tf32"
+    dtype = getattr(torch, variant.dtype)
+    # What half precision rounds is no longer definite at a larger condition number.
+    cond = 20.0 if dtype == torch.float16 or rough else 1e4
+    few = _answers(variant.n, cond, dtype, device)
+    # More than the device holds at once: a program takes several matrices.
+    batch = 3 if dry else 1200
+    times = -(-batch // 60)
+    a, g = (few[name].repeat(times, 1, 1)[:batch] for name in "ag")
+    call = partial(
+        {
+            "sqrt": matroot.sqrtm,
+            "inv_sqrt": matroot.inv_sqrtm,
+            "both": matroot.sqrtm_pair,
+        }[variant.root],
+        method=variant.method,
+        gradient=Lyapunov(steps=8) if variant.method == "pade" else "auto",
+        backend=variant.backend,
+    )
+    names = ("sqrt", "inv_sqrt") if variant.root == "both" else (variant.root,)
+
+    def run(of: Any = slice(None)) -> list[Tensor]:
+        x = a[of].clone().requires_grad_(variant.gradient)
+        found = call(x)
+        found = list(found) if variant.root == "both" else [found]
+        if variant.gradient:
+            found += torch.autograd.grad(found, x, [g[of]] * len(names))
+        return [y.detach() for y in found]
+
+    first = run()
+    wrong, worst = [], 0.0
+    answers = {name: few[name] for name in names}
+    if variant.gradient:
+        answers["gradient"] = sum(few["gradient of " + name] for name in names)
+    for (name, answer), x in zip(answers.items(), first, strict=True):
+        expected = answer.repeat(times, 1, 1)[:batch]
+        error = float(relative_error(x, expected).max())
+        allowed = APPROXIMATE if rough else tolerance(dtype, cond, name)
+        # Written so that NaN fails.
+        if not error <= allowed:
+            wrong.append(f"error {error:.1e} of {name}, allowed {allowed:.1e}")
+        worst = max(worst, error)
+    repeats = 2 if dry else 50
+    if not all(all(map(torch.equal, first, run())) for _ in range(repeats)):
+        wrong.append(f"other bits in one of {repeats} runs")
+    places = [[0], [batch - 1], [2, 0]]
+    if not dry:
+        places += [[17, 250, 3], list(range(100, 264))]
+    for place in places:
+        if not all(torch.equal(x[place], y) for x, y in zip(first, run(place), strict=True)):
+            wrong.append(f"other bits in the batch {place[:3]}")
+    kept = None
+    if device.type == "cuda" and variant.gradient:
+        x = a.clone().requires_grad_()
+        _wait(device)
+        before = torch.cuda.memory_allocated(device)
+        found = call(x)
+        kept = (torch.cuda.memory_allocated(device) - before) / (x.numel() * x.element_size())
+        del found
+    return {
+        "error": worst,
+        "passed": not wrong,
+        "why": "; ".join(wrong) or None,
+        "matrices_kept": kept,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+@app.command()
+def summary(
+    rows: Annotated[Path, typer.Argument(help="What measure has written.")] = ROWS,
+) -> None:
+    """The newest rows: how many times faster than others, beside the goals and the model."""
+    found = read(rows)
+    if not found:
+        raise SystemExit(f"gpu.py: no rows in {rows}; run measure on a machine with a GPU")
+    print(table(found))
+
+
+def table(rows: list[Row]) -> str:
+    """Times, ratios with their goals in brackets, errors, ceilings, what failed."""
+    last = rows[-1]
+    rows = of_one_place(rows, last)
+    names = ("device_name", "commit", "torch", "triton", "cuda", "driver")
+    lines = [", ".join(f"{name} {last.get(name)}" for name in names)]
+    found: dict[tuple[int, int], dict[str, Row]] = {}
+    for row in pick(rows, kind="speed"):
+        found.setdefault((row["batch"], row["n"]), {})[row["candidate"]] = row
+    for clock, title in (("total", "the device's events"), ("wall", "the wall clock")):
+        lines += [f"By {title}, ms; times faster (goal), ✗ where it is missed:"]
+        head = "ours, in a graph | paper, ours in a graph | NS-5, both in a graph | eigh"
+        lines += [f"batch×n | {head} | errors ours, paper, eigh"]
+        lines += [
+            " | ".join([f"{batch}×{n}", *_cells(case, GOALS.get((batch, n)), clock)])
+            for (batch, n), case in found.items()
+            if OURS in case
+        ]
+    lines += ["Model beside measurement, ms:"]
+    for (batch, n), case in found.items():
+        parts = [
+            f"{name} {row['model']:.3f} / {row['ms']['total'][0]:.3f}"
+            for name, row in case.items()
+            if row.get("model")
+        ]
+        lines.append(f"{batch}×{n}: {'; '.join(parts)}")
+    for case, most in MOST_MS.items():
+        if OURS in found.get(case, {}):
+            ms = found[case][OURS]["ms"]["total"][0]
+            missed = "" if ms <= most else " ✗"
+            lines.append(f"{case[0]}×{case[1]}: {ms:.3f} ms (at most {most}{missed})")
+    for row in _latest(pick(rows, kind="overhead")):
+        parts = [f"{name} {1e3 * triple[0]:.2f}" for name, triple in row["ms"].items()]
+        lines.append(f"{row['candidate']}, µs: {', '.join(parts)}")
+    for row in _latest(pick(rows, kind="ceiling")):
+        share = f", {row['share']:.0%} of float32 ({SHARE:.0%})" if row.get("share") else ""
         lines.append(f"{row['candidate']}: {row['rate']:.0f} {row['unit']}{share}")
-    for row in pick(rows, kind="promise"):
-        lines.append(
-            f"n = {row['n']}: bits every run {row['same_bits_every_run']}, in any batch "
-            f"{row['same_bits_in_any_batch']}, {row['matrices_kept']:.2f} matrices kept"
-        )
+    checks = _checks(rows)
+    if checks:
+        passed = sum(row["passed"] for row in checks)
+        kept = max((row["matrices_kept"] or 0.0 for row in checks), default=0.0)
+        lines.append(f"variants passed: {passed} of {len(checks)}; matrices kept: {kept:.2f}")
+    lines += [_verdict(row) for row in checks if not row["passed"]]
+    for row in [*pick(rows, kind="broken"), *pick(rows, kind="errors")]:
+        if row.get("why") or row.get("passed") is False:
+            lines.append(_line(row))
     return "\n".join(lines)
+
+
+def _latest(rows: Iterable[Row]) -> list[Row]:
+    return list({row["candidate"]: row for row in rows}.values())
+
+
+def _cells(case: dict[str, Row], goal: Goal | None, clock: str) -> list[str]:
+    """One line of the table."""
+    ms = {name: row["ms"][clock][0] for name, row in case.items()}
+    own, graph = ms[OURS], ms.get(graphed(OURS), math.nan)
+    eigh = min((ms[name] for name in (EIGH, "eigh of CuPy") if name in ms), default=math.nan)
+    paper, ns = ms.get(PAPER, math.nan), ms.get(NS, math.nan)
+
+    def times(other: float, ours: float, wanted: float | None) -> str:
+        if wanted is None or math.isnan(other / ours):
+            return f"{other / ours:.1f}"
+        return f"{other / ours:.1f} ({wanted:g}{'' if other / ours >= wanted else ' ✗'})"
+
+    goals = goal or (None,) * 4
+    both = ms.get(graphed(NS), math.nan) / graph
+    cells = [
+        f"{own:.3f}, {graph:.3f}",
+        f"{times(paper, own, goals[0])}, {times(paper, graph, goals[1])}",
+        f"{times(ns, own, goals[2])}, {both:.1f}",
+        times(eigh, own, goals[3]),
+    ]
+    known = [case[name]["error"] for name in (OURS, PAPER, EIGH) if name in case]
+    return [*cells, ", ".join(f"{error:.0e}" for error in known)]
 
 
 @app.command()
@@ -372,35 +888,35 @@ def tune(
     seconds: Annotated[float, typer.Option(help="At most, a candidate and case.")] = 0.5,
 ) -> None:
     """Every number of warps and resident programs for every padded size, timed in turns."""
-    device = _gpu()
-    origin = provenance(device) | {"triton": _triton_version()}
+    device = _device(False)
+    rows = Rows(output, device)
     for size, batch in ((16, 4096), (32, 2048), (64, 256), (64, 4096), (128, 64), (128, 1024)):
         problem, usual = made(batch, size, 1e2, device), kernels.LAUNCHES[size]
         memory = (None,) if usual.resident is None else (1, 2, 4, 8)
         runs = {}
         for warps, resident in itertools.product((1, 2, 4, 8, 16), memory):
             launch = kernels.Launch(warps, resident)
-            run = forward_and_backward(candidates(size)["matroot"], problem)
+            run = forward_and_backward(candidates(size)[OURS], problem)
 
             def changed(lap: Any, run: Any = run, launch: Any = launch, size: int = size) -> None:
                 kernels.LAUNCHES[size] = launch
                 run(lap)
 
             try:
-                changed(lambda: None)
-                torch.cuda.synchronize(device)
+                changed(_nothing)
+                _wait(device)
             except Exception as error:  # Too many registers or too much shared memory.
                 print(f"{size}, {launch}: {type(error).__name__}")
                 continue
             runs[f"{warps} warps, {resident} resident"] = changed
-        rows = []
+        found = []
         for name, samples in in_turns(runs, device, seconds=seconds).items():
             ms = milliseconds(samples, ("forward", "backward"))
             told = {"batch": batch, "n": size, "candidate": name, "ms": ms}
-            rows.append({"kind": "launch", **told})
+            found.append({"kind": "launch", **told})
+            rows.add(found[-1])
         kernels.LAUNCHES[size] = usual
-        append(output, [row | origin for row in rows])
-        for row in sorted(rows, key=lambda row: row["ms"]["total"][0])[:4]:
+        for row in sorted(found, key=lambda row: row["ms"]["total"][0])[:4]:
             forward, backward = row["ms"]["forward"][0], row["ms"]["backward"][0]
             print(f"{batch}×{size}: {row['candidate']}: {forward:.3f} + {backward:.3f} ms")
 
@@ -414,9 +930,9 @@ def plot(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    if not rows.exists():
+    latest = {(r["batch"], r["n"], r["candidate"]): r for r in pick(read(rows), kind="speed")}
+    if not latest:
         raise SystemExit(f"gpu.py: no rows in {rows}; run measure on a machine with a GPU")
-    latest = {(r["batch"], r["n"], r["candidate"]): r for r in _speed_rows(rows)}
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
@@ -433,13 +949,6 @@ def plot(
     axes.grid(alpha=0.3)
     figure.savefig(output)
     print(f"written to {output}")
-
-
-def _speed_rows(path: Path) -> list[Row]:
-    import json
-
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == "speed"]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import torch
 if not torch.cuda.is_available():
     # Kernels in Triton then run on the CPU. It has to be said before one is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# What PyTorch wants before it multiplies on a GPU with use_deterministic_algorithms(True).
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,8 @@ pytestmark = [
     pytest.mark.skipif(not triton._INSTALLED, reason="Triton is not installed"),
     # Elimination of what has no factor overflows, of which GPUs say nothing and NumPy does.
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
+    # The interpreter of Triton 3.6 and before takes arrays of one number for numbers.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
     pytest.mark.skipif(
         DEVICE == "cpu" and not triton._interpreting(), reason="TRITON_INTERPRET is not 1"
     ),
@@ -103,7 +105,9 @@ def test_more_accurate_than_eigh(n, cond, spectrum):
     a = random_spd(n, 2, cond=cond, spectrum=spectrum, dtype=torch.float32).to(DEVICE)
     g = cotangent(a)
     for quantity in FUNCTIONS:
-        found, by_hand = run(a, g, quantity), by_eigh(a, g, quantity)
+        # LAPACK's eigh, the same one with and without a GPU.
+        by_hand = (x.to(DEVICE) for x in by_eigh(a.cpu(), g.cpu(), quantity))
+        found = run(a, g, quantity)
         golden = exact(a, quantity), exact_gradient(a, g, quantity)
         for x, other, truth in zip(found, by_hand, golden, strict=True):
             assert relative_error(x, truth).max() < 1.1 * relative_error(other, truth).max()
@@ -191,7 +195,7 @@ def test_gradient_where_the_root_is_singular(n, steps):
     assert not gradient[1].any()
     assert not gradient[0, : n // 2, : n // 2].abs().max() > 1e-4
     # The null space is known to the square root of rounding.
-    assert relative_error(gradient, expected).max() < 1e-3
+    assert relative_error(gradient.cpu(), expected).max() < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -296,6 +300,25 @@ def test_compiled_programs_hold_the_kernels(method):
     assert torch.equal(gradient, expected[1])
     kernel = "minimax" if isinstance(method, Minimax) else "published"
     assert {f"matroot.{kernel}.default", "matroot.lyapunov.default"} <= set(operators)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("n", [12, 32, 64, 128])
+def test_a_cuda_graph_holds_a_root_and_its_gradient(n):
+    a = random_spd(n, 6, cond=1e3, dtype=torch.float32).to(DEVICE)
+    g, stream = cotangent(a), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run(a, g, "sqrt")  # Compiles the kernels and makes their tables.
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            found = run(a, g, "sqrt")
+    torch.cuda.synchronize()
+    a.copy_(random_spd(n, 6, cond=1e4, seed=1, dtype=torch.float32))
+    expected = run(a, g, "sqrt")
+    for _ in range(3):
+        graph.replay()
+        assert all(map(torch.equal, found, expected))
 
 
 def test_the_operators_keep_what_they_promise_torch():
