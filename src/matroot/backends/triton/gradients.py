@@ -34,15 +34,6 @@ DOUBLINGS = tl.constexpr(math.log2(23 * math.log(2) / 4))
 
 
 @triton.jit
-def nothing(memory, N: tl.constexpr):
-    """Held, and not to be read."""
-    if N <= IN_REGISTERS:
-        return tl.zeros((N, N), tl.float32)
-    else:
-        return memory
-
-
-@triton.jit
 def scaled_root(s_ptr, matrix, finite, k, unit, n, N: tl.constexpr):
     """S · unit/2ᵏ, not held; 0 if it is not finite."""
     s = tl.where(finite, load(s_ptr, matrix, n, N), 0.0)
@@ -50,19 +41,19 @@ def scaled_root(s_ptr, matrix, finite, k, unit, n, N: tl.constexpr):
 
 
 @triton.jit
-def null_projector(s, share, third, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
-    """N, held in the fourth memory, of a held S: see lyapunov._null_projector."""
-    square = put(product(s, s, N, PRECISION), third)
+def null_projector(s, share, second, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
+    """N, not held, of a held S: see lyapunov._null_projector."""
+    square = put(product(s, s, N, PRECISION), fourth)
     ratio = norm(product(square, square, N, PRECISION)) / positive_or_one(norm(get(square, N)))
     tau = share * positive_or_one(tl.sqrt(ratio))
-    v, found = inverse(plus_diagonal(get(s, N), tau, n), fourth, n, PRECISION)
+    v, found = inverse(plus_diagonal(get(s, N), tau, n), second, n, PRECISION)
     # Without a factor the projector is not known, and a plausible one must not come out.
     tau = tl.where(found, tau, float("nan"))
-    v = put(plus_diagonal(-2.0 * tau * get(v, N), 1.0, n), fourth)
+    v = put(plus_diagonal(-2.0 * tau * get(v, N), 1.0, n), second)
     for _ in range(12):
-        rest = put(plus_diagonal(-0.5 * product(v, v, N, PRECISION), 1.5, n), third)
-        v = put(product(v, rest, N, PRECISION), fourth)
-    return put(plus_diagonal(-0.5 * get(v, N), 0.5, n), fourth)
+        rest = put(plus_diagonal(-0.5 * product(v, v, N, PRECISION), 1.5, n), fourth)
+        v = put(product(v, rest, N, PRECISION), second)
+    return plus_diagonal(-0.5 * get(v, N), 0.5, n)
 
 
 @triton.jit
@@ -152,7 +143,7 @@ def lyapunov_kernel(
     """X of S X + X S = G_S − Z G_Z Z, Hermitian, (b, n, n).
 
     Args:
-        memory_ptr: five matrices N×N a program, if N is above IN_REGISTERS.
+        memory_ptr: four matrices N×N a program, if N is above IN_REGISTERS.
         batch: b.
         n: rows.
         s_ptr: S = A^{1/2}.
@@ -171,10 +162,9 @@ def lyapunov_kernel(
         SIGN: take steps of the matrix sign function instead of solving to rounding.
         PRECISION: of products, as tl.dot names it.
     """
-    # Who rests where: S; what stands left and right of another matrix; R, X; what comes between; N.
-    first = memory_of(memory_ptr, N, 5)
+    # Who rests where: S; what stands left and right of another matrix; R, X; what comes between.
+    first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
-    fifth = first + 4 * N * N
     end, stride = span(batch, N)
     for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
@@ -194,13 +184,15 @@ def lyapunov_kernel(
         # By one piece of code: R = G_S − Z G_Z Z; where S may be singular, with the projector N on
         # its null space, R − N R N before the equation is solved, and X − N X N after: what
         # rounding leaves on null × null space is divided by next to 0.
-        p, x = nothing(second, N), put(tl.zeros((N, N), tl.float32), third)
+        x = put(tl.zeros((N, N), tl.float32), third)
         if inv == 1:
-            p = put(load(z_ptr, matrix, n, N), second)
             x = put(unit * hermitian_part(load(g_inv_ptr, matrix, n, N)), third)
         wanted, low, high = inv == 1, 0.0, 1.0
         for stage in range(3):
             if wanted:
+                # N waits where the result will be.
+                p = load(tl.where(stage > 0, x_ptr, z_ptr), matrix, n, N)
+                p = put(p, second)
                 left = put(product(p, x, N, PRECISION), fourth)
                 taken = product(left, p, N, PRECISION)
                 rest = tl.where(stage == 0, 0.0, get(x, N)) - taken
@@ -240,7 +232,9 @@ def lyapunov_kernel(
                     high = positive_or_one(high)
                     wanted = wanted & (low <= 0)
                 if wanted:
-                    p = null_projector(s, share, fourth, fifth, n, N, PRECISION)
+                    null = null_projector(s, share, second, fourth, n, N, PRECISION)
+                    store(x_ptr, matrix, null, n)
+                    tl.debug_barrier()
             elif stage == 1:
                 if SIGN:
                     x = sign(s, x, steps, first, second, third, fourth, n, N, PRECISION)
