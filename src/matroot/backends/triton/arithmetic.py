@@ -167,7 +167,7 @@ def measured(a, n):
     square, sum = tl.sum(a * a), trace(a)
     rows = tl.max(tl.sum(tl.abs(a), axis=1))
     mean = sum / n
-    spread = tl.sqrt(tl.maximum(square / n - mean * mean, 0.0) * (n - 1))
+    spread = tl.sqrt(tl.maximum(square - sum * mean, 0.0) * ((n - 1.0) / n))
     bound = tl.minimum(tl.minimum(tl.sqrt(square), rows), mean + spread)
     at_least = tl.where(sum > 0, square / positive_or_one(sum), 0.0)
     return bound * (1.0 + (8.0 + n) * EPS), at_least, sum, square
