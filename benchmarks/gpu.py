@@ -43,6 +43,7 @@ from torch import Tensor  # noqa: E402
 
 import matroot  # noqa: E402
 from matroot.backends import triton as kernels  # noqa: E402
+from matroot.backends.triton import launch  # noqa: E402
 from matroot.bench import baselines  # noqa: E402
 from matroot.bench.measure import (  # noqa: E402
     APPROXIMATE,
@@ -894,22 +895,22 @@ def tune(
     device = _device(False)
     rows = Rows(output, device)
     for size, batch in ((16, 4096), (32, 2048), (64, 256), (64, 4096), (128, 64), (128, 1024)):
-        problem, usual = made(batch, size, 1e2, device), kernels.LAUNCHES[size]
+        problem, usual = made(batch, size, 1e2, device), launch.LAUNCHES[size]
         memory = (None,) if usual.resident is None else (1, 2, 4, 8)
         runs = {}
         for warps, resident in itertools.product((1, 2, 4, 8, 16), memory):
-            launch = kernels.Launch(warps, resident)
+            tried = launch.Launch(warps, resident)
             run = forward_and_backward(candidates(size)[OURS], problem)
 
-            def changed(lap: Any, run: Any = run, launch: Any = launch, size: int = size) -> None:
-                kernels.LAUNCHES[size] = launch
+            def changed(lap: Any, run: Any = run, tried: Any = tried, size: int = size) -> None:
+                launch.LAUNCHES[size] = tried
                 run(lap)
 
             try:
                 changed(_nothing)
                 _wait(device)
             except Exception as error:  # Too many registers or too much shared memory.
-                print(f"{size}, {launch}: {type(error).__name__}")
+                print(f"{size}, {tried}: {type(error).__name__}")
                 continue
             runs[f"{warps} warps, {resident} resident"] = changed
         found = []
@@ -918,7 +919,7 @@ def tune(
             told = {"batch": batch, "n": size, "candidate": name, "ms": ms}
             found.append({"kind": "launch", **told})
             rows.add(found[-1])
-        kernels.LAUNCHES[size] = usual
+        launch.LAUNCHES[size] = usual
         for row in sorted(found, key=lambda row: row["ms"]["total"][0])[:4]:
             forward, backward = row["ms"]["forward"][0], row["ms"]["backward"][0]
             print(f"{batch}×{size}: {row['candidate']}: {forward:.3f} + {backward:.3f} ms")
@@ -1001,7 +1002,7 @@ def compile_kernels(
     """Compile every kernel for a GPU that need not be there, and print what it takes."""
     if kernels._interpreting():
         raise SystemExit("gpu.py: TRITON_INTERPRET=1 is set; without it there is a compiler")
-    wanted = [(name, n) for n in size or kernels.LAUNCHES for name in KERNELS]
+    wanted = [(name, n) for n in size or launch.LAUNCHES for name in KERNELS]
     names, sizes = zip(*wanted, strict=True)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(wanted)), spawn) as pool:
@@ -1045,7 +1046,7 @@ def _compiled(name: str, n: int, capability: int) -> Compiled:
         signature[parameter.name] = kind
     source = ASTSource(fn=function, signature=signature, constexprs=values)
     target = GPUTarget("cuda", capability, 32)
-    warps = kernels.LAUNCHES[n].warps
+    warps = launch.LAUNCHES[n].warps
     built = triton.compile(source, target=target, options={"num_warps": warps})
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     assembler = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")
