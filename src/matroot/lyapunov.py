@@ -225,7 +225,7 @@ class BySmith(Solver):
         free = checks.host_reads_are_free(s)
         if free or self.of_rounded_matrix or s.device.type == "mps":
             x = self._solved(s, r, constants, k, share, ops, free)
-        elif s.device.type == "cpu":
+        elif not spd.on_accelerator(s):
             finite = spd.max_abs(s).isfinite()[:, None, None]
             safe = torch.where(finite, s, spd.identity_like(s))
             exact = _by_eigenvalues(safe, r, 0.0 if self.regular else share, ops)
@@ -345,7 +345,8 @@ def _most_doublings(dtype: torch.dtype, n: int, of_rounded_matrix: bool) -> int:
     """What no n×n matrix needs more than: see BySmith._regular."""
     s = torch.empty(n, n, dtype=dtype, device="meta")
     least = null_share(s, of_rounded_matrix) / n**0.5
-    return int(_doublings(dtype, torch.tensor(least, device="cpu")))
+    rate = math.atanh(math.sqrt(2 * math.sqrt(least) / (1 + least)))
+    return max(1, math.ceil(math.log2(-math.log(spd.real_eps(dtype)) / (4 * rate))))
 
 
 # As torch.compiler.assume_constant_result does: asked while tracing, not traced.

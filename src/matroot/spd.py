@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,30 @@ NULL_UNITS = 4.0
 
 # A table, since the compiler of PyTorch 2.14 does not know dtype.to_real.
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+_pretending = False
+
+
+def on_accelerator(a: Tensor) -> bool:
+    """Whether looking at values of ``a`` would wait for a device: this is no CPU's."""
+    return _pretending or a.device.type != "cpu"
+
+
+def pretending() -> bool:
+    """Whether tensors on the CPU are taken for an NVIDIA GPU's."""
+    return _pretending
+
+
+@contextmanager
+def pretended_accelerator() -> Iterator[None]:
+    """Takes the code paths of an NVIDIA GPU on the CPU, to count and to test what they do."""
+    global _pretending
+    before, _pretending = _pretending, True
+    try:
+        yield
+    finally:
+        _pretending = before
 
 
 def null_units(n: int, dtype: torch.dtype) -> float:
@@ -72,7 +98,7 @@ def frobenius_norm(a: Tensor) -> Tensor:
     if a.is_complex():
         # PyTorch sums complex squares naively, which costs three digits at n = 1000 in complex64.
         a = real_parts(a)
-    if a.device.type != "cpu":
+    if on_accelerator(a):
         norm: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
         return norm
     # On a CPU that function adds squares one by one, which costs three digits at n = 4096; a sum
