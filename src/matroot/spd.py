@@ -266,3 +266,34 @@ def factorises(a: Tensor) -> Tensor:
     """Whether each Hermitian matrix has a Cholesky factor, shape (...), without a host sync."""
     success: Tensor = torch.linalg.cholesky_ex(a).info == 0
     return success
+
+
+def null_projector(s: Tensor, share: float) -> Tensor:
+    """The projector on eigenvectors of S with eigenvalues below ``share`` of the largest.
+
+    (I − sign V)/2 for V = (S − τ)(S + τ)⁻¹, by Newton–Schulz steps. Rounding leaves eigenvalues up
+    to 0.8 τ where A has 0; eigenvalues of regular matrices begin above τ. Twelve steps turn ±0.1,
+    their image in V, into ±1.
+
+    Args:
+        s: shape (b, n, n), in units in which its eighth power neither overflows nor underflows.
+        share: above 0.
+    """
+    identity = identity_like(s)
+    square = s @ s
+    fourth = square @ square
+    # (Σ s⁸/Σ s⁴)^{1/4} ≤ s_max: a bound from above would call regular eigenvalues null.
+    ratio = frobenius_norm(fourth) / norm_or_one(square)
+    tau = share * positive_or_one(ratio.sqrt())
+    inverse, found = inverse_by_cholesky(s + tau * identity)
+    # Without a factor the projector is not known, and a plausible one must not come out.
+    inverse = torch.where(found[:, None, None], inverse, torch.nan)
+    v = identity - 2.0 * tau * inverse
+    for _ in range(12):
+        v = v @ torch.baddbmm(identity, v, v, beta=1.5, alpha=-0.5)
+    return 0.5 * (identity - v)
+
+
+def minimum_norm(x: Tensor, null: Tensor | None) -> Tensor:
+    """X − N X N: 0 on null × null space, bit for bit X where N = 0 or there is none."""
+    return x if null is None else torch.baddbmm(x, null @ x, null, alpha=-1.0)

@@ -33,7 +33,7 @@ DOUBLINGS = tl.constexpr(math.log2(23 * math.log(2) / 4))
 
 @triton.jit
 def null_projector(s, share, third, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
-    """N, held in the fourth memory, of a held S: see lyapunov._null_projector."""
+    """N, held in the fourth memory, of a held S: see spd.null_projector."""
     square = put(product(s, s, N, PRECISION), third)
     ratio = norm(product(square, square, N, PRECISION)) / positive_or_one(norm(get(square, N)))
     tau = share * positive_or_one(tl.sqrt(ratio))

@@ -1,0 +1,316 @@
+"""Whole calls on an accelerator: the products of a library, and few passes between them.
+
+What a device does between two products is short, and each launch costs as much as some of them. So
+``Minimax`` and the exact ``Lyapunov`` gradient, which is what ``auto`` takes there, are written here
+a second time, on ``passes.Passes``. The methods and rules define what is right.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from matroot import checks, normalize, spd
+from matroot.backends.backend import FusedRoots, GradientProblem, RootProblem, kind
+from matroot.backends.passes import Chosen, Limits, Passes, Scaled
+from matroot.checks import Status
+from matroot.schedules import CONSTANT, steps_of_five
+
+def _takes(a: Tensor, *others: Tensor | None) -> bool:
+    """Whether this is for tensors of an accelerator that have values, and nothing traces them.
+
+    A program for torch.compile is made of single operations, which the compiler joins by itself.
+    """
+    if not spd.on_accelerator(a) or a.device.type == "meta" or a.is_complex():
+        return False
+    if torch.compiler.is_compiling() or checks.jit_tracing():
+        return False
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return not any(
+        t is not None and (wrapped(t) or checks.stands_for_others(t)) for t in (a, *others)
+    )
+
+
+def _solves_exactly(rule: object) -> bool:
+    return kind(rule) == "Lyapunov" and rule.steps is None  # type: ignore[attr-defined]
+
+
+def roots(passes: Passes, problem: RootProblem, a: Tensor) -> FusedRoots | None:
+    """The roots by ``Minimax`` of degree 5; see ``Minimax.solve`` and ``attach.evaluate``."""
+    method = problem.method
+    if kind(method) != "Minimax" or method.step_degree != 5 or not _takes(a):
+        return None
+    if problem.rule is not None and not _solves_exactly(problem.rule):
+        return None
+    n, batch = a.shape[-1], a.shape[:-2]
+    scaled = passes.scaled(a.reshape(-1, n, n), problem.eps)
+    begun = _begun(passes, problem, scaled)
+    flag = None if method.max_cond is not None else Flag.of(begun.chosen.interval[:, 0])
+    regular = flag is not None and flag.known_to_hold()
+    if problem.input_dtype != a.dtype and not regular:
+        clipped = normalize.without_rounded_negatives(scaled.x, problem.input_dtype)
+        begun = _begun(passes, problem, replace(scaled, x=clipped))
+        flag, regular = None, False
+    y, z, deviation = _iterated(passes, problem, begun)
+    chosen = begun.chosen
+    if method.max_cond is not None:
+        chosen = _with_promise(chosen, deviation, n)
+    if flag is None or not flag.known_to_hold():
+        chosen = _checked(passes, problem, replace(begun, chosen=chosen), y, z)
+    sqrt, inv_sqrt = (
+        None if t is None else passes.finished(t, chosen.factors[:, i]).reshape(a.shape)
+        for i, t in enumerate((y, z))
+    )
+    bounds = chosen.bounds.reshape(*batch, 2)
+    if flag is not None:
+        flag.remember(bounds)
+    return FusedRoots(
+        info=chosen.info.reshape(*batch, 3),
+        sqrt=sqrt if problem.sqrt else None,
+        inv_sqrt=inv_sqrt if problem.inv_sqrt else None,
+        constants=() if problem.rule is None else (bounds,),
+    )
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """X, X², the identity, where X has no Cholesky factor (None: not asked), and the steps."""
+
+    x: Tensor
+    square: Tensor
+    identity: Tensor
+    failed: Tensor | None
+    chosen: Chosen
+
+
+def _begun(passes: Passes, problem: RootProblem, scaled: Scaled) -> _Begun:
+    """All that comes before the iteration."""
+    x, max_cond = scaled.x, problem.method.max_cond
+    n, unit = x.shape[-1], spd.real_eps(x.dtype)
+    square, identity = torch.bmm(x, x), spd.identity_like(x)
+    inverse, failed = (None, None) if max_cond is not None else _inverse(x, identity)
+    steps = steps_of_five(
+        x.dtype,
+        x.device,
+        2 * unit if problem.method.tol is None else problem.method.tol,
+        problem.method.max_steps,
+        # Designing a singular matrix for more would let rounding's negative eigenvalues grow.
+        1 / (max(n, spd.NULL_UNITS) * unit) if max_cond is None else 1.0,
+        # Bounds of λ_max are at most n^{1/4} times too high and n^{1/2} times too low.
+        None if max_cond is None else 1.01 * max_cond * n**0.75,
+    )
+    limits = Limits(
+        checks.max_skew(problem.input_dtype), spd.null_share(n, x.dtype), problem.regular, max_cond
+    )
+    chosen = passes.chosen(scaled, square, inverse, failed, limits, steps)
+    return _Begun(x, square, identity, failed, chosen)
+
+
+def _inverse(x: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
+    """X⁻¹, anything where X has no Cholesky factor, and 0 where it has one."""
+    factor, failed = torch.linalg.cholesky_ex(x)
+    inverse_factor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return torch.bmm(inverse_factor.mT, inverse_factor), failed
+
+
+def _iterated(
+    passes: Passes, problem: RootProblem, begun: _Begun
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Y and Z of ``Steps``, the wanted ones; by a promise ‖P − I‖_F before the last step, (b,)."""
+    h, identity = begun.chosen.steps, begun.identity
+    z = passes.combination(h[:, 0, 0], h[:, 0, 1], begun.x, h[:, 0, 2], begun.square)
+    y = torch.bmm(begun.x, z)
+    p, count = begun.x, h.shape[1] - 2
+    for step in range(1, count):
+        p = torch.bmm(z, y)
+        rest = passes.combination(h[:, step, 1], h[:, step, 2], p)
+        d = torch.baddbmm(identity, p, rest, beta=CONSTANT)
+        last = step == count - 1
+        new_y = torch.baddbmm(y, y, d) if problem.sqrt or not last else y
+        z = torch.baddbmm(z, d, z) if problem.inv_sqrt or not last else z
+        y = new_y
+    deviation = None
+    if problem.method.max_cond is not None:
+        p = passes.combination(-torch.ones_like(h[:, -2, 1]), h[:, -2, 1], p)
+        deviation = torch.linalg.vector_norm(p, dim=(-2, -1))
+    return y if problem.sqrt else None, z if problem.inv_sqrt else None, deviation
+
+
+def _with_promise(chosen: Chosen, deviation: Tensor | None, n: int) -> Chosen:
+    """With the lower bound 0 where the promise of a condition number was broken, or is too large.
+
+    Where it was kept, all of P is near I before the last step, and A regular.
+    """
+    assert deviation is not None
+    low, high = chosen.interval.unbind(-1)
+    unit = spd.real_eps(low.dtype)
+    before = 2.1 * chosen.steps[:, -1, 0] if chosen.steps.shape[1] > 3 else 1 - low / high
+    kept = deviation <= n**0.5 * (before + 10 * unit * (high / low).sqrt())
+    bounds, interval, info = chosen.bounds.clone(), chosen.interval.clone(), chosen.info.clone()
+    info[:, 2].mul_(kept)
+    interval[:, 0].mul_(kept)
+    bounds[:, 0].mul_(kept & (low > 4 * spd.NULL_UNITS * unit * high))
+    return replace(chosen, bounds=bounds, interval=interval, info=info)
+
+
+def _checked(
+    passes: Passes, problem: RootProblem, begun: _Begun, y: Tensor | None, z: Tensor | None
+) -> Chosen:
+    """With the status of matrices that are not known to be regular.
+
+    See ``normalize.definiteness`` and ``methods.coupled.grown``. All factorisations are one call.
+    """
+    chosen, x, n = begun.chosen, begun.x, begun.x.shape[-1]
+    low, c = chosen.interval.unbind(-1)
+    one, unit = torch.ones_like(c), spd.real_eps(x.dtype)
+    trace, norm = spd.trace(x), torch.linalg.vector_norm(x, dim=(-2, -1))
+    tested = [passes.combination(n * spd.real_eps(problem.input_dtype) * c, one, x)]
+    if y is not None:
+        root = passes.finished(y, chosen.steps[:, -2, 0] / c.sqrt())
+        size = torch.linalg.vector_norm(root, dim=(-2, -1))
+        tested.append(passes.combination(2 * unit**0.5 * size, one, root))
+    by_promise = begun.failed is None
+    if by_promise and problem.regular:
+        least = norm.square() / spd.positive_or_one(trace)
+        tested.append(passes.combination(-spd.null_share(n, x.dtype) * least, one, x))
+    failed = (torch.linalg.cholesky_ex(torch.cat(tested)).info != 0).reshape(len(tested), -1)
+
+    doubtful = low == 0 if begun.failed is None else begun.failed != 0
+    status = torch.where(doubtful & (failed[0] | ((trace <= 0) & (norm > 0))), Status.INDEFINITE, 0)
+    if by_promise and problem.regular:
+        singular = torch.where(doubtful & failed[-1], Status.SINGULAR, 0)
+        status = torch.maximum(status, singular)
+    good = (x if z is None else z).isfinite().all(-1).all(-1)
+    if y is not None:
+        # A step that is not the last leaves eigenvalues of Y too large.
+        most = (1 + 20 * unit**0.5) * trace * c * chosen.steps[:, -2, 2]
+        good = good & (~failed[1] | (size == 0)) & (size.square() <= most)
+    diverged = torch.where(doubtful & ~good, Status.DIVERGED, 0)
+    info = chosen.info.clone()
+    info[:, 0] = torch.maximum(torch.maximum(status, diverged), info[:, 0])
+    ok = info[:, 0] == Status.OK
+    info[:, 2].mul_(ok)
+    ok = ok[:, None]
+    return replace(
+        chosen,
+        info=info,
+        factors=torch.where(ok, chosen.factors, torch.nan),
+        bounds=torch.where(ok, chosen.bounds, torch.nan),
+    )
+
+
+class Flag:
+    """Whether something holds for a whole batch, on its way to the host, which never waits for it.
+
+    What depends on it must give the same digits either way.
+    """
+
+    def __init__(self, holds: Tensor) -> None:
+        on_gpu = holds.device.type == "cuda"
+        self.host = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=on_gpu)
+        self.host.copy_(holds, non_blocking=True)
+        self.arrived = torch.cuda.Event() if on_gpu else None
+        if self.arrived is not None:
+            self.arrived.record(torch.cuda.current_stream(holds.device))
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> Flag | None:
+        """Whether none of the numbers is 0; None where that cannot be known in time."""
+        if numbers.device.type not in ("cpu", "cuda") or _capturing(numbers.device):
+            return None
+        return cls(numbers.all())
+
+    def known_to_hold(self) -> bool:
+        """Whether it holds and the host knows."""
+        if self.arrived is not None and (_capturing(self.host.device) or not self.arrived.query()):
+            return False
+        # By its byte: the operation that reads a number is the one that waits elsewhere.
+        return ctypes.c_bool.from_address(self.host.data_ptr()).value
+
+    def remember(self, tensor: Tensor) -> None:
+        """For ``recalled`` with a tensor that has the same memory, as one saved for backward has.
+
+        An autograd function that knows transforms hands on tensors alone.
+        """
+        tensor.untyped_storage().matroot_flag = self  # type: ignore[attr-defined]
+
+    @staticmethod
+    def recalled(tensor: Tensor) -> Flag | None:
+        """What was remembered with the memory of this tensor."""
+        return getattr(tensor.untyped_storage(), "matroot_flag", None)
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether operations are being recorded for a CUDA graph, where nobody may be asked."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def gradient(passes: Passes, problem: GradientProblem) -> Tensor | None:
+    """X of S X + X S = G_S − Z G_Z Z, Hermitian, by Smith's squaring with one shift.
+
+    With U = (S/μ + I)⁻¹ and W = I − 2U = (S − μ)(S + μ)⁻¹,
+
+        X₀ = U R U;  X ← X + W X W,  W ← W²;  lyap(S, R) = 2 X/μ.
+
+    ``lyapunov.BySmith`` has two shifts, for fewer products and one more inverse, which takes as
+    long as twenty of them. As many doublings as any matrix may need do no harm to others: where W
+    has vanished, X stays.
+    """
+    s, z = problem.sqrt, problem.inv_sqrt
+    given = (z, *problem.constants, problem.g_sqrt, problem.g_inv)
+    if s is None or not _solves_exactly(problem.rule) or not _takes(s, *given):
+        return None
+    if not problem.constants:
+        return None
+    shape, n = s.shape, s.shape[-1]
+    flag = Flag.recalled(problem.constants[0])
+    bounds = problem.constants[0].reshape(-1, 2)
+    s = s.reshape(-1, n, n)
+    right, sign = problem.g_sqrt, 1.0
+    if right is not None:
+        right = right.reshape(-1, n, n)
+    if problem.g_inv is not None:
+        assert z is not None
+        z = z.reshape(-1, n, n)
+        left = torch.bmm(z, problem.g_inv.reshape(-1, n, n))
+        if right is None:
+            right, sign = torch.bmm(left, z), -1.0
+        else:
+            right = torch.baddbmm(right, left, z, alpha=-1.0)
+    assert right is not None
+
+    share = math.sqrt(spd.null_share(n, s.dtype))
+    least = share / n**0.5
+    null = None
+    # A matrix that has an inverse root has no null space.
+    if z is None and (flag is None or not flag.known_to_hold()):
+        null = _null_space(s, bounds, share)
+    identity, inverse_shift = spd.identity_like(s), passes.shift(bounds, least)
+    shifted = passes.combination(torch.ones_like(inverse_shift), inverse_shift, s)
+    u, failed = _inverse(shifted, identity)
+    w = torch.sub(identity, u, alpha=2.0)
+    x = torch.bmm(torch.bmm(u, spd.minimum_norm(right, null)), u)
+    for doubling in range(count := doublings(s.dtype, least)):
+        x = torch.baddbmm(x, torch.bmm(w, x), w)
+        if doubling < count - 1:
+            w = torch.bmm(w, w)
+    # Again, since what rounding leaves on null × null space was divided by next to 0.
+    return passes.finished(spd.minimum_norm(x, null), sign * inverse_shift, failed).reshape(shape)
+
+
+def _null_space(s: Tensor, bounds: Tensor, share: float) -> Tensor:
+    """The projector on the null space of S where the lower bound is 0, else 0."""
+    low, high = bounds.unbind(-1)
+    safe = torch.where(high > 0, high, 1.0)[:, None, None]
+    projector = spd.null_projector(s / safe, share)
+    return torch.where((low == 0)[:, None, None], projector, 0.0)
+
+
+def doublings(dtype: torch.dtype, ratio: float) -> int:
+    """Doublings q that leave |w|^{2^{q+1}} < eps, |w| ≤ (1 − t)/(1 + t) with t² = s_min/s_max."""
+    rate = math.atanh(math.sqrt(min(ratio, 0.81)))
+    return max(1, math.ceil(math.log2(-math.log(spd.real_eps(dtype)) / (4 * rate))))
