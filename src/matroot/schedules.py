@@ -150,8 +150,8 @@ class Steps(NamedTuple):
     Attributes:
         bounds: shape (rows − 1,), ascending.
         rows: a, b, c of each step; then f, what makes the P of the last step go to I, and by what
-            factor Y² may be too large in the end; then the error before the last step and nothing,
-            shape (rows, steps + 2, 3).
+            factor Y² may be too large in the end; then ‖P − I‖_F before the last step at most, and
+            nothing; shape (rows, steps + 2, 3).
         info: 0, how many steps a matrix needs, whether so many are taken, (rows, 3), int64.
     """
 
@@ -165,6 +165,7 @@ def steps_of_five(
     device: torch.device,
     tol: float,
     max_steps: int | None,
+    n: int,
     unknown: float,
     ratio: float | None,
 ) -> Steps:
@@ -175,11 +176,12 @@ def steps_of_five(
         device: of the table.
         tol: the error that is small enough.
         max_steps: None is as many as it takes.
+        n: rows of a matrix.
         unknown: c/λ_min to design for where λ_min is unknown.
         ratio: see ``largest_errors``.
     """
     with torch.inference_mode(False), _disable_current_modes():
-        return _steps_of_five(dtype, device, tol, max_steps, unknown, ratio)
+        return _steps_of_five(dtype, device, tol, max_steps, n, unknown, ratio)
 
 
 @lru_cache(maxsize=32)
@@ -188,6 +190,7 @@ def _steps_of_five(
     device: torch.device,
     tol: float,
     max_steps: int | None,
+    n: int,
     unknown: float,
     ratio: float | None,
 ) -> Steps:
@@ -197,10 +200,9 @@ def _steps_of_five(
     # Beyond rounding no row is needed: the last one is that of largest_errors, the first the other.
     to_rounding = 1 / (spd.NULL_UNITS * spd.real_eps(dtype))
     last = math.ceil(math.log2(to_rounding) * OCTAVE)
-    places = torch.arange(last, -1, -1, device="cpu")
-    bounds = torch.exp2(-places.double() / OCTAVE)
-    place = math.ceil(math.log2(min(unknown, to_rounding)) * OCTAVE)
-    table = table[[place, last, *places]]
+    first = math.ceil(math.log2(min(unknown, to_rounding)) * OCTAVE)
+    places = [first, last, *range(last, -1, -1)]
+    table = table[places]
 
     h, error = table[:, :count, :3].clone(), table[..., 3]
     scale, before = torch.ones_like(error[:, 0]), torch.ones_like(error[:, 0])
@@ -210,12 +212,17 @@ def _steps_of_five(
         h[:, step] *= factor[:, None] / scale[:, None] ** exponents
         scale = scale * factor
     too_large, zero = (1 + error[:, count - 1]) ** 2, torch.zeros_like(scale)
-    left = error[:, count - 2] if count > 1 else zero + 1
+    ratios = torch.exp2(-torch.tensor(places, dtype=torch.float64, device="cpu") / OCTAVE)
+    # Before a first step P is A/c, with eigenvalues from λ_min/c to 1.
+    left = 2.1 * error[:, count - 2] if count > 1 else 1 - ratios
+    left = n**0.5 * (left + 10 * spd.real_eps(dtype) / ratios.sqrt())
     end = torch.stack([0.5 / scale, before**-2, too_large, left, zero, zero], -1)
     wanted = 1 + (error > tol).sum(-1)
     info = torch.stack([0 * wanted, wanted.clamp(max=count), (wanted <= count).long()], -1)
+    bounds = ratios[1:].clone()
+    bounds[0] = torch.finfo(dtype).tiny
     return Steps(
-        torch.cat([torch.full_like(bounds[:1], torch.finfo(dtype).tiny), bounds]).to(device, dtype),
+        bounds.to(device, dtype),
         torch.cat([h, end.unflatten(-1, (2, 3))], 1).to(device, dtype),
         info.to(device),
     )

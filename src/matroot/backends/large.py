@@ -16,7 +16,7 @@ from torch import Tensor
 
 from matroot import checks, normalize, spd
 from matroot.backends.backend import FusedRoots, GradientProblem, RootProblem, kind
-from matroot.backends.passes import Chosen, Limits, Passes, Scaled
+from matroot.backends.passes import Chosen, Limits, Passes, Scaled, constant
 from matroot.checks import Status
 from matroot.schedules import CONSTANT, steps_of_five
 
@@ -55,12 +55,15 @@ def roots(passes: Passes, problem: RootProblem, a: Tensor) -> FusedRoots | None:
         clipped = normalize.without_rounded_negatives(scaled.x, problem.input_dtype)
         begun = _begun(passes, problem, replace(scaled, x=clipped))
         flag, regular = None, False
-    y, z, deviation = _iterated(passes, problem, begun)
+    y, z, p = _iterated(passes, problem, begun)
     chosen = begun.chosen
     if method.max_cond is not None:
-        chosen = _with_promise(chosen, deviation, n)
-    if flag is None or not flag.known_to_hold():
-        chosen = _checked(passes, problem, replace(begun, chosen=chosen), y, z)
+        scale = chosen.steps[:, -2, 1]
+        rest = passes.combination(constant((-1.0,), scale).expand_as(scale), scale, p)
+        chosen = _with_promise(problem, chosen, rest)
+        flag = Flag.of(chosen.bounds[:, 0])
+    elif flag is None or not flag.known_to_hold():
+        chosen = _checked(passes, problem, begun, y, z)
     sqrt, inv_sqrt = (
         None if t is None else passes.finished(t, chosen.factors[:, i]).reshape(a.shape)
         for i, t in enumerate((y, z))
@@ -98,6 +101,7 @@ def _begun(passes: Passes, problem: RootProblem, scaled: Scaled) -> _Begun:
         x.device,
         2 * unit if problem.method.tol is None else problem.method.tol,
         problem.method.max_steps,
+        n,
         # Designing a singular matrix for more would let rounding's negative eigenvalues grow.
         1 / (max(n, spd.NULL_UNITS) * unit) if max_cond is None else 1.0,
         # Bounds of λ_max are at most n^{1/4} times too high and n^{1/2} times too low.
@@ -119,8 +123,8 @@ def _inverse(x: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
 
 def _iterated(
     passes: Passes, problem: RootProblem, begun: _Begun
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Y and Z of ``Steps``, the wanted ones; by a promise ‖P − I‖_F before the last step, (b,)."""
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Y and Z of ``Steps``, the wanted ones, and P before the last step."""
     h, identity = begun.chosen.steps, begun.identity
     z = passes.combination(h[:, 0, 0], h[:, 0, 1], begun.x, h[:, 0, 2], begun.square)
     y = torch.bmm(begun.x, z)
@@ -133,73 +137,77 @@ def _iterated(
         new_y = torch.baddbmm(y, y, d) if problem.sqrt or not last else y
         z = torch.baddbmm(z, d, z) if problem.inv_sqrt or not last else z
         y = new_y
-    deviation = None
-    if problem.method.max_cond is not None:
-        p = passes.combination(-torch.ones_like(h[:, -2, 1]), h[:, -2, 1], p)
-        deviation = torch.linalg.vector_norm(p, dim=(-2, -1))
-    return y if problem.sqrt else None, z if problem.inv_sqrt else None, deviation
+    return y if problem.sqrt else None, z if problem.inv_sqrt else None, p
 
 
-def _with_promise(chosen: Chosen, deviation: Tensor | None, n: int) -> Chosen:
-    """With the lower bound 0 where the promise of a condition number was broken, or is too large.
+def _with_promise(problem: RootProblem, chosen: Chosen, rest: Tensor) -> Chosen:
+    """By P − I before the last step, which is the caller's: whether a promised condition held.
 
-    Where it was kept, all of P is near I before the last step, and A regular.
+    Where it did, P is near I, and A regular. Where it did not, P = Z A Z tells by a Cholesky
+    factorisation whether A is indefinite; or singular, if that is asked: an eigenvalue of A at that
+    limit is multiplied by at least ``max_cond`` in P.
     """
-    assert deviation is not None
-    low, high = chosen.interval.unbind(-1)
-    unit = spd.real_eps(low.dtype)
-    before = 2.1 * chosen.steps[:, -1, 0] if chosen.steps.shape[1] > 3 else 1 - low / high
-    kept = deviation <= n**0.5 * (before + 10 * unit * (high / low).sqrt())
-    bounds, interval, info = chosen.bounds.clone(), chosen.interval.clone(), chosen.info.clone()
-    info[:, 2].mul_(kept)
-    interval[:, 0].mul_(kept)
-    bounds[:, 0].mul_(kept & (low > 4 * spd.NULL_UNITS * unit * high))
-    return replace(chosen, bounds=bounds, interval=interval, info=info)
+    n, unit, max_cond = rest.shape[-1], spd.real_eps(rest.dtype), problem.method.max_cond
+    deviation = torch.linalg.vector_norm(rest, dim=(-2, -1))
+    kept = deviation <= chosen.steps[:, -1, 0]
+    p = spd.add_to_diagonal_(rest, 1 + 2 * (n * unit) ** 0.5)
+    tests, kinds = [p], [Status.INDEFINITE]
+    if problem.regular:
+        share = spd.null_share(n, p.dtype) * max_cond
+        shift = 2 * (n * unit) ** 0.5 + min(share, 0.5)
+        tests, kinds = [p, spd.add_to_diagonal_(p.clone(), -shift)], [*kinds, Status.SINGULAR]
+    together = p if len(tests) == 1 else torch.cat(tests)
+    failed = torch.linalg.cholesky_ex(together).info.reshape(len(tests), -1) != 0
+    status = (failed & ~kept) * constant(tuple(kinds), chosen.info)[:, None]
+    # A promise that proves no more than rounding allows proves nothing.
+    proves = max_cond * n**0.75 * 4 * spd.NULL_UNITS * unit < 1
+    chosen.bounds[:, 0].mul_(kept if proves else 0)
+    chosen.info[:, 2].mul_(kept)
+    return _with_status(chosen, status.amax(0))
 
 
 def _checked(
     passes: Passes, problem: RootProblem, begun: _Begun, y: Tensor | None, z: Tensor | None
 ) -> Chosen:
-    """With the status of matrices that are not known to be regular.
+    """With the status of matrices that have no Cholesky factor.
 
-    See ``normalize.definiteness`` and ``methods.coupled.grown``. All factorisations are one call.
+    See ``normalize.definiteness`` and ``methods.coupled.grown``. Both factorisations are one call.
     """
     chosen, x, n = begun.chosen, begun.x, begun.x.shape[-1]
-    low, c = chosen.interval.unbind(-1)
+    c = chosen.interval[:, 1]
     one, unit = torch.ones_like(c), spd.real_eps(x.dtype)
-    trace, norm = spd.trace(x), torch.linalg.vector_norm(x, dim=(-2, -1))
-    tested = [passes.combination(n * spd.real_eps(problem.input_dtype) * c, one, x)]
+    trace = spd.trace(x)
+    tests = [passes.combination(n * spd.real_eps(problem.input_dtype) * c, one, x)]
     if y is not None:
         root = passes.finished(y, chosen.steps[:, -2, 0] / c.sqrt())
         size = torch.linalg.vector_norm(root, dim=(-2, -1))
-        tested.append(passes.combination(2 * unit**0.5 * size, one, root))
-    by_promise = begun.failed is None
-    if by_promise and problem.regular:
-        least = norm.square() / spd.positive_or_one(trace)
-        tested.append(passes.combination(-spd.null_share(n, x.dtype) * least, one, x))
-    failed = (torch.linalg.cholesky_ex(torch.cat(tested)).info != 0).reshape(len(tested), -1)
-
-    doubtful = low == 0 if begun.failed is None else begun.failed != 0
-    status = torch.where(doubtful & (failed[0] | ((trace <= 0) & (norm > 0))), Status.INDEFINITE, 0)
-    if by_promise and problem.regular:
-        singular = torch.where(doubtful & failed[-1], Status.SINGULAR, 0)
-        status = torch.maximum(status, singular)
-    good = (x if z is None else z).isfinite().all(-1).all(-1)
+        tests.append(passes.combination(2 * unit**0.5 * size, one, root))
+    failed = torch.linalg.cholesky_ex(torch.cat(tests)).info.reshape(len(tests), -1) != 0
+    # In half precision n·u may exceed 1, and a shift by it hide a negative matrix.
+    indefinite = failed[0] | ((trace <= 0) & (spd.max_abs(x) > 0))
     if y is not None:
         # A step that is not the last leaves eigenvalues of Y too large.
         most = (1 + 20 * unit**0.5) * trace * c * chosen.steps[:, -2, 2]
-        good = good & (~failed[1] | (size == 0)) & (size.square() <= most)
-    diverged = torch.where(doubtful & ~good, Status.DIVERGED, 0)
-    info = chosen.info.clone()
-    info[:, 0] = torch.maximum(torch.maximum(status, diverged), info[:, 0])
-    ok = info[:, 0] == Status.OK
-    info[:, 2].mul_(ok)
-    ok = ok[:, None]
+        diverged = (failed[1] & (size != 0)) | ~(size.square() <= most)
+    else:
+        assert z is not None
+        diverged = ~spd.max_abs(z).isfinite()
+    assert begun.failed is not None
+    wrong = torch.stack([indefinite, diverged]) & (begun.failed != 0)
+    kinds = constant((Status.INDEFINITE, Status.DIVERGED), chosen.info)
+    return _with_status(chosen, (wrong * kinds[:, None]).amax(0))
+
+
+def _with_status(chosen: Chosen, status: Tensor) -> Chosen:
+    """With these statuses, where they are worse than those that are known."""
+    torch.maximum(chosen.info[:, 0], status, out=chosen.info[:, 0])
+    ok = chosen.info[:, 0] == Status.OK
+    chosen.info[:, 2].mul_(ok)
+    nan = constant((torch.nan,), chosen.bounds)
     return replace(
         chosen,
-        info=info,
-        factors=torch.where(ok, chosen.factors, torch.nan),
-        bounds=torch.where(ok, chosen.bounds, torch.nan),
+        factors=torch.where(ok[:, None], chosen.factors, nan),
+        bounds=torch.where(ok[:, None], chosen.bounds, nan),
     )
 
 

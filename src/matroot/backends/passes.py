@@ -135,6 +135,69 @@ def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
     return torch.tensor(values, dtype=dtype, device=device)
 
 
+def choose(
+    n: int,
+    largest: Tensor,
+    scale: Tensor,
+    skew: Tensor,
+    norms: Tensor,
+    traces: Tensor,
+    failed: Tensor | None,
+    limits: Limits,
+    steps: Steps,
+) -> Chosen:
+    """See Passes.chosen.
+
+    Args:
+        n: rows of a matrix.
+        largest: max |a_ij|, (b,).
+        scale: see Scaled.
+        skew: ‖X − Xᴴ‖_F/2 before it was made Hermitian.
+        norms: ‖·‖_F of X², of X⁻¹ if it is known, and of X, (2 or 3, b).
+        traces: of the same.
+        failed: see Passes.chosen; None where X⁻¹ is not known.
+        limits: see Passes.chosen.
+        steps: see Passes.chosen.
+    """
+    unit, squares = spd.real_eps(norms.dtype), norms.square()
+    # Of X² and X⁻¹ upper bounds; of X⁻¹ and X what their largest eigenvalue is at least.
+    count = len(norms) - 1
+    known = norms.new_empty(2 * count, norms.shape[1])
+    inflated = 1 + (8 + n) * unit
+    # Above 0, so that c is a divisor where A = 0.
+    variance = torch.addcmul(squares[:count], traces[:count], traces[:count], value=-1 / n)
+    spread = variance.clamp_(min=100 * torch.finfo(norms.dtype).tiny).sqrt_()
+    mean = traces[:count] * (inflated / n)
+    torch.add(mean, spread, alpha=inflated * (max(n - 1, 1) / n) ** 0.5, out=known[:count])
+    torch.div(squares[1:], traces[1:], out=known[count:])
+    high = known[0].sqrt()
+    kinds = [Status.NONFINITE, Status.ASYMMETRIC]
+    wrong = [(largest - largest) != 0, skew > limits.skew * norms[-1]]
+    if failed is None:
+        assert limits.max_cond is not None
+        low = torch.minimum(known[1] / limits.max_cond, high).nan_to_num_(0, 0, 0)
+        interval = torch.stack([low, high], -1)
+    else:
+        # 0 where there is no factor, or where what follows from it overflows.
+        below = ((failed == 0) / known[1:]).nan_to_num_(0, 0, 0)
+        low, ratio = below[0], below[1] * below[2]
+        interval = torch.stack([low * (ratio > 2 * limits.null), high], -1)
+        if limits.regular:
+            kinds.append(Status.SINGULAR)
+            wrong.append(ratio <= limits.null)
+
+    place = torch.bucketize(low / high, steps.bounds, right=True)
+    rows, info = steps.rows[place], steps.info[place]
+    taken = rows / high[:, None, None] ** constant((0.0, 1.0, 2.0), high)
+    torch.amax(torch.stack(wrong, -1) * constant(tuple(kinds), info), -1, out=info[:, 0])
+    ok = info[:, 0] == Status.OK
+    info[:, 2].mul_(ok)
+    size = torch.where(ok, (scale * 0.5).sqrt(), constant((torch.nan,), high))[:, None]
+    roots = interval.sqrt()
+    factors = size ** constant((1.0, -1.0), high) * (rows[:, -2, 0] / roots[:, 1])[:, None]
+    return Chosen(taken, info, factors, roots * size, interval)
+
+
 class ByOperations:
     """The passes by PyTorch's operations."""
 
@@ -162,53 +225,12 @@ class ByOperations:
         steps: Steps,
     ) -> Chosen:
         """See Passes.chosen."""
-        x, (largest, skew) = scaled.x, scaled.known
-        n, unit = x.shape[-1], spd.real_eps(x.dtype)
-        bounded = [square] if inverse is None else [square, inverse]
-        held = torch.stack([*bounded, x])
+        largest, skew = scaled.known
+        held = torch.stack([square, *([] if inverse is None else [inverse]), scaled.x])
         norms = torch.linalg.vector_norm(held, dim=(-2, -1))
-        squares, traces = norms.square(), held.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-        # Of X² and X⁻¹ upper bounds; of X⁻¹ and X what their largest eigenvalue is at least.
-        count, few = len(bounded), len(held) - 1
-        known = x.new_empty(count + few, x.shape[0])
-        inflated = 1 + (8 + n) * unit
-        # Above 0, so that c is a divisor where A = 0.
-        variance = torch.addcmul(squares[:count], traces[:count], traces[:count], value=-1 / n)
-        spread = variance.clamp_(min=100 * torch.finfo(x.dtype).tiny).sqrt_()
-        mean = traces[:count] * (inflated / n)
-        torch.add(mean, spread, alpha=inflated * (max(n - 1, 1) / n) ** 0.5, out=known[:count])
-        torch.div(squares[1:], traces[1:], out=known[count:])
-        high = known[0].sqrt()
-        singular: Tensor | None = None
-        if inverse is None:
-            assert limits.max_cond is not None
-            low = torch.minimum(known[1] / limits.max_cond, high).nan_to_num_(0, 0, 0)
-            interval = torch.stack([low, high], -1)
-        else:
-            # 0 where there is no factor, or where what follows from it overflows.
-            below = ((failed == 0) / known[1:]).nan_to_num_(0, 0, 0)
-            low, ratio = below[0], below[1] * below[2]
-            interval = torch.stack([low * (ratio > 2 * limits.null), high], -1)
-            singular = ratio <= limits.null if limits.regular else None
-
-        place = torch.bucketize(low / high, steps.bounds, right=True)
-        rows, info = steps.rows[place], steps.info[place]
-        taken = rows / high[:, None, None] ** constant((0.0, 1.0, 2.0), x)
-
-        kinds = [Status.NONFINITE, Status.ASYMMETRIC]
-        wrong = [(largest - largest) != 0, skew > limits.skew * norms[-1]]
-        if singular is not None:
-            kinds.append(Status.SINGULAR)
-            wrong.append(singular)
-        status = torch.stack(wrong, -1) * constant(tuple(kinds), info)
-        torch.amax(status, -1, out=info[:, 0])
-        ok = info[:, 0] == Status.OK
-        info[:, 2].mul_(ok)
-        size = torch.where(ok, (scaled.scale * 0.5).sqrt(), constant((torch.nan,), x))[:, None]
-        roots = interval.sqrt()
-        factors = size ** constant((1.0, -1.0), x) * (rows[:, -2, 0] / roots[:, 1])[:, None]
-        return Chosen(taken, info, factors, roots * size, interval)
+        traces = held.diagonal(dim1=-2, dim2=-1).sum(-1)
+        n = square.shape[-1]
+        return choose(n, largest, scaled.scale, skew, norms, traces, failed, limits, steps)
 
     def combination(
         self, d: Tensor, c: Tensor, p: Tensor, e: Tensor | None = None, q: Tensor | None = None
