@@ -59,7 +59,7 @@ def roots(passes: Passes, problem: RootProblem, a: Tensor) -> FusedRoots | None:
     chosen = begun.chosen
     if method.max_cond is not None:
         scale = chosen.steps[:, -2, 1]
-        rest = passes.combination(constant((-1.0,), scale).expand_as(scale), scale, p)
+        rest = passes.combination(constant((-1.0,), scale.dtype, scale.device).expand_as(scale), scale, p)
         chosen = _with_promise(problem, chosen, rest)
         flag = Flag.of(chosen.bounds[:, 0])
     elif flag is None or not flag.known_to_hold():
@@ -158,7 +158,7 @@ def _with_promise(problem: RootProblem, chosen: Chosen, rest: Tensor) -> Chosen:
         tests, kinds = [p, spd.add_to_diagonal_(p.clone(), -shift)], [*kinds, Status.SINGULAR]
     together = p if len(tests) == 1 else torch.cat(tests)
     failed = torch.linalg.cholesky_ex(together).info.reshape(len(tests), -1) != 0
-    status = (failed & ~kept) * constant(tuple(kinds), chosen.info)[:, None]
+    status = (failed & ~kept) * constant(tuple(kinds), torch.int64, p.device)[:, None]
     # A promise that proves no more than rounding allows proves nothing.
     proves = max_cond * n**0.75 * 4 * spd.NULL_UNITS * unit < 1
     chosen.bounds[:, 0].mul_(kept if proves else 0)
@@ -194,7 +194,7 @@ def _checked(
         diverged = ~spd.max_abs(z).isfinite()
     assert begun.failed is not None
     wrong = torch.stack([indefinite, diverged]) & (begun.failed != 0)
-    kinds = constant((Status.INDEFINITE, Status.DIVERGED), chosen.info)
+    kinds = constant((Status.INDEFINITE, Status.DIVERGED), torch.int64, x.device)
     return _with_status(chosen, (wrong * kinds[:, None]).amax(0))
 
 
@@ -203,7 +203,7 @@ def _with_status(chosen: Chosen, status: Tensor) -> Chosen:
     torch.maximum(chosen.info[:, 0], status, out=chosen.info[:, 0])
     ok = chosen.info[:, 0] == Status.OK
     chosen.info[:, 2].mul_(ok)
-    nan = constant((torch.nan,), chosen.bounds)
+    nan = constant((torch.nan,), chosen.bounds.dtype, chosen.bounds.device)
     return replace(
         chosen,
         factors=torch.where(ok[:, None], chosen.factors, nan),
@@ -278,7 +278,7 @@ def gradient(passes: Passes, problem: GradientProblem) -> Tensor | None:
     flag = Flag.recalled(problem.constants[0])
     bounds = problem.constants[0].reshape(-1, 2)
     s = s.reshape(-1, n, n)
-    right, sign = problem.g_sqrt, 1.0
+    right, negative = problem.g_sqrt, False
     if right is not None:
         right = right.reshape(-1, n, n)
     if problem.g_inv is not None:
@@ -286,7 +286,7 @@ def gradient(passes: Passes, problem: GradientProblem) -> Tensor | None:
         z = z.reshape(-1, n, n)
         left = torch.bmm(z, problem.g_inv.reshape(-1, n, n))
         if right is None:
-            right, sign = torch.bmm(left, z), -1.0
+            right, negative = torch.bmm(left, z), True
         else:
             right = torch.baddbmm(right, left, z, alpha=-1.0)
     assert right is not None
@@ -298,7 +298,8 @@ def gradient(passes: Passes, problem: GradientProblem) -> Tensor | None:
     if z is None and (flag is None or not flag.known_to_hold()):
         null = _null_space(s, bounds, share)
     identity, inverse_shift = spd.identity_like(s), passes.shift(bounds, least)
-    shifted = passes.combination(torch.ones_like(inverse_shift), inverse_shift, s)
+    one = constant((1.0,), s.dtype, s.device).expand_as(inverse_shift)
+    shifted = passes.combination(one, inverse_shift, s)
     u, failed = _inverse(shifted, identity)
     w = torch.sub(identity, u, alpha=2.0)
     x = torch.bmm(torch.bmm(u, spd.minimum_norm(right, null)), u)
@@ -307,7 +308,8 @@ def gradient(passes: Passes, problem: GradientProblem) -> Tensor | None:
         if doubling < count - 1:
             w = torch.bmm(w, w)
     # Again, since what rounding leaves on null × null space was divided by next to 0.
-    return passes.finished(spd.minimum_norm(x, null), sign * inverse_shift, failed).reshape(shape)
+    scale = -inverse_shift if negative else inverse_shift
+    return passes.finished(spd.minimum_norm(x, null), scale, failed).reshape(shape)
 
 
 def _null_space(s: Tensor, bounds: Tensor, share: float) -> Tensor:

@@ -124,10 +124,10 @@ _EXPONENT = {torch.float32: torch.int32, torch.float64: torch.int64}
 _EVERY_SECOND = {torch.float32: 0x7F000000, torch.float64: 0x7FE0000000000000}
 
 
-def constant(values: tuple[float, ...], like: Tensor) -> Tensor:
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The numbers, made once for a dtype and device: each time they would be copied there."""
     with torch.inference_mode(False), _disable_current_modes():
-        return _constant(values, like.dtype, like.device)
+        return _constant(values, dtype, device)
 
 
 @lru_cache
@@ -188,13 +188,13 @@ def choose(
 
     place = torch.bucketize(low / high, steps.bounds, right=True)
     rows, info = steps.rows[place], steps.info[place]
-    taken = rows / high[:, None, None] ** constant((0.0, 1.0, 2.0), high)
-    torch.amax(torch.stack(wrong, -1) * constant(tuple(kinds), info), -1, out=info[:, 0])
+    taken = rows / high[:, None, None] ** constant((0.0, 1.0, 2.0), high.dtype, high.device)
+    torch.amax(torch.stack(wrong, -1) * constant(tuple(kinds), info.dtype, info.device), -1, out=info[:, 0])
     ok = info[:, 0] == Status.OK
     info[:, 2].mul_(ok)
-    size = torch.where(ok, (scale * 0.5).sqrt(), constant((torch.nan,), high))[:, None]
+    size = torch.where(ok, (scale * 0.5).sqrt(), constant((torch.nan,), high.dtype, high.device))[:, None]
     roots = interval.sqrt()
-    factors = size ** constant((1.0, -1.0), high) * (rows[:, -2, 0] / roots[:, 1])[:, None]
+    factors = size ** constant((1.0, -1.0), high.dtype, high.device) * (rows[:, -2, 0] / roots[:, 1])[:, None]
     return Chosen(taken, info, factors, roots * size, interval)
 
 
@@ -249,6 +249,6 @@ class ByOperations:
     def finished(self, x: Tensor, f: Tensor, failed: Tensor | None = None) -> Tensor:
         """See Passes.finished."""
         if failed is not None:
-            f = torch.where(failed == 0, f, constant((torch.nan,), f))
+            f = torch.where(failed == 0, f, constant((torch.nan,), f.dtype, f.device))
         x = x * f[:, None, None]
         return x + x.mT

@@ -20,15 +20,19 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, checks, spd
+from matroot.backends import large
 from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem, kind
 from matroot.backends.torch_ops import TORCH
+from matroot.backends.triton.passes import ByKernels
 from matroot.schedules import STEPS, schedules
 
 # What a gradient by the Lyapunov equation may be told: see gradients.Lyapunov.prepare.
 NOTHING, BOUNDS, NORM = 0, 1, 2
 
 LARGEST = 128
-"""Beyond, the products of a library fill the device by themselves."""
+"""Beyond, the products of a library fill the device by themselves, and kernels do the rest."""
+
+_PASSES = ByKernels()
 
 
 class Launch(NamedTuple):
@@ -60,7 +64,7 @@ def _interpreting() -> bool:
 
 
 def _declines(a: Tensor) -> str | None:
-    if not _INSTALLED:
+    if not (_INSTALLED or spd.pretending()):
         return "Triton is not installed"
     if a.device.type == "cuda":
         if torch.version.hip is not None:
@@ -69,17 +73,20 @@ def _declines(a: Tensor) -> str | None:
         if capability < (8, 0):
             found = ".".join(map(str, capability))
             return f"its kernels need compute capability 8.0, this GPU has {found}"
-    elif not (a.device.type == "cpu" and _interpreting()):
+    elif not (a.device.type == "cpu" and (_interpreting() or spd.pretending())):
         return f"its kernels run on a CUDA GPU, not on {a.device.type}"
-    if checks.computing_dtype(a.dtype) != torch.float32:
-        return f"its kernels compute in float32, not in {a.dtype}"
-    if a.shape[-1] > LARGEST:
-        return f"its kernels hold matrices up to {LARGEST}×{LARGEST}, not n = {a.shape[-1]}"
+    if a.is_complex():
+        return f"its kernels know real numbers, not {a.dtype}"
     if checks.stands_for_others(a):
         return f"its kernels take plain tensors, not the subclass {type(a).__name__}"
     if autodiff.exporting() or checks.jit_tracing():
         return "an exported program holds PyTorch's operations"
     return None
+
+
+def _whole(a: Tensor) -> bool:
+    """Whether one kernel does all of it: up to LARGEST, in single precision."""
+    return a.dtype == torch.float32 and a.shape[-1] <= LARGEST
 
 
 def _takes(*tensors: Tensor | None) -> bool:
@@ -89,6 +96,8 @@ def _takes(*tensors: Tensor | None) -> bool:
 
 
 def _roots(precision: str, problem: RootProblem, a: Tensor) -> FusedRoots | None:
+    if not _whole(a):
+        return large.roots(_PASSES, problem, a)
     kernel = _ROOTS.get(kind(problem.method))
     return kernel(precision, problem, a) if kernel is not None and _takes(a) else None
 
@@ -162,6 +171,8 @@ _ROOTS = {"Minimax": _by_minimax, "Pade": _by_published, "Taylor": _by_published
 
 
 def _gradient(precision: str, problem: GradientProblem) -> Tensor | None:
+    if problem.sqrt is not None and not _whole(problem.sqrt):
+        return large.gradient(_PASSES, problem)
     steps = _steps(problem.rule)
     given = (problem.sqrt, problem.inv_sqrt, *problem.constants, problem.g_sqrt, problem.g_inv)
     if steps is None or problem.sqrt is None or not _takes(*given):
