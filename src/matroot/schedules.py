@@ -143,15 +143,15 @@ class Steps(NamedTuple):
 
         P = Z Y,  D = 7/8 I + P (b I + c P),  Y ← Y + Y D,  Z ← Z + D Z,
 
-    which is the step of ``schedules`` times what makes its constant 15/8 for every matrix, so that
-    a product of the library can add it. In the end Y = √c A^{1/2}/(2 f), Z = A^{-1/2}
+    which is the step of ``schedules``, or H = I, times what makes its constant 15/8 for every
+    matrix, so that a product of the library can add it. In the end Y = √c A^{1/2}/(2 f), Z = A^{-1/2}
     √c/(2 f). A is taken in units of c: b and c are still to be divided by c and c².
 
     Attributes:
         bounds: shape (rows − 1,), ascending.
         rows: a, b, c of each step; then f, what makes the P of the last step go to I, and by what
-            factor Y² may be too large in the end; then ‖P − I‖_F before the last step at most, and
-            nothing; shape (rows, steps + 2, 3).
+            factor Y² may be too large in the end; then ‖P − I‖_F before the last step at most,
+            whether ρ is far above rounding, and 0; shape (rows, steps + 2, 3).
         info: 0, how many steps a matrix needs, whether so many are taken, (rows, 3), int64.
     """
 
@@ -205,20 +205,30 @@ def _steps_of_five(
     table = table[places]
 
     h, error = table[:, :count, :3].clone(), table[..., 3]
+    wanted = 1 + (error > tol).sum(-1)
+    needed = wanted.clamp(max=count)
+    # Matrices that are done stand still (H = I): negative eigenvalues that rounding left of zeros
+    # would grow.
+    done = torch.arange(count, device="cpu") >= needed[:, None]
+    h[done] = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device="cpu")
     scale, before = torch.ones_like(error[:, 0]), torch.ones_like(error[:, 0])
     exponents = torch.tensor([0.0, 2.0, 4.0], dtype=torch.float64, device="cpu")
     for step in range(1, count):
         before, factor = scale, (1 + CONSTANT) / h[:, step, 0]
         h[:, step] *= factor[:, None] / scale[:, None] ** exponents
         scale = scale * factor
-    too_large, zero = (1 + error[:, count - 1]) ** 2, torch.zeros_like(scale)
+
+    def left(steps: Tensor) -> Tensor:
+        return error.gather(1, steps[:, None] - 1)[:, 0]
+
     ratios = torch.exp2(-torch.tensor(places, dtype=torch.float64, device="cpu") / OCTAVE)
     # Before a first step P is A/c, with eigenvalues from λ_min/c to 1.
-    left = 2.1 * error[:, count - 2] if count > 1 else 1 - ratios
-    left = n**0.5 * (left + 10 * spd.real_eps(dtype) / ratios.sqrt())
-    end = torch.stack([0.5 / scale, before**-2, too_large, left, zero, zero], -1)
-    wanted = 1 + (error > tol).sum(-1)
-    info = torch.stack([0 * wanted, wanted.clamp(max=count), (wanted <= count).long()], -1)
+    away = 2.1 * left(needed.clamp(max=count - 1)) if count > 1 else 1 - ratios
+    away = n**0.5 * (away + 10 * spd.real_eps(dtype) / ratios.sqrt())
+    far = (ratios * to_rounding > 4).double()
+    too_large = (1 + left(needed)) ** 2
+    end = torch.stack([0.5 / scale, before**-2, too_large, away, far, 0 * far], -1)
+    info = torch.stack([0 * needed, needed, (wanted <= count).long()], -1)
     bounds = ratios[1:].clone()
     bounds[0] = torch.finfo(dtype).tiny
     return Steps(

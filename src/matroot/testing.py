@@ -225,7 +225,16 @@ _WAITING = {
     "_linalg_check_errors",
     "lift_fresh",
 }
-_WITHOUT_NUMBERS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+# Memory alone, and views that are not declared as such.
+_STARTING_NOTHING = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "detach",
+    "_unsafe_view",
+}
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -242,6 +251,6 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         if name in _WAITING or by_mask:
             raise RuntimeError(f"{name} waits for the device")
-        if not func.is_view and name not in _WITHOUT_NUMBERS and name not in ("detach", "alias"):
+        if not func.is_view and name not in _STARTING_NOTHING:
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))

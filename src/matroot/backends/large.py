@@ -160,8 +160,7 @@ def _with_promise(problem: RootProblem, chosen: Chosen, rest: Tensor) -> Chosen:
     failed = torch.linalg.cholesky_ex(together).info.reshape(len(tests), -1) != 0
     status = (failed & ~kept) * constant(tuple(kinds), torch.int64, p.device)[:, None]
     # A promise that proves no more than rounding allows proves nothing.
-    proves = max_cond * n**0.75 * 4 * spd.NULL_UNITS * unit < 1
-    chosen.bounds[:, 0].mul_(kept if proves else 0)
+    chosen.bounds[:, 0].mul_(kept & (chosen.steps[:, -1, 1] > 0))
     chosen.info[:, 2].mul_(kept)
     return _with_status(chosen, status.amax(0))
 
@@ -187,7 +186,7 @@ def _checked(
     indefinite = failed[0] | ((trace <= 0) & (spd.max_abs(x) > 0))
     if y is not None:
         # A step that is not the last leaves eigenvalues of Y too large.
-        most = (1 + 20 * unit**0.5) * trace * c * chosen.steps[:, -2, 2]
+        most = (1 + 20 * unit**0.5) * trace * c.square() * chosen.steps[:, -2, 2]
         diverged = (failed[1] & (size != 0)) | ~(size.square() <= most)
     else:
         assert z is not None

@@ -79,13 +79,17 @@ _OPERATIONS = ByOperations()
 _LIBRARY = torch.library.Library("matroot", "FRAGMENT")
 
 
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def _operator(kernel: Callable[..., Any], operations: Callable[..., Any]) -> Any:
     """``torch.ops.matroot.NAME``: the kernel's launch on a GPU and in Triton's interpreter."""
     name = "pass" + kernel.__name__.removesuffix("_by_kernel")
     schema = torch.library.infer_schema(kernel, mutates_args=())
 
     def run(*arguments: Any) -> Any:
-        if arguments[0].is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
+        if arguments[0].is_cuda or _interpreting():
             with torch.cuda.device_of(arguments[0]):
                 return kernel(*arguments)
         return operations(*arguments)
