@@ -246,9 +246,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        by_mask = name == "index" and any(
-            i is not None and i.dtype == torch.bool for i in args[1]
-        )
+        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
         if name in _WAITING or by_mask:
             raise RuntimeError(f"{name} waits for the device")
         if not func.is_view and name not in _STARTING_NOTHING:

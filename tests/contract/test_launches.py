@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import matroot
-from matroot import attach, plan
-from matroot import schedules, spd
+from matroot import attach, plan, schedules, spd
 from matroot.backends import large, triton
 from matroot.backends.backend import GradientProblem
 from matroot.backends.passes import ByOperations, Limits
@@ -50,7 +49,7 @@ MOST = {
 
 @pytest.fixture(autouse=True)
 def not_interpreted(monkeypatch):
-    """Operators then do with PyTorch's operations what kernels do, and count as one all the same."""
+    """Operators then do with PyTorch's operations what kernels do, and still count as one."""
     monkeypatch.setattr(passes, "_interpreting", lambda: False)
 
 

@@ -20,6 +20,7 @@ from matroot.backends.passes import Chosen, Limits, Passes, Scaled, constant
 from matroot.checks import Status
 from matroot.schedules import CONSTANT, steps_of_five
 
+
 def _takes(a: Tensor, *others: Tensor | None) -> bool:
     """Whether this is for tensors of an accelerator that have values, and nothing traces them.
 
@@ -59,7 +60,9 @@ def roots(passes: Passes, problem: RootProblem, a: Tensor) -> FusedRoots | None:
     chosen = begun.chosen
     if method.max_cond is not None:
         scale = chosen.steps[:, -2, 1]
-        rest = passes.combination(constant((-1.0,), scale.dtype, scale.device).expand_as(scale), scale, p)
+        rest = passes.combination(
+            constant((-1.0,), scale.dtype, scale.device).expand_as(scale), scale, p
+        )
         chosen = _with_promise(problem, chosen, rest)
         flag = Flag.of(chosen.bounds[:, 0])
     elif flag is None or not flag.known_to_hold():

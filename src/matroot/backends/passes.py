@@ -107,7 +107,7 @@ class Passes(Protocol):
     def combination(
         self, d: Tensor, c: Tensor, p: Tensor, e: Tensor | None = None, q: Tensor | None = None
     ) -> Tensor:
-        """d I + c P + e Q."""
+        """D I + c P + e Q."""
         ...
 
     def shift(self, bounds: Tensor, least: float) -> Tensor:
@@ -115,7 +115,7 @@ class Passes(Protocol):
         ...
 
     def finished(self, x: Tensor, f: Tensor, failed: Tensor | None = None) -> Tensor:
-        """f (X + Xᴴ), NaN where ``failed`` is not 0."""
+        """F (X + Xᴴ), NaN where ``failed`` is not 0."""
         ...
 
 
@@ -189,12 +189,19 @@ def choose(
     place = torch.bucketize(low / high, steps.bounds, right=True)
     rows, info = steps.rows[place], steps.info[place]
     taken = rows / high[:, None, None] ** constant((0.0, 1.0, 2.0), high.dtype, high.device)
-    torch.amax(torch.stack(wrong, -1) * constant(tuple(kinds), info.dtype, info.device), -1, out=info[:, 0])
+    torch.amax(
+        torch.stack(wrong, -1) * constant(tuple(kinds), info.dtype, info.device), -1, out=info[:, 0]
+    )
     ok = info[:, 0] == Status.OK
     info[:, 2].mul_(ok)
-    size = torch.where(ok, (scale * 0.5).sqrt(), constant((torch.nan,), high.dtype, high.device))[:, None]
+    size = torch.where(ok, (scale * 0.5).sqrt(), constant((torch.nan,), high.dtype, high.device))[
+        :, None
+    ]
     roots = interval.sqrt()
-    factors = size ** constant((1.0, -1.0), high.dtype, high.device) * (rows[:, -2, 0] / roots[:, 1])[:, None]
+    factors = (
+        size ** constant((1.0, -1.0), high.dtype, high.device)
+        * (rows[:, -2, 0] / roots[:, 1])[:, None]
+    )
     return Chosen(taken, info, factors, roots * size, interval)
 
 

@@ -30,7 +30,7 @@ def finite_or_zero(x):
 
 @triton.jit
 def maxima_kernel(a_ptr, largest_ptr, size, strips, span):
-    """max |a_ij| of each strip of ``span`` numbers of a matrix; infinity where one is NaN."""
+    """Max |a_ij| of each strip of ``span`` numbers of a matrix; infinity where one is NaN."""
     matrix, strip = tl.program_id(0).to(tl.int64), tl.program_id(1)
     largest = tl.zeros((NUMBERS,), a_ptr.dtype.element_ty)
     for start in range(0, span, NUMBERS):
@@ -293,7 +293,7 @@ def shift_kernel(bounds_ptr, inverse_ptr, numbers_ptr, batch):
 def finished_kernel(
     x_ptr, f_ptr, failed_ptr, out_ptr, n, f_stride, FAILED: tl.constexpr, T: tl.constexpr
 ):
-    """f (X + Xᵀ), a tile T×T a program, NaN where ``failed`` is not 0."""
+    """F (X + Xᵀ), a tile T×T a program, NaN where ``failed`` is not 0."""
     matrix = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * T + tl.arange(0, T)
     column = tl.program_id(2) * T + tl.arange(0, T)

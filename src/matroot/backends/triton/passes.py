@@ -109,7 +109,7 @@ def _power_of_two(count: int) -> int:
 
 
 def _maxima_by_kernel(a: Tensor) -> Tensor:
-    """max |a_ij| of parts of each matrix, (b, parts); infinity where one is NaN."""
+    """Max |a_ij| of parts of each matrix, (b, parts); infinity where one is NaN."""
     from matroot.backends.triton.elementwise import maxima_kernel
 
     batch, size = len(a), a.shape[-1] ** 2
@@ -204,7 +204,15 @@ def _chosen_by_kernel(
         rows,
         known,
         *found,
-        _double(n, max_skew, null, unit, 100 * torch.finfo(scale.dtype).tiny, max_cond or 1.0, like=scale),
+        _double(
+            n,
+            max_skew,
+            null,
+            unit,
+            100 * torch.finfo(scale.dtype).tiny,
+            max_cond or 1.0,
+            like=scale,
+        ),
         spans,
         strips,
         len(bounds),
