@@ -144,8 +144,8 @@ class Steps(NamedTuple):
         P = Z Y,  D = 7/8 I + P (b I + c P),  Y ← Y + Y D,  Z ← Z + D Z,
 
     which is the step of ``schedules``, or H = I, times what makes its constant 15/8 for every
-    matrix, so that a product of the library can add it. In the end Y = √c A^{1/2}/(2 f), Z = A^{-1/2}
-    √c/(2 f). A is taken in units of c: b and c are still to be divided by c and c².
+    matrix, so that a product of the library can add it. In the end Y = √c A^{1/2}/(2 f) and Z =
+    √c A^{-1/2}/(2 f). A is taken in units of c: b and c are still to be divided by c and c².
 
     Attributes:
         bounds: shape (rows − 1,), ascending.
@@ -233,6 +233,6 @@ def _steps_of_five(
     bounds[0] = torch.finfo(dtype).tiny
     return Steps(
         bounds.to(device, dtype),
-        torch.cat([h, end.unflatten(-1, (2, 3))], 1).to(device, dtype),
+        torch.cat([h, end.reshape(-1, 2, 3)], 1).to(device, dtype),
         info.to(device),
     )

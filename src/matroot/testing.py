@@ -241,7 +241,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what starts something on a device, and refuses what would wait for it."""
 
     def __init__(self, counts: Counter[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts = counts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

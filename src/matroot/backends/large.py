@@ -1,8 +1,8 @@
 """Whole calls on an accelerator: the products of a library, and few passes between them.
 
-What a device does between two products is short, and each launch costs as much as some of them. So
-``Minimax`` and the exact ``Lyapunov`` gradient, which is what ``auto`` takes there, are written here
-a second time, on ``passes.Passes``. The methods and rules define what is right.
+What a device does between two products is short, and a launch costs as much as some of them. So
+``Minimax`` and the exact ``Lyapunov`` gradient, which is what ``auto`` takes there, are written a
+second time here, on ``passes.Passes``. The methods and rules define what is right.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def roots(passes: Passes, problem: RootProblem, a: Tensor) -> FusedRoots | None:
     elif flag is None or not flag.known_to_hold():
         chosen = _checked(passes, problem, begun, y, z)
     sqrt, inv_sqrt = (
-        None if t is None else passes.finished(t, chosen.factors[:, i]).reshape(a.shape)
+        None if t is None else _own(passes.finished(t, chosen.factors[:, i]), a.shape)
         for i, t in enumerate((y, z))
     )
     bounds = chosen.bounds.reshape(*batch, 2)
@@ -80,6 +81,12 @@ def roots(passes: Passes, problem: RootProblem, a: Tensor) -> FusedRoots | None:
         inv_sqrt=inv_sqrt if problem.inv_sqrt else None,
         constants=() if problem.rule is None else (bounds,),
     )
+
+
+def _own(x: Tensor, shape: torch.Size) -> Tensor:
+    """X as of this shape, and not as a view, which could not be changed in place."""
+    whole: Tensor = torch.ops.aten._unsafe_view.default(x, shape)
+    return whole
 
 
 @dataclass(frozen=True)
@@ -223,7 +230,7 @@ class Flag:
         on_gpu = holds.device.type == "cuda"
         self.host = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=on_gpu)
         self.host.copy_(holds, non_blocking=True)
-        self.arrived = torch.cuda.Event() if on_gpu else None
+        self.arrived: Any = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
         if self.arrived is not None:
             self.arrived.record(torch.cuda.current_stream(holds.device))
 
@@ -295,18 +302,24 @@ def gradient(passes: Passes, problem: GradientProblem) -> Tensor | None:
 
     share = math.sqrt(spd.null_share(n, s.dtype))
     least = share / n**0.5
-    null = None
+    null, like = None, (s.dtype, s.device)
     # A matrix that has an inverse root has no null space.
     if z is None and (flag is None or not flag.known_to_hold()):
         null = _null_space(s, bounds, share)
+        # The range begins above the share. What is below grows with every doubling.
+        singular = bounds[:, :1] == 0
+        bounds = torch.where(singular, bounds[:, 1:] * constant((share, 1.0), *like), bounds)
     identity, inverse_shift = spd.identity_like(s), passes.shift(bounds, least)
-    one = constant((1.0,), s.dtype, s.device).expand_as(inverse_shift)
+    one = constant((1.0,), *like).expand_as(inverse_shift)
     shifted = passes.combination(one, inverse_shift, s)
     u, failed = _inverse(shifted, identity)
     w = torch.sub(identity, u, alpha=2.0)
     x = torch.bmm(torch.bmm(u, spd.minimum_norm(right, null)), u)
+    enough = doublings(s.dtype, share)
     for doubling in range(count := doublings(s.dtype, least)):
-        x = torch.baddbmm(x, torch.bmm(w, x), w)
+        new_x = torch.baddbmm(x, torch.bmm(w, x), w)
+        still = null is not None and doubling >= enough
+        x = torch.where(singular[:, :, None], x, new_x) if still else new_x
         if doubling < count - 1:
             w = torch.bmm(w, w)
     # Again, since what rounding leaves on null × null space was divided by next to 0.

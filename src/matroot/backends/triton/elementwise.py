@@ -73,7 +73,7 @@ def scaled_kernel(
         x_ptr: X.
         scale_ptr: the scale, (b,).
         sums_ptr: ‖X‖_F², tr X, ‖skew part‖_F² of each strip, (b, strips, 3).
-        numbers_ptr: the ridge and the least scale. (As arguments they would be in single precision.)
+        numbers_ptr: the ridge and the least scale. (Arguments are single precision.)
         n: rows.
         spans: numbers that maxima_kernel found for a matrix.
         DOUBLE: whether in double precision.

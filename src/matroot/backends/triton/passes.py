@@ -191,7 +191,9 @@ def _chosen_by_kernel(
     found = (
         scale.new_empty(batch, *rows.shape[1:]),
         known.new_empty(batch, 3),
-        *(scale.new_empty(batch, 2) for _ in range(3)),
+        scale.new_empty(batch, 2),
+        scale.new_empty(batch, 2),
+        scale.new_empty(batch, 2),
     )
     count, unit = rows.shape[1] * 3, spd.real_eps(scale.dtype)
     chosen_kernel[(batch,)](
