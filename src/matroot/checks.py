@@ -240,7 +240,7 @@ def host_reads_are_free(a: Tensor) -> bool:
     given once a transform has been dealt with has. Subclasses that stand for other tensors
     (DTensor, fake tensors) may have none, or ask other processes for them.
     """
-    if a.device.type != "cpu" or torch.compiler.is_compiling() or jit_tracing():
+    if spd.on_accelerator(a) or torch.compiler.is_compiling() or jit_tracing():
         return False
     if stands_for_others(a):
         return False

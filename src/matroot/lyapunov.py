@@ -166,14 +166,14 @@ class BySign(Solver):
         b, c = s / norm, r / norm
         share = null_share(s, of_rounded_matrix=True)
         singular = ~spd.factorises(b - share * spd.identity_like(s))
-        null = None if self.regular else _null_space(b, singular, share, ops)
-        c = _minimum_norm(c, null, ops)
+        null = None if self.regular else _null_space(b, singular, share)
+        c = spd.minimum_norm(c, null)
         if null is not None:
             # The steps give R/(2 s_i) on range × null space, where S X + X S = R wants R/s_i.
             c = c + ops.matmul(null, c) + ops.matmul(c, null)
         for _ in range(self.steps):
             b, c = sign_step(b, c, ops)
-        return spd.times_power_of_two(_minimum_norm(c * 0.5, null, ops), -k)
+        return spd.times_power_of_two(spd.minimum_norm(c * 0.5, null), -k)
 
 
 def sign_step(b: Tensor, c: Tensor, ops: Backend) -> tuple[Tensor, Tensor]:
@@ -225,7 +225,7 @@ class BySmith(Solver):
         free = checks.host_reads_are_free(s)
         if free or self.of_rounded_matrix or s.device.type == "mps":
             x = self._solved(s, r, constants, k, share, ops, free)
-        elif s.device.type == "cpu":
+        elif not spd.on_accelerator(s):
             finite = spd.max_abs(s).isfinite()[:, None, None]
             safe = torch.where(finite, s, spd.identity_like(s))
             exact = _by_eigenvalues(safe, r, 0.0 if self.regular else share, ops)
@@ -255,9 +255,9 @@ class BySmith(Solver):
         singular = (low == 0).flatten()
         if not free:
             # Before and after: what rounding leaves on null × null space is divided by next to 0.
-            null = None if self.regular else _null_space(s, singular, share, ops)
-            x = self._regular(s, _minimum_norm(r, null, ops), low, high, share, ops)
-            return _minimum_norm(x, null, ops)
+            null = None if self.regular else _null_space(s, singular, share)
+            x = self._regular(s, spd.minimum_norm(r, null), low, high, share, ops)
+            return spd.minimum_norm(x, null)
         x = self._regular(s, r, low, high, share, ops)
         finite = spd.max_abs(s).isfinite()
         which = singular & finite
@@ -345,7 +345,8 @@ def _most_doublings(dtype: torch.dtype, n: int, of_rounded_matrix: bool) -> int:
     """What no n×n matrix needs more than: see BySmith._regular."""
     s = torch.empty(n, n, dtype=dtype, device="meta")
     least = null_share(s, of_rounded_matrix) / n**0.5
-    return int(_doublings(dtype, torch.tensor(least, device="cpu")))
+    rate = math.atanh(math.sqrt(2 * math.sqrt(least) / (1 + least)))
+    return max(1, math.ceil(math.log2(-math.log(spd.real_eps(dtype)) / (4 * rate))))
 
 
 # As torch.compiler.assume_constant_result does: asked while tracing, not traced.
@@ -365,7 +366,7 @@ def _bounds(s: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return low[:, None, None], found.high[:, None, None]
 
 
-def _null_space(s: Tensor, singular: Tensor, share: float, ops: Backend) -> Tensor | None:
+def _null_space(s: Tensor, singular: Tensor, share: float) -> Tensor | None:
     """The projector N on the null space of matrices that may be singular, 0 for the others.
 
     None where it is known without a device synchronisation that there are none.
@@ -374,40 +375,10 @@ def _null_space(s: Tensor, singular: Tensor, share: float, ops: Backend) -> Tens
         s: the matrix S, scaled, shape (b, n, n).
         singular: which matrices may be singular, shape (b,).
         share: eigenvalues up to this share of the largest are zero.
-        ops: the arithmetic.
     """
     if checks.host_reads_are_free(s) and not singular.any():
         return None
-    return torch.where(singular[:, None, None], _null_projector(s, share, ops), 0.0)
-
-
-def _minimum_norm(x: Tensor, null: Tensor | None, ops: Backend) -> Tensor:
-    """X − N X N: 0 on null × null space, bit for bit X where N = 0."""
-    if null is None:
-        return x
-    return ops.addmm(x, ops.matmul(null, x), null, alpha=-1.0)
-
-
-def _null_projector(s: Tensor, share: float, ops: Backend) -> Tensor:
-    """The projector on eigenvectors of S with eigenvalues below ``share`` of the largest.
-
-    (I − sign V)/2 for V = (S − τ)(S + τ)⁻¹, by Newton–Schulz steps. Rounding leaves eigenvalues up
-    to 0.8 τ where A has 0; eigenvalues of regular matrices begin above τ. Twelve steps turn ±0.1,
-    their image in V, into ±1.
-    """
-    identity = spd.identity_like(s)
-    square = ops.matmul(s, s)
-    fourth = ops.matmul(square, square)
-    # (Σ s⁸/Σ s⁴)^{1/4} ≤ s_max: a bound from above would call regular eigenvalues null.
-    ratio = spd.frobenius_norm(fourth) / spd.norm_or_one(square)
-    tau = share * spd.positive_or_one(ratio.sqrt())
-    inverse, found = spd.inverse_by_cholesky(s + tau * identity)
-    # Without a factor the projector is not known, and a plausible one must not come out.
-    inverse = torch.where(found[:, None, None], inverse, torch.nan)
-    v = identity - 2.0 * tau * inverse
-    for _ in range(12):
-        v = ops.matmul(v, ops.addmm(1.5 * identity, v, v, alpha=-0.5))
-    return 0.5 * (identity - v)
+    return torch.where(singular[:, None, None], spd.null_projector(s, share), 0.0)
 
 
 class _Lyapunov(torch.autograd.Function):

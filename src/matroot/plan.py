@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks
+from matroot import autodiff, checks, spd
 from matroot.backends import Backend, reasons, select
 from matroot.gradients import GRADIENTS, ExplicitRule, GradientRule, Lyapunov, Roots, Spectral
 from matroot.methods import METHODS, Eigh, Method, Minimax
@@ -201,8 +201,8 @@ def _method(a: Tensor, singular: Singular, ops: Backend) -> tuple[Method, str]:
     if ops.method is not None:
         measured = "by the compiled kernels the fastest and the most accurate"
         counted = "one launch by a fused kernel, and what it computes stays on the device"
-        return METHODS.resolve(ops.method), measured if a.device.type == "cpu" else counted
-    if a.device.type == "cpu":
+        return METHODS.resolve(ops.method), counted if spd.on_accelerator(a) else measured
+    if not spd.on_accelerator(a):
         return Eigh(), "on a CPU faster than some 25 products by PyTorch's operations"
     return Minimax(), "products only; an eigendecomposition would wait for the device"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -151,3 +152,110 @@ def _schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Te
         low, high = 1 - error, 1 + error
     table = torch.cat([torch.stack(coefficients, 1), torch.stack(errors, 1)[..., None]], -1)
     return table.to(device=device, dtype=dtype)
+
+
+# Every step of ``Steps`` but the first is D = 7/8 I + …, as in Newton and Schulz's.
+CONSTANT = 0.875
+
+
+class Steps(NamedTuple):
+    """Steps of degree 5, a fixed number of them, for ratios ρ = λ_min/c by ``bounds``.
+
+    Row 0 is for ρ = 0, where λ_min is unknown; row j for ρ from ``bounds[j − 1]`` on. With
+    Z₀ = I, Y₀ = A the first step is Z = a I + b A + c A², Y = A Z, and all others
+
+        P = Z Y,  D = 7/8 I + P (b I + c P),  Y ← Y + Y D,  Z ← Z + D Z,
+
+    which is the step of ``schedules``, or H = I, times what makes its constant 15/8 for every
+    matrix, so that a product of the library can add it. In the end Y = √c A^{1/2}/(2 f) and Z =
+    √c A^{-1/2}/(2 f). A is taken in units of c: b and c are still to be divided by c and c².
+
+    Attributes:
+        bounds: shape (rows − 1,), ascending.
+        rows: a, b, c of each step; then f, what makes the P of the last step go to I, and by what
+            factor Y² may be too large in the end; then ‖P − I‖_F before the last step at most,
+            whether ρ is far above rounding, and 0; shape (rows, steps + 2, 3).
+        info: 0, how many steps a matrix needs, whether so many are taken, (rows, 3), int64.
+    """
+
+    bounds: Tensor
+    rows: Tensor
+    info: Tensor
+
+
+def steps_of_five(
+    dtype: torch.dtype,
+    device: torch.device,
+    tol: float,
+    max_steps: int | None,
+    n: int,
+    unknown: float,
+    ratio: float | None,
+) -> Steps:
+    """The steps that leave ``tol``, at most ``max_steps``, made once for all arguments.
+
+    Args:
+        dtype: of the iterates.
+        device: of the table.
+        tol: the error that is small enough.
+        max_steps: None is as many as it takes.
+        n: rows of a matrix.
+        unknown: c/λ_min to design for where λ_min is unknown.
+        ratio: see ``largest_errors``.
+    """
+    with torch.inference_mode(False), _disable_current_modes():
+        return _steps_of_five(dtype, device, tol, max_steps, n, unknown, ratio)
+
+
+@lru_cache(maxsize=32)
+def _steps_of_five(
+    dtype: torch.dtype,
+    device: torch.device,
+    tol: float,
+    max_steps: int | None,
+    n: int,
+    unknown: float,
+    ratio: float | None,
+) -> Steps:
+    table = _schedules(5, torch.float64, torch.device("cpu"))
+    errors = largest_errors(5, dtype, ratio)
+    count = min(1 + sum(error > tol for error in errors), max_steps or len(errors))
+    # Beyond rounding no row is needed: the last one is that of largest_errors, the first the other.
+    to_rounding = 1 / (spd.NULL_UNITS * spd.real_eps(dtype))
+    last = math.ceil(math.log2(to_rounding) * OCTAVE)
+    first = math.ceil(math.log2(min(unknown, to_rounding)) * OCTAVE)
+    places = [first, last, *range(last, -1, -1)]
+    table = table[places]
+
+    h, error = table[:, :count, :3].clone(), table[..., 3]
+    wanted = 1 + (error > tol).sum(-1)
+    needed = wanted.clamp(max=count)
+    # Matrices that are done stand still (H = I): negative eigenvalues that rounding left of zeros
+    # would grow.
+    done = torch.arange(count, device="cpu") >= needed[:, None]
+    h[done] = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device="cpu")
+    scale, before = torch.ones_like(error[:, 0]), torch.ones_like(error[:, 0])
+    exponents = torch.tensor([0.0, 2.0, 4.0], dtype=torch.float64, device="cpu")
+    for step in range(1, count):
+        before, factor = scale, (1 + CONSTANT) / h[:, step, 0]
+        h[:, step] *= factor[:, None] / scale[:, None] ** exponents
+        scale = scale * factor
+
+    def left(steps: Tensor) -> Tensor:
+        return error.gather(1, steps[:, None] - 1)[:, 0]
+
+    ratios = torch.exp2(-torch.tensor(places, dtype=torch.float64, device="cpu") / OCTAVE)
+    # Before a first step P is A/c, with eigenvalues from λ_min/c to 1.
+    away = 2.1 * left(needed.clamp(max=count - 1)) if count > 1 else 1 - ratios
+    away = n**0.5 * (away + 10 * spd.real_eps(dtype) / ratios.sqrt())
+    far = (ratios * to_rounding > 4).double()
+    too_large = (1 + left(needed)) ** 2
+    end = torch.stack([0.5 / scale, before**-2, too_large, away, far, 0 * far], -1)
+    info = torch.stack([0 * needed, needed, (wanted <= count).long()], -1)
+    bounds = ratios[1:].clone()
+    bounds[0] = torch.finfo(dtype).tiny
+    return Steps(
+        bounds.to(device, dtype),
+        torch.cat([h, end.reshape(-1, 2, 3)], 1).to(device, dtype),
+        info.to(device),
+    )

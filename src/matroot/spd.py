@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,30 @@ NULL_UNITS = 4.0
 
 # A table, since the compiler of PyTorch 2.14 does not know dtype.to_real.
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+_pretending = False
+
+
+def on_accelerator(a: Tensor) -> bool:
+    """Whether looking at values of ``a`` would wait for a device: this is no CPU's."""
+    return _pretending or a.device.type != "cpu"
+
+
+def pretending() -> bool:
+    """Whether tensors on the CPU are taken for an NVIDIA GPU's."""
+    return _pretending
+
+
+@contextmanager
+def pretended_accelerator() -> Iterator[None]:
+    """Takes the code paths of an NVIDIA GPU on the CPU, to count and to test what they do."""
+    global _pretending
+    before, _pretending = _pretending, True
+    try:
+        yield
+    finally:
+        _pretending = before
 
 
 def null_units(n: int, dtype: torch.dtype) -> float:
@@ -72,7 +98,7 @@ def frobenius_norm(a: Tensor) -> Tensor:
     if a.is_complex():
         # PyTorch sums complex squares naively, which costs three digits at n = 1000 in complex64.
         a = real_parts(a)
-    if a.device.type != "cpu":
+    if on_accelerator(a):
         norm: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
         return norm
     # On a CPU that function adds squares one by one, which costs three digits at n = 4096; a sum
@@ -240,3 +266,34 @@ def factorises(a: Tensor) -> Tensor:
     """Whether each Hermitian matrix has a Cholesky factor, shape (...), without a host sync."""
     success: Tensor = torch.linalg.cholesky_ex(a).info == 0
     return success
+
+
+def null_projector(s: Tensor, share: float) -> Tensor:
+    """The projector on eigenvectors of S with eigenvalues below ``share`` of the largest.
+
+    (I − sign V)/2 for V = (S − τ)(S + τ)⁻¹, by Newton–Schulz steps. Rounding leaves eigenvalues up
+    to 0.8 τ where A has 0; eigenvalues of regular matrices begin above τ. Twelve steps turn ±0.1,
+    their image in V, into ±1.
+
+    Args:
+        s: shape (b, n, n), in units in which its eighth power neither overflows nor underflows.
+        share: above 0.
+    """
+    identity = identity_like(s)
+    square = s @ s
+    fourth = square @ square
+    # (Σ s⁸/Σ s⁴)^{1/4} ≤ s_max: a bound from above would call regular eigenvalues null.
+    ratio = frobenius_norm(fourth) / norm_or_one(square)
+    tau = share * positive_or_one(ratio.sqrt())
+    inverse, found = inverse_by_cholesky(s + tau * identity)
+    # Without a factor the projector is not known, and a plausible one must not come out.
+    inverse = torch.where(found[:, None, None], inverse, torch.nan)
+    v = identity - 2.0 * tau * inverse
+    for _ in range(12):
+        v = v @ torch.baddbmm(identity, v, v, beta=1.5, alpha=-0.5)
+    return 0.5 * (identity - v)
+
+
+def minimum_norm(x: Tensor, null: Tensor | None) -> Tensor:
+    """X − N X N: 0 on null × null space, bit for bit X where N = 0 or there is none."""
+    return x if null is None else torch.baddbmm(x, null @ x, null, alpha=-1.0)

@@ -1,14 +1,18 @@
-"""Matrices with a known spectrum, the one table of tolerances, and a counter of products."""
+"""Matrices with a known spectrum, the one table of tolerances, and counters of operations."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from matroot import spd
 from matroot.accuracy import Quantity as Quantity
 from matroot.accuracy import tolerance as tolerance
 
@@ -139,4 +143,98 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count and pass on."""
         self.count += func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm")
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Launches:
+    """What a call and its gradient start on a device: see ``count_launches``.
+
+    Attributes:
+        forward: the operations of the call, by name.
+        backward: those of its gradient.
+    """
+
+    forward: Counter[str] = field(default_factory=Counter)
+    backward: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many of them there are: (forward, backward)."""
+        return self.forward.total(), self.backward.total()
+
+
+def count_launches(function: Callable[..., Any], *tensors: Tensor) -> Launches:
+    """What ``function(*tensors)`` and its gradient would start on an NVIDIA GPU, counted on a CPU.
+
+    An operation of PyTorch's counts as one, and so does a fused kernel; views and memory without
+    numbers start nothing. (A library may start more than one kernel for an operation.)
+
+    Args:
+        function: returns a tensor or a tuple of tensors.
+        tensors: its arguments, on the CPU, taken for tensors of a GPU. Where one of them requires a
+            gradient, so does the call, of whose results all are then differentiated.
+
+    Returns:
+        The operations of the call and of its gradient.
+
+    Raises:
+        RuntimeError: an operation would have waited for the device.
+
+    Example:
+        >>> import torch, matroot
+        >>> a = torch.eye(200, requires_grad=True)
+        >>> matroot.testing.count_launches(torch.trace, a).counts
+        (1, 3)
+    """
+    launches = Launches()
+    with spd.pretended_accelerator():
+        with _Counting(launches.forward):
+            found = function(*tensors)
+        outputs = [x for x in (found if isinstance(found, tuple) else (found,)) if x.requires_grad]
+        inputs = [x for x in tensors if x.requires_grad]
+        if outputs and inputs:
+            g = [torch.ones_like(x) for x in outputs]
+            with _Counting(launches.backward):
+                torch.autograd.grad(outputs, inputs, g)
+    return launches
+
+
+# Of these the host waits for an answer, or for numbers of its own to be read.
+_WAITING = {
+    "_local_scalar_dense",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "_linalg_check_errors",
+    "lift_fresh",
+}
+# Memory alone, and views that are not declared as such.
+_STARTING_NOTHING = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "detach",
+    "_unsafe_view",
+}
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what starts something on a device, and refuses what would wait for it."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts = counts
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in _WAITING or by_mask:
+            raise RuntimeError(f"{name} waits for the device")
+        if not func.is_view and name not in _STARTING_NOTHING:
+            self.counts[name] += 1
         return func(*args, **(kwargs or {}))

@@ -369,9 +369,7 @@ def test_who_takes_what_and_why(monkeypatch):
     assert (matroot.explain(a).backend == "triton") == (DEVICE == "cuda")
     assert "backend 'triton' takes it" in str(explanation)
     for tensor, why in (
-        (torch.eye(129, device=DEVICE), "up to 128×128, not n = 129"),
-        (torch.eye(3, dtype=torch.float64, device=DEVICE), "in float32, not in torch.float64"),
-        (torch.eye(3, dtype=torch.complex64, device=DEVICE), "in float32, not in torch.complex64"),
+        (torch.eye(3, dtype=torch.complex64, device=DEVICE), "real numbers, not torch.complex64"),
         (torch.eye(3, device="meta"), "on a CUDA GPU, not on meta"),
     ):
         with pytest.raises(ValueError, match=why):

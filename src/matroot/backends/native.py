@@ -44,7 +44,7 @@ def available() -> bool:
 def _declines(a: Tensor) -> str | None:
     if _MODULE is None:
         return "its kernels were not built: installation found no C++ compiler that could"
-    if a.device.type != "cpu":
+    if spd.on_accelerator(a):
         return f"its kernels run on a CPU, not on {a.device.type}"
     if checks.computing_dtype(a.dtype) not in (torch.float32, torch.float64):
         return f"its kernels know real numbers, not {a.dtype}"

@@ -242,7 +242,7 @@ def _from_identity(p: Tensor) -> Tensor:
 
 def _product_in_double(a: Tensor, b: Tensor, ops: Backend) -> Tensor:
     """AB in double precision, rounded once, where the device has it at speed: on a CPU."""
-    if a.device.type != "cpu" or spd.real_dtype(a.dtype) == torch.float64:
+    if spd.on_accelerator(a) or spd.real_dtype(a.dtype) == torch.float64:
         return ops.matmul(a, b)
     return ops.matmul(spd.in_double(a), spd.in_double(b)).to(a.dtype)
 

@@ -17,13 +17,17 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, checks, spd
+from matroot.backends import large
 from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem, kind
+from matroot.backends.passes import ByOperations, Passes
 from matroot.backends.torch_ops import TORCH
 from matroot.backends.triton import launch, selftest
 from matroot.backends.triton.launch import BOUNDS, LARGEST, NORM, NOTHING
-from matroot.backends.triton.selftest import passed
+from matroot.backends.triton.passes import ByKernels
+from matroot.backends.triton.selftest import PASSES, passed
 from matroot.schedules import STEPS
 
+_BY_KERNELS, _BY_OPERATIONS = ByKernels(), ByOperations()
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
@@ -54,18 +58,16 @@ _gpu_declines._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _declines(a: Tensor) -> str | None:
-    if not _INSTALLED:
+    if not (_INSTALLED or spd.pretending()):
         return "Triton is not installed"
     if a.device.type == "cuda":
         why = _gpu_declines(a.device)
         if why is not None:
             return why
-    elif not (a.device.type == "cpu" and _interpreting()):
+    elif not (a.device.type == "cpu" and (_interpreting() or spd.pretending())):
         return f"its kernels run on a CUDA GPU, not on {a.device.type}"
-    if checks.computing_dtype(a.dtype) != torch.float32:
-        return f"its kernels compute in float32, not in {a.dtype}"
-    if a.shape[-1] > LARGEST:
-        return f"its kernels hold matrices up to {LARGEST}×{LARGEST}, not n = {a.shape[-1]}"
+    if a.is_complex():
+        return f"its kernels know real numbers, not {a.dtype}"
     if checks.stands_for_others(a):
         return f"its kernels take plain tensors, not the subclass {type(a).__name__}"
     if selftest.switch() == "off":
@@ -76,7 +78,18 @@ def _declines(a: Tensor) -> str | None:
 
 
 def _auto_declines(a: Tensor) -> str | None:
-    return "Triton's interpreter is for tests" if a.device.type == "cpu" else None
+    return None if spd.on_accelerator(a) else "Triton's interpreter is for tests"
+
+
+def _fits(a: Tensor) -> bool:
+    """Whether one kernel does all of a call: up to LARGEST, in single precision."""
+    return a.dtype == torch.float32 and a.shape[-1] <= LARGEST
+
+
+def _passes(a: Tensor) -> Passes:
+    """What comes between the products of a library where no kernel does all of it."""
+    double = a.dtype == torch.float64
+    return _BY_KERNELS if passed("passes", PASSES, (double,), "", a.device) else _BY_OPERATIONS
 
 
 def _callable(name: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
@@ -97,8 +110,11 @@ def _callable(name: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
 
 
 def _roots(precision: str, problem: RootProblem, a: Tensor) -> FusedRoots | None:
-    kernel = _ROOTS.get(kind(problem.method))
-    return None if kernel is None else kernel(precision, problem, a)
+    kernel = _ROOTS.get(kind(problem.method)) if _fits(a) else None
+    found = None if kernel is None else kernel(precision, problem, a)
+    if found is None and large.takes_roots(problem, a):
+        found = large.roots(_passes(a), problem, a)
+    return found
 
 
 def _constants(rule: Any, *, bounds: bool) -> int | None:
@@ -179,8 +195,16 @@ _ROOTS = {"Minimax": _by_minimax, "Pade": _by_published, "Taylor": _by_published
 
 
 def _gradient(precision: str, problem: GradientProblem) -> Tensor | None:
+    found = _by_lyapunov(precision, problem)
+    if found is None and large.takes_gradient(problem):
+        assert problem.sqrt is not None
+        found = large.gradient(_passes(problem.sqrt), problem)
+    return found
+
+
+def _by_lyapunov(precision: str, problem: GradientProblem) -> Tensor | None:
     rule, s = problem.rule, problem.sqrt
-    if s is None or kind(rule) != "Lyapunov":
+    if s is None or kind(rule) != "Lyapunov" or not _fits(s):
         return None
     constants = problem.constants[0] if problem.constants else None
     z = problem.inv_sqrt if problem.g_inv is not None else None

@@ -42,7 +42,7 @@ def scaled_root(s_ptr, matrix, finite, k, unit, n, N: tl.constexpr):
 
 @triton.jit
 def null_shift(s, share, memory, N: tl.constexpr, PRECISION: tl.constexpr):
-    """τ, the share of the largest eigenvalue of a held S: see lyapunov._null_projector."""
+    """τ, the share of the largest eigenvalue of a held S: see spd.null_projector."""
     power, size, before = s, 1.0, 1.0
     for _ in range(2):
         power, before = put(product(power, power, N, PRECISION), memory), size
@@ -52,7 +52,7 @@ def null_shift(s, share, memory, N: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def null_projector(v, found, tau, second, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
-    """N, not held, of V = (S + τ)⁻¹, held in the second memory: see lyapunov._null_projector."""
+    """N, not held, of V = (S + τ)⁻¹, held in the second memory: see spd.null_projector."""
     # Without a factor the projector is not known, and a plausible one must not come out.
     tau = tl.where(found, tau, float("nan"))
     v = put(plus_diagonal(-2.0 * tau * get(v, N), 1.0, n), second)

@@ -134,6 +134,8 @@ def _launch(variant: Variant, like: Tensor, *arguments: Any) -> None:
     Raises:
         RuntimeError: it is to be compiled while a CUDA graph is captured.
     """
+    if spd.pretending():
+        return  # What is counted needs no numbers.
     n, size, device = like.shape[-1], variant.size, like.device
     batch = like.numel() // n**2
     warps, resident = LAUNCHES[size]
@@ -176,11 +178,12 @@ def _outputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Memory for what a kernel finds: info, the roots, what the gradient wants; or empty."""
     batch = a.shape[:-2]
+    new = a.new_zeros if spd.pretending() else a.new_empty
     return (
-        a.new_empty((*batch, 3), dtype=torch.int64),
-        a.new_empty(a.shape if sqrt else 0),
-        a.new_empty(a.shape if inv_sqrt else 0),
-        a.new_empty((*batch, 2) if constants == BOUNDS else batch if constants == NORM else 0),
+        new((*batch, 3), dtype=torch.int64),
+        new(a.shape if sqrt else 0),
+        new(a.shape if inv_sqrt else 0),
+        new((*batch, 2) if constants == BOUNDS else batch if constants == NORM else 0),
     )
 
 
@@ -320,7 +323,7 @@ def lyapunov(
     """
     s = s.contiguous()
     n = s.shape[-1]
-    x = torch.empty_like(s)
+    x = torch.zeros_like(s) if spd.pretending() else torch.empty_like(s)
     _launch(
         Variant("lyapunov", _SIZES[n], (steps > 0,), precision),
         s,
