@@ -589,8 +589,8 @@ def _line(row: Row) -> str:
     """A row for who watches."""
     names = ("kind", "batch", "n", "cond", "spectrum", "candidate")
     parts = [" ".join(str(row[k]) for k in names if row.get(k) is not None)]
-    if row.get("error") is not None:
-        parts.append(f"errors {row['error']:.1e}, {row['gradient_error']:.1e}")
+    if "error" in row:
+        parts.append(f"errors {_short(row['error'])}, {_short(row['gradient_error'])}")
     if row.get("ms"):
         parts += [f"{name} {triple[0]:.4f}" for name, triple in row["ms"].items()]
     if row.get("model"):
@@ -663,11 +663,11 @@ def verify(
                 rows.add(row)
                 print(_verdict(row), flush=True)
         return
-    wanted_names = {
-        name: group
+    left_over = [
+        name
         for name, group in groups.items()
         if not all(rows.hold(kind="variant", **variant._asdict()) for variant in group)
-    }
+    ]
 
     def run(name: str) -> None:
         left = budget - (time.perf_counter() - start)
@@ -687,7 +687,8 @@ def verify(
             text, broken = done.stdout, done.returncode
             why = "" if not broken else (done.stderr.strip().splitlines() or [""])[-1]
         except subprocess.TimeoutExpired as error:
-            text, broken, why = str(error.stdout or ""), 1, "not ready in time"
+            text = (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else ""
+            broken, why = 1, "not ready in time"
         spent = time.perf_counter() - start
         print(f"{spent:.0f} s: {name}\n{text}", end="", flush=True)
         if broken:
@@ -695,7 +696,7 @@ def verify(
             rows.add({"kind": "broken", "candidate": name, "why": why})
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(run, wanted_names))
+        list(pool.map(run, left_over))
     there = _checks(of_one_place(read(output), rows.origin))
     bad = [row for row in there if not row["passed"]]
     print(f"{len(there)} variants checked of {len(wanted)}, {len(bad)} failed")
@@ -708,10 +709,15 @@ def _checks(rows: Iterable[Row]) -> list[Row]:
     return list({tuple(row[name] for name in Variant._fields): row for row in found}.values())
 
 
+def _short(error: float | None) -> str:
+    # What is not finite is null in a file.
+    return "not finite" if error is None else f"{error:.1e}"
+
+
 def _verdict(row: Row) -> str:
     words = [str(row[name]) for name in Variant._fields if row[name] != Variant(0)._asdict()[name]]
     verdict = "passed" if row["passed"] else f"FAILED {row['why']}"
-    return f"  {' '.join(words)}: {verdict}, error {row['error']:.1e}, {row['seconds']:.0f} s"
+    return f"  {' '.join(words)}: {verdict}, error {_short(row['error'])}, {row['seconds']:.0f} s"
 
 
 @functools.cache
@@ -730,10 +736,10 @@ def _answers(n: int, cond: float, dtype: torch.dtype, device: torch.device) -> d
 def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
     """Whether the errors are small, the bits always the same, and what is kept for the gradient."""
     start = time.perf_counter()
-    rough = variant.method == "pade" or variant.backend == "triton-tf32"
+    published, rough = variant.method == "pade", variant.backend == "triton-tf32"
     dtype = getattr(torch, variant.dtype)
     # What half precision rounds is no longer definite at a larger condition number.
-    cond = 20.0 if dtype == torch.float16 or rough else 1e4
+    cond = 20.0 if dtype == torch.float16 or published or rough else 1e4
     few = _answers(variant.n, cond, dtype, device)
     # More than the device holds at once: a program takes several matrices.
     batch = 3 if dry else 1200
@@ -746,14 +752,13 @@ def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
             "both": matroot.sqrtm_pair,
         }[variant.root],
         method=variant.method,
-        gradient=Lyapunov(steps=8) if variant.method == "pade" else "auto",
-        backend=variant.backend,
+        gradient=Lyapunov(steps=8) if published else "auto",
     )
     names = ("sqrt", "inv_sqrt") if variant.root == "both" else (variant.root,)
 
-    def run(of: Any = slice(None)) -> list[Tensor]:
+    def run(of: Any = slice(None), backend: str = variant.backend) -> list[Tensor]:
         x = a[of].clone().requires_grad_(variant.gradient)
-        found = call(x)
+        found = call(x, backend=backend)
         found = list(found) if variant.root == "both" else [found]
         if variant.gradient:
             found += torch.autograd.grad(found, x, [g[of]] * len(names))
@@ -764,14 +769,19 @@ def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
     answers = {name: few[name] for name in names}
     if variant.gradient:
         answers["gradient"] = sum(few["gradient of " + name] for name in names)
+    if published:
+        # Far from the root; what is right is what PyTorch's operations make of it.
+        answers = dict(zip(answers, run(slice(60), "torch"), strict=True))
     for (name, answer), x in zip(answers.items(), first, strict=True):
         expected = answer.repeat(times, 1, 1)[:batch]
         error = float(relative_error(x, expected).max())
         allowed = APPROXIMATE if rough else tolerance(dtype, cond, name)
+        if published:  # Its powers lose a factor cond(P) = 4⁵ there, too.
+            allowed = tolerance(dtype, 4.0**5, "gradient")
         # Written so that NaN fails.
         if not error <= allowed:
             wrong.append(f"error {error:.1e} of {name}, allowed {allowed:.1e}")
-        worst = max(worst, error)
+        worst = worst if error <= worst else error
     repeats = 2 if dry else 50
     if not all(all(map(torch.equal, first, run())) for _ in range(repeats)):
         wrong.append(f"other bits in one of {repeats} runs")
@@ -786,7 +796,7 @@ def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
         x = a.clone().requires_grad_()
         _wait(device)
         before = torch.cuda.memory_allocated(device)
-        found = call(x)
+        found = call(x, backend=variant.backend)
         kept = (torch.cuda.memory_allocated(device) - before) / (x.numel() * x.element_size())
         del found
     return {
@@ -883,7 +893,7 @@ def _cells(case: dict[str, Row], goal: Goal | None, clock: str) -> list[str]:
         times(eigh, own, goals[3]),
     ]
     known = [case[name]["error"] for name in (OURS, PAPER, EIGH) if name in case]
-    return [*cells, ", ".join(f"{error:.0e}" for error in known)]
+    return [*cells, ", ".join(map(_short, known))]
 
 
 @app.command()
