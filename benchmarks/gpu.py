@@ -3,21 +3,25 @@
 python benchmarks/gpu.py measure   accuracy and time of every case, ceilings, memory, bits: minutes
 python benchmarks/gpu.py tune      warps and resident programs: which are the fastest
 python benchmarks/gpu.py plot      the rows as a picture
-python benchmarks/gpu.py compile   registers, spills, shared memory of every kernel; needs no GPU
+python benchmarks/gpu.py compile   registers, spills, instructions of every kernel; needs no GPU
 
 PyTorch 2.11 and Triton 3.6 or newer. Rows go to benchmarks/results/gpu.jsonl.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -444,7 +448,14 @@ def _speed_rows(path: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the assembler says of one kernel."""
+    """What the assembler says of one kernel.
+
+    Attributes:
+        spilled: bytes of registers that it writes to memory.
+        shared: bytes.
+        instructions: without padding.
+        seconds: that compiling took.
+    """
 
     kernel: str
     size: int
@@ -452,6 +463,9 @@ class Compiled:
     registers: int
     spilled: int
     shared: int
+    instructions: int
+    barriers: int
+    shuffles: int
     seconds: float
 
     @property
@@ -460,75 +474,103 @@ class Compiled:
         by_registers = 65536 // (32 * self.warps * self.registers)
         return min(by_registers, 64 // self.warps, 228 * 1024 // (self.shared + 1024), 32)
 
+    def __str__(self) -> str:
+        return (
+            f"{self.kernel}, N = {self.size}, {self.warps} warps: {self.registers} registers, "
+            f"{self.spilled} bytes spilled, {self.shared} bytes shared, "
+            f"{self.instructions} instructions, {self.barriers} barriers, "
+            f"{self.shuffles} shuffles, {self.resident} programs a multiprocessor, "
+            f"compiled in {self.seconds:.0f} s"
+        )
+
 
 @app.command(name="compile")
 def compile_kernels(
     capability: Annotated[int, typer.Argument(help="80, 90, 100 …")] = 90,
     size: Annotated[list[int] | None, typer.Option(help="Padded sizes; all if left out.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes; 0 is one a core.")] = 0,
 ) -> None:
     """Compile every kernel for a GPU that need not be there, and print what it takes."""
     if kernels._interpreting():
         raise SystemExit("gpu.py: TRITON_INTERPRET=1 is set; without it there is a compiler")
-    for n in size or kernels.LAUNCHES:
-        for name, function, constants in _kernels(n):
-            found = _compiled(name, function, constants, capability)
-            print(
-                f"{found.kernel}, N = {n}, {found.warps} warps: {found.registers} registers, "
-                f"{found.spilled} bytes spilled, {found.shared} bytes shared, "
-                f"{found.resident} programs a multiprocessor, compiled in {found.seconds:.0f} s",
-                flush=True,
-            )
+    wanted = [(name, n) for n in size or kernels.LAUNCHES for name in KERNELS]
+    names, sizes = zip(*wanted, strict=True)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(wanted)), spawn) as pool:
+        for found in pool.map(_compiled, names, sizes, itertools.repeat(capability)):
+            print(found, flush=True)
 
 
-def _kernels(n: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    from matroot.backends.triton import gradients, roots
+# Every binary for float32 and one size: the kernel's module and name, and what is compiled into it.
+KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "minimax": ("roots", "minimax_kernel", {"HALF": False}),
+    "Padé": ("roots", "published_kernel", {"HALF": False, "PADE": True}),
+    "Taylor": ("roots", "published_kernel", {"HALF": False, "PADE": False}),
+    "gradient": ("gradients", "lyapunov_kernel", {"SIGN": False}),
+    "gradient by steps": ("gradients", "lyapunov_kernel", {"SIGN": True}),
+}
 
-    common = {"N": n, "SQRT": True, "INV": False, "PRECISION": "tf32x3"}
-    root = {**common, "REGULAR": False, "HALF": False}
-    yield "minimax, root", roots.minimax_kernel, {**root, "CONSTANTS": 1}
-    yield "Padé, root", roots.published_kernel, {**root, "CONSTANTS": 2, "PADE": True}
-    gradient = {**common, "SIGN": False, "CONSTANTS": True}
-    yield "gradient", gradients.lyapunov_kernel, gradient
+
+def _kernel(name: str) -> tuple[Any, dict[str, Any]]:
+    """One of KERNELS, and what is compiled into it whatever the size."""
+    module, function, constants = KERNELS[name]
+    found = importlib.import_module(f"matroot.backends.triton.{module}")
+    return getattr(found, function), {**constants, "PRECISION": "tf32x3"}
 
 
-def _compiled(name: str, function: Any, constants: dict[str, Any], capability: int) -> Compiled:
+def _compiled(name: str, n: int, capability: int) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    start, n = time.perf_counter(), constants["N"]
-    whole = {"batch", "n", "max_steps", "blocks", "degree", "steps"}
+    start = time.perf_counter()
+    function, constants = _kernel(name)
+    constants["N"] = n
+    floats = {"eps", "max_skew", "below", "tol", "share"}
     signature, values = {}, {}
     for i, parameter in enumerate(function.params):
-        kind = "fp32"
+        kind = "fp32" if parameter.name in floats else "i32"
         if parameter.name in constants:
             kind, values[(i,)] = "constexpr", constants[parameter.name]
         elif parameter.name.endswith("_ptr"):
             kind = "*i64" if parameter.name == "info_ptr" else "*fp32"
-        elif parameter.name in whole:
-            kind = "i32"
         signature[parameter.name] = kind
     source = ASTSource(fn=function, signature=signature, constexprs=values)
     target = GPUTarget("cuda", capability, 32)
     warps = kernels.LAUNCHES[n].warps
     built = triton.compile(source, target=target, options={"num_warps": warps})
-    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-    if capability >= 100:
-        assembler = assembler.with_name("ptxas-blackwell")
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    assembler = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+    architecture = re.search(r"\.target (\w+)", built.asm["ptx"])
+    assert architecture is not None
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.ptx"
-        file.write_text(built.asm["ptx"])
-        architecture = re.search(r"\.target (\w+)", built.asm["ptx"])
-        assert architecture is not None
-        command = [assembler, "-v", "-arch", architecture[1], file, "-o", os.devnull]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    registers = re.search(r"Used (\d+) registers", done.stderr)
-    spilled = re.search(r"(\d+) bytes spill stores", done.stderr)
+        text, binary = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        text.write_text(built.asm["ptx"])
+        said = _output(assembler, "-v", "-arch", architecture[1], text, "-o", binary)
+        listing = _output(tools / "nvdisasm", "-c", binary)
+    counted = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\w+)", listing))
+    registers = re.search(r"Used (\d+) registers", said)
+    spilled = re.search(r"(\d+) bytes spill stores", said)
     assert registers is not None
     assert spilled is not None
-    seconds = time.perf_counter() - start
-    shared = built.metadata.shared
-    return Compiled(name, n, warps, int(registers[1]), int(spilled[1]), shared, seconds)
+    return Compiled(
+        kernel=name,
+        size=n,
+        warps=warps,
+        registers=int(registers[1]),
+        spilled=int(spilled[1]),
+        shared=built.metadata.shared,
+        instructions=counted.total() - counted["NOP"],
+        barriers=counted["BAR"],
+        shuffles=counted["SHFL"],
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _output(*command: str | Path) -> str:
+    """What a command writes, to either output."""
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def hermitian_part(a):
 @triton.jit
 def plus_diagonal(a, d, n):
     """A + d I, not in the padding."""
-    line = tl.arange(0, a.shape[0])
+    line = tl.arange(0, a.shape[0]) + again(0)
     here = (line[:, None] == line[None, :]) & (line[:, None] < n)
     return tl.where(here, a + d, a)
 
@@ -167,7 +167,7 @@ def measured(a, n):
     square, sum = tl.sum(a * a), trace(a)
     rows = tl.max(tl.sum(tl.abs(a), axis=1))
     mean = sum / n
-    spread = tl.sqrt(tl.maximum(square / n - mean * mean, 0.0) * (n - 1))
+    spread = tl.sqrt(tl.maximum(square - sum * mean, 0.0) * ((n - 1.0) / n))
     bound = tl.minimum(tl.minimum(tl.sqrt(square), rows), mean + spread)
     at_least = tl.where(sum > 0, square / positive_or_one(sum), 0.0)
     return bound * (1.0 + (8.0 + n) * EPS), at_least, sum, square

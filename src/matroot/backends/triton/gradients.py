@@ -34,15 +34,6 @@ DOUBLINGS = tl.constexpr(math.log2(23 * math.log(2) / 4))
 
 
 @triton.jit
-def nothing(memory, N: tl.constexpr):
-    """Held, and not to be read."""
-    if N <= IN_REGISTERS:
-        return tl.zeros((N, N), tl.float32)
-    else:
-        return memory
-
-
-@triton.jit
 def scaled_root(s_ptr, matrix, finite, k, unit, n, N: tl.constexpr):
     """S · unit/2ᵏ, not held; 0 if it is not finite."""
     s = tl.where(finite, load(s_ptr, matrix, n, N), 0.0)
@@ -50,23 +41,31 @@ def scaled_root(s_ptr, matrix, finite, k, unit, n, N: tl.constexpr):
 
 
 @triton.jit
-def null_projector(s, share, third, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
-    """N, held in the fourth memory, of a held S: see lyapunov._null_projector."""
-    square = put(product(s, s, N, PRECISION), third)
-    ratio = norm(product(square, square, N, PRECISION)) / positive_or_one(norm(get(square, N)))
-    tau = share * positive_or_one(tl.sqrt(ratio))
-    v, found = inverse(plus_diagonal(get(s, N), tau, n), fourth, n, PRECISION)
-    # Without a factor the projector is not known, and a plausible one must not come out.
-    tau = tl.where(found, tau, float("nan"))
-    v = put(plus_diagonal(-2.0 * tau * get(v, N), 1.0, n), fourth)
-    for _ in range(12):
-        rest = put(plus_diagonal(-0.5 * product(v, v, N, PRECISION), 1.5, n), third)
-        v = put(product(v, rest, N, PRECISION), fourth)
-    return put(plus_diagonal(-0.5 * get(v, N), 0.5, n), fourth)
+def null_shift(s, share, memory, N: tl.constexpr, PRECISION: tl.constexpr):
+    """τ, the share of the largest eigenvalue of a held S: see lyapunov._null_projector."""
+    power, size, before = s, 1.0, 1.0
+    for _ in range(2):
+        power, before = put(product(power, power, N, PRECISION), memory), size
+        size = norm(get(power, N))
+    return share * positive_or_one(tl.sqrt(size / positive_or_one(before)))
 
 
 @triton.jit
-def smith(s, x, low, high, second, third, fourth, n, PRECISION: tl.constexpr):
+def null_projector(v, found, tau, second, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
+    """N, not held, of V = (S + τ)⁻¹, held in the second memory: see lyapunov._null_projector."""
+    # Without a factor the projector is not known, and a plausible one must not come out.
+    tau = tl.where(found, tau, float("nan"))
+    v = put(plus_diagonal(-2.0 * tau * get(v, N), 1.0, n), second)
+    for _ in range(12):
+        rest = put(plus_diagonal(-0.5 * product(v, v, N, PRECISION), 1.5, n), fourth)
+        v = put(product(v, rest, N, PRECISION), second)
+    return plus_diagonal(-0.5 * get(v, N), 0.5, n)
+
+
+@triton.jit
+def smith(
+    v, found, mu, x, low, high, second, third, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr
+):
     """X of S X + X S = R, held in the third memory, for a spectrum of S in [low, high].
 
     Smith's squaring with one shift μ = √(low·high), where lyapunov.BySmith has two: here an inverse
@@ -74,18 +73,17 @@ def smith(s, x, low, high, second, third, fourth, n, PRECISION: tl.constexpr):
     W ← W².
 
     Args:
-        s: S, not held.
+        v: V, held in the second memory.
+        found: whether it is.
+        mu: μ.
         x: R, held in the third memory.
         low: above 0.
         high: at least low.
-        second: memory for one matrix, as ``fourth``.
+        fourth: memory for one matrix.
         n: rows.
     """
-    N: tl.constexpr = s.shape[0]
-    mu = tl.sqrt(low * high)
-    p, found = inverse(plus_diagonal(s, mu, n), second, n, PRECISION)
     # S + μ has no factor only where S is far from semi-definite.
-    twice = 2.0 * tl.where(found, mu, float("nan"))
+    p, twice = v, 2.0 * tl.where(found, mu, float("nan"))
     # |w| ≤ (1 − t)/(1 + t) = exp(−2 artanh t), t² = low/high; |w|^(2^(q + 1)) < eps.
     t = tl.minimum(tl.sqrt(low / high), 0.9)
     rate = 0.5 * tl.log((1.0 + t) / (1.0 - t))
@@ -152,7 +150,7 @@ def lyapunov_kernel(
     """X of S X + X S = G_S − Z G_Z Z, Hermitian, (b, n, n).
 
     Args:
-        memory_ptr: five matrices N×N a program, if N is above IN_REGISTERS.
+        memory_ptr: four matrices N×N a program, if N is above IN_REGISTERS.
         batch: b.
         n: rows.
         s_ptr: S = A^{1/2}.
@@ -171,10 +169,9 @@ def lyapunov_kernel(
         SIGN: take steps of the matrix sign function instead of solving to rounding.
         PRECISION: of products, as tl.dot names it.
     """
-    # Who rests where: S; what stands left and right of another matrix; R, X; what comes between; N.
-    first = memory_of(memory_ptr, N, 5)
+    # Who rests where: S; what stands left and right of another matrix; R, X; what comes between.
+    first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
-    fifth = first + 4 * N * N
     end, stride = span(batch, N)
     for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
@@ -191,73 +188,87 @@ def lyapunov_kernel(
             unit = tl.div_rn(1.0, positive_or_one(nu))
         s = put(scaled_root(s_ptr, matrix, finite, k, unit, n, N), first)
 
-        # By one piece of code: R = G_S − Z G_Z Z; where S may be singular, with the projector N on
-        # its null space, R − N R N before the equation is solved, and X − N X N after: what
-        # rounding leaves on null × null space is divided by next to 0.
-        p, x = nothing(second, N), put(tl.zeros((N, N), tl.float32), third)
+        # By one piece of code each: what takes P X P from a matrix, and an inverse.
+        # 0: R = G_S − Z G_Z Z; (S − share)⁻¹ or S⁻¹ tells whether S may be singular.
+        # 1: where it may, (S + τ)⁻¹ tells the projector N on its null space.
+        # 2: there R − N R N; the equation is solved, by (S + μ)⁻¹ or by steps.
+        # 3: there X − N X N: what rounding leaves on null × null space is divided by next to 0.
+        x = put(tl.zeros((N, N), tl.float32), third)
         if inv == 1:
-            p = put(load(z_ptr, matrix, n, N), second)
             x = put(unit * hermitian_part(load(g_inv_ptr, matrix, n, N)), third)
         wanted, low, high = inv == 1, 0.0, 1.0
-        for stage in range(3):
-            if wanted:
+        for stage in range(4):
+            if wanted & (stage != 1):
+                # N waits where the result will be.
+                p = load(tl.where(stage > 0, x_ptr, z_ptr), matrix, n, N)
+                p = put(p, second)
                 left = put(product(p, x, N, PRECISION), fourth)
                 taken = product(left, p, N, PRECISION)
                 rest = tl.where(stage == 0, 0.0, get(x, N)) - taken
                 if SIGN:
-                    if stage == 1:
+                    if stage == 2:
                         # The steps give R/(2 s_i) on range × null space, where R/s_i is wanted:
                         # R ← R + N R + R N.
                         rest += 2.0 * (hermitian_part(get(left, N)) - taken)
                 x = put(rest, third)
+            if N <= IN_REGISTERS:
+                # Read again, it needs no registers in between.
+                s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
+            needed, shift = False, 0.0
             if stage == 0:
                 if sqrt:
                     g = unit * hermitian_part(load(g_sqrt_ptr, matrix, n, N))
                     x = put(get(x, N) + g, third)
-            if N <= IN_REGISTERS:
-                # Read again, it needs no registers in between.
-                s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
-            if stage == 0:
                 # The forward pass has decided that a matrix with an inverse root is regular.
                 wanted = inv == 0
                 if SIGN:
-                    if wanted:
-                        shifted = plus_diagonal(get(s, N), -share, n)
-                        _, regular = inverse(shifted, second, n, PRECISION)
-                        wanted = regular == 0
+                    needed, shift = wanted, -share
                 else:
-                    if known:
-                        low = times_power_of_two(tl.load(constants_ptr + 2 * matrix), -k)
-                        high = times_power_of_two(tl.load(constants_ptr + 2 * matrix + 1), -k)
-                    else:
-                        # See lyapunov._bounds.
-                        high, at_least, _, _ = measured(get(s, N), n)
-                        inverted, definite = inverse(get(s, N), second, n, PRECISION)
-                        most, least, _, _ = measured(get(inverted, N), n)
-                        found = definite & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
-                        clear = 1.0 / positive_or_one(least) > 2.0 * share * at_least
-                        low = tl.where(found & clear, 1.0 / positive_or_one(most), 0.0)
-                    high = positive_or_one(high)
-                    wanted = wanted & (low <= 0)
-                if wanted:
-                    p = null_projector(s, share, fourth, fifth, n, N, PRECISION)
+                    needed = known == 0
             elif stage == 1:
-                if SIGN:
-                    x = sign(s, x, steps, first, second, third, fourth, n, N, PRECISION)
-                else:
+                needed = wanted
+                if needed:
+                    shift = null_shift(s, share, fourth, N, PRECISION)
+            elif stage == 2:
+                if not SIGN:
                     # See lyapunov.BySmith._regular.
                     least = share / tl.sqrt(n * 1.0)
                     low = tl.where(low <= 0, share, tl.maximum(low / high, least)) * high
-                    x = smith(
-                        get(s, N),
-                        x,
-                        tl.minimum(low, high),
-                        high,
-                        second,
-                        third,
-                        fourth,
-                        n,
-                        PRECISION,
-                    )
+                    low = tl.minimum(low, high)
+                    needed, shift = True, tl.sqrt(low * high)
+            if needed:
+                shifted = plus_diagonal(get(s, N), shift, n)
+                v, found = inverse(shifted, second, n, PRECISION)
+                if stage == 0:
+                    if SIGN:
+                        wanted = found == 0
+                    else:
+                        # See lyapunov._bounds.
+                        high, at_least, _, _ = measured(get(s, N), n)
+                        most, least, _, _ = measured(get(v, N), n)
+                        found = found & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
+                        clear = 1.0 / positive_or_one(least) > 2.0 * share * at_least
+                        low = tl.where(found & clear, 1.0 / positive_or_one(most), 0.0)
+                elif stage == 1:
+                    null = null_projector(v, found, shift, second, fourth, n, N, PRECISION)
+                    store(x_ptr, matrix, null, n)
+                    tl.debug_barrier()
+                else:
+                    if not SIGN:
+                        x = smith(
+                            v, found, shift, x, low, high, second, third, fourth, n, N, PRECISION
+                        )
+            if SIGN:
+                if stage == 2:
+                    if N <= IN_REGISTERS:
+                        s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
+                    x = sign(s, x, steps, first, second, third, fourth, n, N, PRECISION)
+            else:
+                if stage == 0:
+                    if known:
+                        low = times_power_of_two(tl.load(constants_ptr + 2 * matrix), -k)
+                        high = times_power_of_two(tl.load(constants_ptr + 2 * matrix + 1), -k)
+                    high = positive_or_one(high)
+                    wanted = wanted & (low <= 0)
         x = times_power_of_two(hermitian_part(get(x, N)), -k)
         store(x_ptr, matrix, tl.where(finite, x, float("nan")), n)

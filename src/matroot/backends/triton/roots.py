@@ -264,32 +264,38 @@ def minimax_kernel(
             HALF,
             PRECISION,
         )
-        square = put(product(a, a, N, PRECISION), third)
-
-        # Its steps.
-        high = positive_or_one(tl.minimum(high, tl.sqrt(upper_bound(get(square, N), n))))
-        units = tl.where(low > 0, ZERO_UNITS, tl.maximum(n * 1.0, ZERO_UNITS))
-        row = row_of(table_ptr, high / tl.maximum(low, units * high * EPS))
-        wanted = steps_of(row, tol)
-        # What has no root has a status, and no steps to blow it up.
-        needed = tl.where(status == OK, tl.minimum(wanted, max_steps), 1)
-
-        # h of P = Z Y/c takes the division by c, so that A is not rounded before the first product.
-        r = tl.div_rn(1.0, high)
-        h0, h1, h2 = tl.load(row), tl.load(row + 1) * r, tl.load(row + 2) * r * r
-        z = put(plus_diagonal(h1 * get(a, N) + h2 * get(square, N), h0, n), fourth)
-        y = put(product(a, z, N, PRECISION), second)
-        for step in range(1, needed):
+        # The first step, with Y = A and Z = I, tells its coefficients and how many others follow.
+        y, z, row, r = a, a, table_ptr, 1.0
+        step, needed, wanted = 0, 1, 1
+        while step < needed:
+            if step > 0:
+                p = put(product(z, y, N, PRECISION), third)
+            else:
+                p = y
+            square = product(p, p, N, PRECISION)
+            if step == 0:
+                high = positive_or_one(tl.minimum(high, tl.sqrt(upper_bound(square, n))))
+                units = tl.where(low > 0, ZERO_UNITS, tl.maximum(n * 1.0, ZERO_UNITS))
+                row = row_of(table_ptr, high / tl.maximum(low, units * high * EPS))
+                wanted = steps_of(row, tol)
+                # What has no root has a status, and no steps to blow it up.
+                needed = tl.where(status == OK, tl.minimum(wanted, max_steps), 1)
+                r = 1.0 / high
+            # h of P = Z Y/c takes the division by c, so that A is not rounded before its product.
             h0, h1 = tl.load(row + 4 * step), tl.load(row + 4 * step + 1) * r
             h2 = tl.load(row + 4 * step + 2) * r * r
-            p = put(product(z, y, N, PRECISION), third)
-            d = h2 * product(p, p, N, PRECISION) + h1 * get(p, N)
-            # H − I: what a step adds gets small, and its rounding with it.
-            d = put(plus_diagonal(d, h0 - 1.0, n), first)
-            if (inv != 0) | (step < needed - 1):
+            # H, then H − I: what a step adds gets small, and its rounding with it.
+            h0 = tl.where(step > 0, h0 - 1.0, h0)
+            memory = tl.where(step > 0, first, fourth)
+            d = put(plus_diagonal(h2 * square + h1 * get(p, N), h0, n), memory)
+            if step == 0:
+                z = d
+            elif (inv != 0) | (step < needed - 1):
                 z = put(get(z, N) + product(d, z, N, PRECISION), fourth)
             if (sqrt != 0) | (step < needed - 1):
-                y = put(get(y, N) + product(y, d, N, PRECISION), second)
+                new = product(y, d, N, PRECISION)
+                y = put(tl.where(step > 0, get(y, N), 0.0) + new, second)
+            step += 1
 
         if (low <= 0) & (status == OK):
             # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
@@ -308,11 +314,12 @@ def minimax_kernel(
             tl.store(constants_ptr + 2 * matrix, tl.where(null, 0.0, tl.sqrt(low)) * unit)
             tl.store(constants_ptr + 2 * matrix + 1, tl.sqrt(high) * unit)
         if constants == 2:
-            tl.store(constants_ptr + matrix, tl.sqrt_rn(tl.sqrt_rn(size)) * unit)
-        if sqrt:
-            write_root(sqrt_ptr, matrix, get(y, N), factor, half, n)
-        if inv:
-            write_root(inv_sqrt_ptr, matrix, get(z, N), factor, -half, n)
+            tl.store(constants_ptr + matrix, tl.sqrt(tl.sqrt(size)) * unit)
+        for i in range(2):
+            if tl.where(i == 0, sqrt, inv):
+                root = tl.where(i == 0, sqrt_ptr, inv_sqrt_ptr)
+                write_root(root, matrix, get(y, N), factor, tl.where(i == 0, half, -half), n)
+            y = z
 
 
 @triton.jit
