@@ -379,15 +379,15 @@ def tune(
     device = _gpu()
     origin = provenance(device) | {"triton": _triton_version()}
     for size, batch in ((16, 4096), (32, 2048), (64, 256), (64, 4096), (128, 64), (128, 1024)):
-        problem, usual = made(batch, size, 1e2, device), kernels.LAUNCHES[size]
+        problem, usual = made(batch, size, 1e2, device), kernels.launch.LAUNCHES[size]
         memory = (None,) if usual.resident is None else (1, 2, 4, 8)
         runs = {}
         for warps, resident in itertools.product((1, 2, 4, 8, 16), memory):
-            launch = kernels.Launch(warps, resident)
+            launch = kernels.launch.Launch(warps, resident)
             run = forward_and_backward(candidates(size)["matroot"], problem)
 
             def changed(lap: Any, run: Any = run, launch: Any = launch, size: int = size) -> None:
-                kernels.LAUNCHES[size] = launch
+                kernels.launch.LAUNCHES[size] = launch
                 run(lap)
 
             try:
@@ -402,7 +402,7 @@ def tune(
             ms = milliseconds(samples, ("forward", "backward"))
             told = {"batch": batch, "n": size, "candidate": name, "ms": ms}
             rows.append({"kind": "launch", **told})
-        kernels.LAUNCHES[size] = usual
+        kernels.launch.LAUNCHES[size] = usual
         append(output, [row | origin for row in rows])
         for row in sorted(rows, key=lambda row: row["ms"]["total"][0])[:4]:
             forward, backward = row["ms"]["forward"][0], row["ms"]["backward"][0]
@@ -493,7 +493,7 @@ def compile_kernels(
     """Compile every kernel for a GPU that need not be there, and print what it takes."""
     if kernels._interpreting():
         raise SystemExit("gpu.py: TRITON_INTERPRET=1 is set; without it there is a compiler")
-    wanted = [(name, n) for n in size or kernels.LAUNCHES for name in KERNELS]
+    wanted = [(name, n) for n in size or kernels.launch.LAUNCHES for name in KERNELS]
     names, sizes = zip(*wanted, strict=True)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(wanted)), spawn) as pool:
@@ -537,7 +537,7 @@ def _compiled(name: str, n: int, capability: int) -> Compiled:
         signature[parameter.name] = kind
     source = ASTSource(fn=function, signature=signature, constexprs=values)
     target = GPUTarget("cuda", capability, 32)
-    warps = kernels.LAUNCHES[n].warps
+    warps = kernels.launch.LAUNCHES[n].warps
     built = triton.compile(source, target=target, options={"num_warps": warps})
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     assembler = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")
