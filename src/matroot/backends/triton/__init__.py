@@ -20,7 +20,7 @@ from matroot import autodiff, checks, spd
 from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem, kind
 from matroot.backends.torch_ops import TORCH
 from matroot.backends.triton import launch, selftest
-from matroot.backends.triton.launch import BOUNDS, LARGEST, NORM, NOTHING
+from matroot.backends.triton.launch import BOUNDS, DOUBLE, LARGEST, NORM, NOTHING
 from matroot.backends.triton.selftest import passed
 from matroot.schedules import STEPS
 
@@ -53,7 +53,7 @@ def _gpu_declines(device: torch.device) -> str | None:
 _gpu_declines._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _declines(a: Tensor) -> str | None:
+def _declines(dtype: torch.dtype, a: Tensor) -> str | None:
     if not _INSTALLED:
         return "Triton is not installed"
     if a.device.type == "cuda":
@@ -62,8 +62,9 @@ def _declines(a: Tensor) -> str | None:
             return why
     elif not (a.device.type == "cpu" and _interpreting()):
         return f"its kernels run on a CUDA GPU, not on {a.device.type}"
-    if checks.computing_dtype(a.dtype) != torch.float32:
-        return f"its kernels compute in float32, not in {a.dtype}"
+    if checks.computing_dtype(a.dtype) != dtype:
+        name = str(dtype).removeprefix("torch.")
+        return f"its kernels compute in {name}, not in {a.dtype}"
     if a.shape[-1] > LARGEST:
         return f"its kernels hold matrices up to {LARGEST}×{LARGEST}, not n = {a.shape[-1]}"
     if checks.stands_for_others(a):
@@ -196,7 +197,7 @@ def _backend(name: str, precision: str, on_request: Callable[[Tensor], str | Non
     return replace(
         TORCH,
         name=name,
-        declines=_declines,
+        declines=partial(_declines, torch.float64 if precision == DOUBLE else torch.float32),
         roots=partial(_roots, precision),
         gradient=partial(_gradient, precision),
         method="minimax",
@@ -209,3 +210,5 @@ TRITON = _backend("triton", "tf32x3", _auto_declines)
 """Products of float32 by three products of TF32, as exact to a digit or two of the last bits."""
 TRITON_TF32 = _backend("triton-tf32", "tf32", lambda a: "three digits")
 """Plain TF32: three digits, a third of the work. Only when asked for."""
+TRITON_DOUBLE = _backend("triton-double", DOUBLE, lambda a: "float64 is slow on many GPUs")
+"""The same in float64, at full rate on data-centre GPUs. For whitening, and when asked for."""

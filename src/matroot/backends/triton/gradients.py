@@ -178,11 +178,11 @@ def lyapunov_kernel(
     first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
+    zero = tl.cast(0.0, s_ptr.dtype.element_ty)
+    share = tl.cast(share, zero.dtype)
     for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
         s = load(s_ptr, matrix, n, N)
-        zero = tl.cast(0.0, s.dtype)
-        share = tl.cast(share, s.dtype)
         largest = max_abs(s)
         finite = largest <= largest_of(largest.dtype)
         k = exponent(tl.where(finite, largest, 0.0))
