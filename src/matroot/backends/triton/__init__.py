@@ -53,6 +53,23 @@ def _gpu_declines(device: torch.device) -> str | None:
 _gpu_declines._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+_ROOM: dict[torch.device, int] = {}
+
+
+def _room(device: torch.device, dtype: torch.dtype) -> int:
+    """The largest n: a product of 128×128 in float64 takes 128 KiB that a multiprocessor shares."""
+    if dtype != torch.float64 or device.type != "cuda":
+        return LARGEST
+    if device not in _ROOM:
+        found: Any = torch.cuda.get_device_properties(device)
+        enough = found.shared_memory_per_block_optin >= 2**17
+        _ROOM[device] = LARGEST if enough else LARGEST // 2
+    return _ROOM[device]
+
+
+_room._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _declines(dtype: torch.dtype, a: Tensor) -> str | None:
     if not _INSTALLED:
         return "Triton is not installed"
@@ -65,8 +82,9 @@ def _declines(dtype: torch.dtype, a: Tensor) -> str | None:
     if checks.computing_dtype(a.dtype) != dtype:
         name = str(dtype).removeprefix("torch.")
         return f"its kernels compute in {name}, not in {a.dtype}"
-    if a.shape[-1] > LARGEST:
-        return f"its kernels hold matrices up to {LARGEST}×{LARGEST}, not n = {a.shape[-1]}"
+    room = _room(a.device, dtype)
+    if a.shape[-1] > room:
+        return f"its kernels hold matrices up to {room}×{room}, not n = {a.shape[-1]}"
     if checks.stands_for_others(a):
         return f"its kernels take plain tensors, not the subclass {type(a).__name__}"
     if selftest.switch() == "off":

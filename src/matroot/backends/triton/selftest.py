@@ -2,10 +2,10 @@
 
 A compiler or a driver of another version, or a GPU of another kind, may break what was right
 elsewhere. So the first time that a program runs on a device a few matrices whose answers are known
-are solved by it: κ = 1e2 to 1e6 (in float64 to 1e12), repeated eigenvalues, a singular, an indefinite, a skew one and
-one with a NaN. Statuses must be as expected, roots and gradients as accurate as the numerics page
-promises beside PyTorch's operations in float64, and the bits the same a second time. It takes some
-ten launches and one synchronisation, once a process.
+are solved by it: κ = 1e2 to 1e6 (in float64 to 1e12), repeated eigenvalues, a singular, an
+indefinite, a skew one and one with a NaN. Statuses must be as expected, roots and gradients as
+accurate as the numerics page promises beside PyTorch's operations in float64, and the bits the same
+a second time. It takes some ten launches and one synchronisation, once a process.
 """
 
 from __future__ import annotations
