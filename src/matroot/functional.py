@@ -50,8 +50,10 @@ def sqrtm(
         gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` is
             ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
         backend: ``"native"``, compiled kernels for real matrices on a CPU (what they do not know
-            is done by ``"torch"``); ``"torch"``, PyTorch's operations; ``"auto"`` is ``"native"``
-            where that can be.
+            is done by ``"torch"``); ``"triton"``, fused kernels for float32 on an NVIDIA GPU up to
+            n = 128 (``"triton-tf32"`` with three digits, ``"triton-double"`` in float64, which is
+            slow on many GPUs; only when asked for); ``"torch"``, PyTorch's operations; ``"auto"``
+            is ``"native"`` or ``"triton"`` where these can be.
         check_errors: whether to raise for a bad matrix. None does so in eager mode on a CPU, where
             looking costs nothing; elsewhere a bad matrix comes back as NaN, its neighbours intact.
 
