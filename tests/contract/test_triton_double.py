@@ -360,3 +360,15 @@ def test_operations_of_a_forward_and_backward():
     # 677 and 191 by PyTorch's operations; now 50 and 3, most of them to choose the ridges.
     assert forward.count <= 55
     assert backward.count <= 4
+
+
+@pytest.mark.usefixtures("whitening_by_kernels")
+def test_compiled_whitening():
+    a = far_apart(5, 2).to(DEVICE).requires_grad_()
+    compiled = torch.compile(
+        lambda a: functional.inverse_root(a, 1e-5), fullgraph=True, backend="aot_eager"
+    )
+    found, expected = compiled(a), functional.inverse_root(a, 1e-5)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(root.sum(), a)[0] for root in (found, expected))
+    torch.testing.assert_close(*gradients)
