@@ -1008,6 +1008,7 @@ def compile_kernels(
     capability: Annotated[int, typer.Argument(help="80, 90, 100 …")] = 90,
     size: Annotated[list[int] | None, typer.Option(help="Padded sizes; all if left out.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes; 0 is one a core.")] = 0,
+    double: Annotated[bool, typer.Option(help="In float64 instead of float32.")] = False,
 ) -> None:
     """Compile every kernel for a GPU that need not be there, and print what it takes."""
     if kernels._interpreting():
@@ -1016,11 +1017,13 @@ def compile_kernels(
     names, sizes = zip(*wanted, strict=True)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(wanted)), spawn) as pool:
-        for found in pool.map(_compiled, names, sizes, itertools.repeat(capability)):
+        for found in pool.map(
+            _compiled, names, sizes, itertools.repeat(capability), itertools.repeat(double)
+        ):
             print(found, flush=True)
 
 
-# Every binary for float32 and one size: the kernel's module and name, and what is compiled into it.
+# Every binary for a dtype and a size: the kernel's module and name, and what is compiled into it.
 KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "minimax": ("roots", "minimax_kernel", {"HALF": False}),
     "Padé": ("roots", "published_kernel", {"HALF": False, "PADE": True}),
@@ -1030,20 +1033,20 @@ KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def _kernel(name: str) -> tuple[Any, dict[str, Any]]:
+def _kernel(name: str, double: bool) -> tuple[Any, dict[str, Any]]:
     """One of KERNELS, and what is compiled into it whatever the size."""
     module, function, constants = KERNELS[name]
     found = importlib.import_module(f"matroot.backends.triton.{module}")
-    return getattr(found, function), {**constants, "PRECISION": "tf32x3"}
+    return getattr(found, function), {**constants, "PRECISION": "ieee" if double else "tf32x3"}
 
 
-def _compiled(name: str, n: int, capability: int) -> Compiled:
+def _compiled(name: str, n: int, capability: int, double: bool) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     start = time.perf_counter()
-    function, constants = _kernel(name)
+    function, constants = _kernel(name, double)
     constants["N"] = n
     floats = {"eps", "max_skew", "below", "tol", "share"}
     signature, values = {}, {}
@@ -1052,11 +1055,13 @@ def _compiled(name: str, n: int, capability: int) -> Compiled:
         if parameter.name in constants:
             kind, values[(i,)] = "constexpr", constants[parameter.name]
         elif parameter.name.endswith("_ptr"):
-            kind = "*i64" if parameter.name == "info_ptr" else "*fp32"
+            numbers = "*fp64" if double else "*fp32"
+            kind = "*i64" if parameter.name == "info_ptr" else numbers
         signature[parameter.name] = kind
     source = ASTSource(fn=function, signature=signature, constexprs=values)
     target = GPUTarget("cuda", capability, 32)
-    warps = launch.LAUNCHES[n].warps
+    launches = launch.DOUBLE_LAUNCHES if double else launch.LAUNCHES
+    warps = launches[n].warps
     built = triton.compile(source, target=target, options={"num_warps": warps})
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     assembler = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")

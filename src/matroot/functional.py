@@ -50,10 +50,13 @@ def sqrtm(
         gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` is
             ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
         backend: ``"native"``, compiled kernels for real matrices on a CPU; ``"triton"``, fused
-            kernels for float32 and half precision up to n = 128 on NVIDIA GPUs, each tested at
-            its first use (the environment's ``MATROOT_TRITON=off`` does without, ``on`` does not
-            test); ``"torch"``, PyTorch's operations, which do what the others do not know;
-            ``"auto"`` is the first of them that can be.
+            kernels on NVIDIA GPUs, each tested at its first use (the environment's
+            ``MATROOT_TRITON=off`` does without, ``on`` does not test): up to n = 128 in float32 and
+            half precision one does all of a call, else they do what comes between the products;
+            ``"triton-tf32"`` with three digits and ``"triton-double"``, all of a call in float64,
+            which is slow on many GPUs, only when asked for; ``"torch"``, PyTorch's operations,
+            which do what the others do not know; ``"auto"`` is ``"native"``, ``"triton"`` or
+            ``"torch"``, the first of them that can be.
         check_errors: whether to raise for a bad matrix. None does so in eager mode on a CPU, where
             looking costs nothing; elsewhere a bad matrix comes back as NaN, its neighbours intact.
 

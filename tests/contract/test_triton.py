@@ -329,7 +329,7 @@ def test_the_operators_keep_what_they_promise_torch():
     torch.library.opcheck(operators["minimax"], of_minimax, rtol=0, atol=0)
     published = (*told, launch.NORM, [1.0, -0.5], [1.0, 0.5], False, precision)
     torch.library.opcheck(operators["published"], published)
-    torch.library.opcheck(operators["lyapunov"], (a, None, None, a, None, 0, precision))
+    torch.library.opcheck(operators["lyapunov"], (a, None, None, a, None, False, 0, precision))
 
 
 def test_what_goes_to_the_reference():

@@ -7,12 +7,13 @@ from torch import Tensor
 from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootProblem
 from matroot.backends.native import NATIVE
 from matroot.backends.torch_ops import TORCH
-from matroot.backends.triton import TRITON, TRITON_TF32
+from matroot.backends.triton import TRITON, TRITON_DOUBLE, TRITON_TF32
 
 __all__ = [
     "NATIVE",
     "TORCH",
     "TRITON",
+    "TRITON_DOUBLE",
     "TRITON_TF32",
     "Backend",
     "FusedRoots",
@@ -22,7 +23,9 @@ __all__ = [
     "select",
 ]
 
-_BACKENDS = {backend.name: backend for backend in (TORCH, NATIVE, TRITON, TRITON_TF32)}
+_BACKENDS = {
+    backend.name: backend for backend in (TORCH, NATIVE, TRITON, TRITON_TF32, TRITON_DOUBLE)
+}
 
 
 def select(name: str, a: Tensor) -> Backend:

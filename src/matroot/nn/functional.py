@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matroot import autodiff, checks, spd
+from matroot.backends import TRITON_DOUBLE, Backend, RootProblem
 from matroot.functional import _roots
-from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.gradients import GradientRule, Lyapunov
+from matroot.methods import Method, Minimax
 from matroot.overrides import overridable
 from matroot.plan import Singular, resolve
 from matroot.statistics import Moments, Shrinkage, moments
@@ -90,15 +91,28 @@ def _inverse_root(
     wide = covariance
     if covariance.device.type != "mps":
         wide = covariance.to(torch.float64)
+    fused = _fused(covariance, wide)
     if rtol is None:
         ridge = _ridge(wide, eps, rounding * spd.real_eps(covariance.dtype))
-        wide, eps = _regular(wide + torch.diag_embed(ridge), ridge), 0.0
+        wide, eps = _regular(wide + torch.diag_embed(ridge), ridge, fused), 0.0
     singular: Singular = "raise" if rtol is None else "pinv"
-    plan = resolve("inv_sqrt", wide, eps, method, gradient, "auto", singular)
+    backend = "auto" if fused is None else fused.name
+    plan = resolve("inv_sqrt", wide, eps, method, gradient, backend, singular)
     # What is below zero by the covariance's own rounding counts as zero.
     plan = plan if rtol is None else replace(plan, input_dtype=covariance.dtype)
     (root,) = _roots(plan, wide, None, rtol=rtol, named=named)
     return root.to(covariance.dtype)
+
+
+def _fused(covariance: Tensor, wide: Tensor) -> Backend | None:
+    """The kernels in double precision, for a covariance in single on a GPU that has them.
+
+    They may be slow there, and are still a launch in place of hundreds. What comes in double stays
+    with PyTorch's operations: see their ``on_request``.
+    """
+    if covariance.device.type != "cuda" or covariance.dtype == wide.dtype:
+        return None
+    return TRITON_DOUBLE if TRITON_DOUBLE.declines(wide) is None else None
 
 
 def _ridge(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
@@ -116,7 +130,7 @@ def _ridge(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
     return (8 * unit * largest * variance).clamp(min=eps)
 
 
-def _regular(a: Tensor, ridge: Tensor) -> Tensor:
+def _regular(a: Tensor, ridge: Tensor, fused: Backend | None = None) -> Tensor:
     """Σ, with a ridge that makes the least eigenvalue count beside λ_max where it does not.
 
     The ridges of the features are each in the units of its own variance: a zero among features of
@@ -125,21 +139,47 @@ def _regular(a: Tensor, ridge: Tensor) -> Tensor:
     Args:
         a: Σ with the ridges, shape (..., n, n).
         ridge: these, shape (..., n): no eigenvalue is below the least of them but by rounding.
+        fused: kernels that know bounds of the spectrum in a launch.
     """
     if autodiff.exporting() or a.shape[-1] <= 1:
         # ONNX has no factorisation; and exported programs take what is singular.
         return a
+    share = 2 * spd.null_share(a.shape[-1], a.dtype)
+    bounds = None if fused is None or a.numel() == 0 else _bounds(a.detach(), fused)
+    if bounds is not None:
+        # NaN for a bad matrix, which is to stay as it is.
+        low, least = bounds[..., 0], share * bounds[..., 1].square()
+        # What has no variance at all has no root.
+        some = a.detach().diagonal(dim1=-2, dim2=-1).amax(-1) > 0
+        short = some & (low == 0) & (ridge.amin(-1) <= least)
+        return a + torch.diag_embed(torch.where(short, least, 0.0)[..., None].expand_as(ridge))
     # In units in which no square overflows.
     seen = a.detach()
     k = torch.where(spd.max_abs(seen).isfinite(), spd.exponent(seen), 0)
     scaled = spd.times_power_of_two(seen, -k)
-    least = 2 * spd.null_share(a.shape[-1], a.dtype) * spd.upper_bound(scaled)
+    least = share * spd.upper_bound(scaled)
     enough = ridge.amin(-1)[..., None, None] > spd.times_power_of_two(least, k)
     if checks.host_reads_are_free(a) and enough.all():
         return a
     found = spd.bounds(scaled).low_at_most.reshape(least.shape) > least
     more = spd.times_power_of_two(torch.where(enough | found, 0.0, least), k)
     return a + more * spd.identity_like(a)
+
+
+def _bounds(a: Tensor, fused: Backend) -> Tensor | None:
+    """Bounds of the spectrum of A^{1/2}, the lower one 0 where an eigenvalue may not count.
+
+    They are what a gradient by the Lyapunov equation asks of a forward pass, here without a root.
+
+    Returns:
+        Shape (..., 2), NaN for a bad matrix; None if there is no kernel for it.
+    """
+    method, rule = Minimax(max_steps=1), Lyapunov()
+    problem = RootProblem(
+        method, rule, sqrt=False, inv_sqrt=False, regular=False, eps=0.0, input_dtype=a.dtype
+    )
+    found = None if fused.roots is None else fused.roots(problem, a)
+    return None if found is None else found.constants[0]
 
 
 @overridable

@@ -22,7 +22,7 @@ from matroot.backends.backend import Backend, FusedRoots, GradientProblem, RootP
 from matroot.backends.passes import ByOperations, Passes
 from matroot.backends.torch_ops import TORCH
 from matroot.backends.triton import launch, selftest
-from matroot.backends.triton.launch import BOUNDS, LARGEST, NORM, NOTHING
+from matroot.backends.triton.launch import BOUNDS, DOUBLE, LARGEST, NORM, NOTHING
 from matroot.backends.triton.passes import ByKernels
 from matroot.backends.triton.selftest import PASSES, passed
 from matroot.schedules import STEPS
@@ -57,7 +57,24 @@ def _gpu_declines(device: torch.device) -> str | None:
 _gpu_declines._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _declines(a: Tensor) -> str | None:
+_ROOM: dict[torch.device, int] = {}
+
+
+def _room(device: torch.device) -> int:
+    """The largest n in float64: a product of 128×128 takes 128 KiB that a multiprocessor shares."""
+    if device.type != "cuda":
+        return LARGEST
+    if device not in _ROOM:
+        found: Any = torch.cuda.get_device_properties(device)
+        enough = found.shared_memory_per_block_optin >= 2**17
+        _ROOM[device] = LARGEST if enough else LARGEST // 2
+    return _ROOM[device]
+
+
+_room._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _declines(precision: str, a: Tensor) -> str | None:
     if not (_INSTALLED or spd.pretending()):
         return "Triton is not installed"
     if a.device.type == "cuda":
@@ -68,6 +85,12 @@ def _declines(a: Tensor) -> str | None:
         return f"its kernels run on a CUDA GPU, not on {a.device.type}"
     if a.is_complex():
         return f"its kernels know real numbers, not {a.dtype}"
+    if precision == DOUBLE:
+        if a.dtype != torch.float64:
+            return f"its kernels compute in float64, not in {a.dtype}"
+        room = _room(a.device)
+        if a.shape[-1] > room:
+            return f"its kernels hold matrices up to {room}×{room}, not n = {a.shape[-1]}"
     if checks.stands_for_others(a):
         return f"its kernels take plain tensors, not the subclass {type(a).__name__}"
     if selftest.switch() == "off":
@@ -81,9 +104,9 @@ def _auto_declines(a: Tensor) -> str | None:
     return None if spd.on_accelerator(a) else "Triton's interpreter is for tests"
 
 
-def _fits(a: Tensor) -> bool:
-    """Whether one kernel does all of a call: up to LARGEST, in single precision."""
-    return a.dtype == torch.float32 and a.shape[-1] <= LARGEST
+def _fits(precision: str, a: Tensor) -> bool:
+    """Whether one kernel does all of a call: up to LARGEST, in its own precision."""
+    return (a.dtype == torch.float64) == (precision == DOUBLE) and a.shape[-1] <= LARGEST
 
 
 def _passes(a: Tensor) -> Passes:
@@ -110,7 +133,7 @@ def _callable(name: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
 
 
 def _roots(precision: str, problem: RootProblem, a: Tensor) -> FusedRoots | None:
-    kernel = _ROOTS.get(kind(problem.method)) if _fits(a) else None
+    kernel = _ROOTS.get(kind(problem.method)) if _fits(precision, a) else None
     found = None if kernel is None else kernel(precision, problem, a)
     if found is None and large.takes_roots(problem, a):
         found = large.roots(_passes(a), problem, a)
@@ -204,7 +227,7 @@ def _gradient(precision: str, problem: GradientProblem) -> Tensor | None:
 
 def _by_lyapunov(precision: str, problem: GradientProblem) -> Tensor | None:
     rule, s = problem.rule, problem.sqrt
-    if s is None or kind(rule) != "Lyapunov" or not _fits(s):
+    if s is None or kind(rule) != "Lyapunov" or not _fits(precision, s):
         return None
     constants = problem.constants[0] if problem.constants else None
     z = problem.inv_sqrt if problem.g_inv is not None else None
@@ -212,7 +235,9 @@ def _by_lyapunov(precision: str, problem: GradientProblem) -> Tensor | None:
     steps, size = rule.steps or 0, launch.size_of(s.shape[-1])
     if run is None or not passed("lyapunov", size, (steps > 0,), precision, s.device):
         return None
-    x: Tensor = run(s, z, constants, problem.g_sqrt, problem.g_inv, steps, precision)
+    # A matrix that has an inverse root has no null space.
+    regular = problem.inv_sqrt is not None
+    x: Tensor = run(s, z, constants, problem.g_sqrt, problem.g_inv, regular, steps, precision)
     return x
 
 
@@ -220,7 +245,7 @@ def _backend(name: str, precision: str, on_request: Callable[[Tensor], str | Non
     return replace(
         TORCH,
         name=name,
-        declines=_declines,
+        declines=partial(_declines, precision),
         roots=partial(_roots, precision),
         gradient=partial(_gradient, precision),
         method="minimax",
@@ -233,3 +258,5 @@ TRITON = _backend("triton", "tf32x3", _auto_declines)
 """Products of float32 by three products of TF32, as exact to a digit or two of the last bits."""
 TRITON_TF32 = _backend("triton-tf32", "tf32", lambda a: "three digits")
 """Plain TF32: three digits, a third of the work. Only when asked for."""
+TRITON_DOUBLE = _backend("triton-double", DOUBLE, lambda a: "float64 is slow on many GPUs")
+"""The same in float64, at full rate on data-centre GPUs. For whitening, and when asked for."""

@@ -16,10 +16,10 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from matroot.spd import NULL_UNITS
+
 # Numbers that kernels use must be known when they are compiled.
-EPS = tl.constexpr(2.0**-23)
-LARGEST = tl.constexpr(3.4028234663852886e38)
-SMALLEST_NORMAL = tl.constexpr(2.0**-126)
+ZERO_UNITS = tl.constexpr(NULL_UNITS)
 # More of a larger matrix than one product's result has no room in the registers.
 IN_REGISTERS = tl.constexpr(32)
 BLOCK = tl.constexpr(16)  # Rows that are eliminated at once; the least that tl.dot takes.
@@ -39,6 +39,40 @@ def kernel(function: Callable[..., None]) -> Any:
         if "constexpr" not in str(parameter.annotation)
     ]
     return triton.jit(function, do_not_specialize=names, do_not_specialize_on_alignment=names)
+
+
+@triton.constexpr_function
+def eps_of(dtype):
+    """The rounding unit: see spd.real_eps."""
+    return 2.0**-52 if dtype == tl.float64 else 2.0**-23
+
+
+@triton.constexpr_function
+def largest_of(dtype):
+    """The largest number."""
+    return (2.0 - 2.0**-52) * 2.0**1023 if dtype == tl.float64 else (2.0 - 2.0**-23) * 2.0**127
+
+
+@triton.jit
+def told(x, high, low, dtype: tl.constexpr):
+    """A number of the caller's: x, or, for float64, that whose bits the two words are.
+
+    Triton hands every float over in single precision.
+    """
+    if dtype == tl.float64:
+        bits = (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
+        return bits.to(tl.float64, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
+def null_share(n, dtype: tl.constexpr):
+    """See spd.null_share."""
+    if dtype == tl.float64:
+        return tl.maximum(tl.cast(n, dtype), 8.0) * eps_of(dtype)
+    else:
+        return ZERO_UNITS * eps_of(dtype)
 
 
 @triton.jit
@@ -78,7 +112,7 @@ def product(a, b, N: tl.constexpr, PRECISION: tl.constexpr):
         return tl.dot(a, b, input_precision=PRECISION)
     else:
         line, strip = tl.arange(0, N), tl.arange(0, STRIP)
-        c = tl.zeros((N, N), tl.float32)
+        c = tl.zeros((N, N), a.dtype.element_ty)
         for k in range(0, N, STRIP):
             columns = tl.load(a + line[:, None] * N + (k + strip)[None, :])
             rows = tl.load(b + (k + strip)[:, None] * N + line[None, :])
@@ -117,8 +151,12 @@ def max_abs(x):
     By the bits of |x|, which are ordered as the numbers are, with NaN above all: a GPU reduces
     whole numbers by one instruction a warp.
     """
-    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    return tl.max(bits).to(tl.float32, bitcast=True)
+    if x.dtype == tl.float64:
+        bits = x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
+        return tl.max(bits).to(tl.float64, bitcast=True)
+    else:
+        bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        return tl.max(bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -155,6 +193,24 @@ def positive_or_one(x):
 
 
 @triton.jit
+def reciprocal(x):
+    """1/x, correctly rounded."""
+    if x.dtype == tl.float64:
+        return 1.0 / x
+    else:
+        return tl.div_rn(1.0, x)
+
+
+@triton.jit
+def square_root(x):
+    """√x, correctly rounded."""
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+@triton.jit
 def upper_bound(a, n):
     """See spd.upper_bound."""
     high, _, _, _ = measured(a, n)
@@ -165,12 +221,13 @@ def upper_bound(a, n):
 def measured(a, n):
     """spd.upper_bound and spd.largest_at_least of A, its trace and ‖A‖_F²."""
     square, sum = tl.sum(a * a), trace(a)
+    n = tl.cast(n, a.dtype)
     rows = tl.max(tl.sum(tl.abs(a), axis=1))
     mean = sum / n
     spread = tl.sqrt(tl.maximum(square - sum * mean, 0.0) * ((n - 1.0) / n))
     bound = tl.minimum(tl.minimum(tl.sqrt(square), rows), mean + spread)
     at_least = tl.where(sum > 0, square / positive_or_one(sum), 0.0)
-    return bound * (1.0 + (8.0 + n) * EPS), at_least, sum, square
+    return bound * (1.0 + (8.0 + n) * eps_of(a.dtype)), at_least, sum, square
 
 
 @triton.jit
@@ -187,7 +244,7 @@ def swept(a, n):
         row = tl.sum(tl.where(i, a, 0.0), axis=0)
         pivot = tl.sum(tl.where(line == k, row, 0.0), axis=0)
         good = good & (pivot > 0)
-        r = tl.div_rn(1.0, positive_or_one(pivot))
+        r = reciprocal(positive_or_one(pivot))
         rest = a - (row[:, None] * row[None, :]) * r
         cross = tl.where(i, row[None, :], row[:, None]) * r
         a = tl.where(i & j, -r, tl.where(i | j, cross, rest))
@@ -211,9 +268,9 @@ def swept_rows(rows, start, count):
         column = tl.sum(tl.where(j, rows, 0.0), axis=1)
         pivot = tl.sum(tl.where(line == start + k, row, 0.0), axis=0)
         good = good & (pivot > 0)
-        r = tl.div_rn(1.0, positive_or_one(pivot))
+        r = reciprocal(positive_or_one(pivot))
         # The block's own rest is taken by the same FᵀF as the other rows'.
-        root = tl.sqrt_rn(r)
+        root = square_root(r)
         f = row * root
         factor = tl.where(i, f[None, :], factor)
         rest = rows - (column * root)[:, None] * f[None, :]
@@ -255,17 +312,25 @@ def inverse(a, memory, n, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def power_of_two(k):
-    """2ᵏ, exactly, for −126 ≤ k ≤ 127."""
-    return ((k + 127) << 23).to(tl.float32, bitcast=True)
+def power_of_two(k, dtype: tl.constexpr):
+    """2ᵏ, exactly, for −126 ≤ k ≤ 127; in float64 for −1022 ≤ k ≤ 1023."""
+    if dtype == tl.float64:
+        return ((k + 1023).to(tl.int64) << 52).to(tl.float64, bitcast=True)
+    else:
+        return ((k + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def exponent(x):
     """The integer k with x/2ᵏ in [1/2, 1) of a number x ≥ 0; 0 for 0."""
-    small = x < SMALLEST_NORMAL
-    bits = tl.where(small, x * 16777216.0, x).to(tl.int32, bitcast=True)
-    k = (bits >> 23) - 126 - tl.where(small, 24, 0)
+    if x.dtype == tl.float64:
+        small = x < 2.0**-1022
+        bits = tl.where(small, x * 2.0**53, x).to(tl.int64, bitcast=True)
+        k = (bits >> 52).to(tl.int32) - 1022 - tl.where(small, 53, 0)
+    else:
+        small = x < 2.0**-126
+        bits = tl.where(small, x * 16777216.0, x).to(tl.int32, bitcast=True)
+        k = (bits >> 23) - 126 - tl.where(small, 24, 0)
     return tl.where(x > 0, k, 0)
 
 
@@ -273,13 +338,13 @@ def exponent(x):
 def times_power_of_two(a, k):
     """A · 2ᵏ in two factors, since 2ᵏ alone may overflow."""
     half = k >> 1
-    return a * power_of_two(half) * power_of_two(k - half)
+    return a * power_of_two(half, a.dtype) * power_of_two(k - half, a.dtype)
 
 
 @triton.jit
 def is_finite(a):
     """Whether all entries are."""
-    return max_abs(a) <= LARGEST
+    return max_abs(a) <= largest_of(a.dtype)
 
 
 @triton.jit

@@ -9,12 +9,12 @@ import triton.language as tl
 
 from matroot.backends.triton.arithmetic import (
     IN_REGISTERS,
-    LARGEST,
     exponent,
     get,
     hermitian_part,
     inverse,
     kernel,
+    largest_of,
     load,
     max_abs,
     measured,
@@ -24,13 +24,15 @@ from matroot.backends.triton.arithmetic import (
     positive_or_one,
     product,
     put,
+    reciprocal,
     span,
     store,
     times_power_of_two,
 )
 
-# log₂(−log(EPS)/4): doublings for a rate of 1.
+# log₂(−log(eps)/4): doublings for a rate of 1.
 DOUBLINGS = tl.constexpr(math.log2(23 * math.log(2) / 4))
+DOUBLINGS_IN_DOUBLE = tl.constexpr(math.log2(52 * math.log(2) / 4))
 
 
 @triton.jit
@@ -43,7 +45,8 @@ def scaled_root(s_ptr, matrix, finite, k, unit, n, N: tl.constexpr):
 @triton.jit
 def null_shift(s, share, memory, N: tl.constexpr, PRECISION: tl.constexpr):
     """τ, the share of the largest eigenvalue of a held S: see spd.null_projector."""
-    power, size, before = s, 1.0, 1.0
+    one = tl.cast(1.0, share.dtype)
+    power, size, before = s, one, one
     for _ in range(2):
         power, before = put(product(power, power, N, PRECISION), memory), size
         size = norm(get(power, N))
@@ -85,15 +88,17 @@ def smith(
     # S + μ has no factor only where S is far from semi-definite.
     p, twice = v, 2.0 * tl.where(found, mu, float("nan"))
     # |w| ≤ (1 − t)/(1 + t) = exp(−2 artanh t), t² = low/high; |w|^(2^(q + 1)) < eps.
-    t = tl.minimum(tl.sqrt(low / high), 0.9)
+    t = tl.minimum(tl.sqrt(low / high), 0.9).to(tl.float32)
     rate = 0.5 * tl.log((1.0 + t) / (1.0 - t))
-    doublings = tl.maximum(tl.ceil(-tl.log2(rate) + DOUBLINGS), 1.0).to(tl.int32)
+    always = DOUBLINGS_IN_DOUBLE if mu.dtype == tl.float64 else DOUBLINGS
+    doublings = tl.maximum(tl.ceil(-tl.log2(rate) + always), 1.0).to(tl.int32)
     # X ← keep X + add P X P, first with V, then with W.
-    keep, add = 0.0, twice
+    one = tl.cast(1.0, mu.dtype)
+    keep, add = tl.cast(0.0, mu.dtype), twice
     for step in range(doublings + 1):
         left = put(product(p, x, N, PRECISION), fourth)
         x = put(keep * get(x, N) + add * product(left, p, N, PRECISION), third)
-        keep, add = 1.0, 1.0
+        keep, add = one, one
         if step == 0:
             p = put(plus_diagonal(-twice * get(p, N), 1.0, n), second)
         elif step < doublings:
@@ -173,11 +178,13 @@ def lyapunov_kernel(
     first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
+    zero = tl.cast(0.0, s_ptr.dtype.element_ty)
+    share = tl.cast(share, zero.dtype)
     for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
         s = load(s_ptr, matrix, n, N)
         largest = max_abs(s)
-        finite = largest <= LARGEST
+        finite = largest <= largest_of(largest.dtype)
         k = exponent(tl.where(finite, largest, 0.0))
         unit = 1.0
         if SIGN:
@@ -185,7 +192,7 @@ def lyapunov_kernel(
                 nu = times_power_of_two(tl.load(constants_ptr + matrix), -k)
             else:
                 nu = norm(scaled_root(s_ptr, matrix, finite, k, 1.0, n, N))
-            unit = tl.div_rn(1.0, positive_or_one(nu))
+            unit = reciprocal(positive_or_one(nu))
         s = put(scaled_root(s_ptr, matrix, finite, k, unit, n, N), first)
 
         # By one piece of code each: what takes P X P from a matrix, and an inverse.
@@ -193,10 +200,10 @@ def lyapunov_kernel(
         # 1: where it may, (S + τ)⁻¹ tells the projector N on its null space.
         # 2: there R − N R N; the equation is solved, by (S + μ)⁻¹ or by steps.
         # 3: there X − N X N: what rounding leaves on null × null space is divided by next to 0.
-        x = put(tl.zeros((N, N), tl.float32), third)
+        x = put(tl.zeros((N, N), zero.dtype), third)
         if inv == 1:
             x = put(unit * hermitian_part(load(g_inv_ptr, matrix, n, N)), third)
-        wanted, low, high = inv == 1, 0.0, 1.0
+        wanted, low, high = inv == 1, zero, zero + 1.0
         for stage in range(4):
             if wanted & (stage != 1):
                 # N waits where the result will be.
@@ -214,7 +221,7 @@ def lyapunov_kernel(
             if N <= IN_REGISTERS:
                 # Read again, it needs no registers in between.
                 s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
-            needed, shift = False, 0.0
+            needed, shift = False, zero
             if stage == 0:
                 if sqrt:
                     g = unit * hermitian_part(load(g_sqrt_ptr, matrix, n, N))
@@ -246,7 +253,12 @@ def lyapunov_kernel(
                         # See lyapunov._bounds.
                         high, at_least, _, _ = measured(get(s, N), n)
                         most, least, _, _ = measured(get(v, N), n)
-                        found = found & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
+                        found = (
+                            found
+                            & (most <= largest_of(most.dtype))
+                            & (least <= largest_of(most.dtype))
+                            & (least > 0)
+                        )
                         clear = 1.0 / positive_or_one(least) > 2.0 * share * at_least
                         low = tl.where(found & clear, 1.0 / positive_or_one(most), 0.0)
                 elif stage == 1:

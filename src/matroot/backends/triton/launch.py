@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,6 +47,17 @@ LAUNCHES = {
 }
 
 
+# In float64 a matrix takes twice the registers. And layers have few: more warps, sooner done.
+DOUBLE_LAUNCHES = {
+    16: Launch(warps=2, resident=None),
+    32: Launch(warps=4, resident=None),
+    64: Launch(warps=8, resident=2),
+    128: Launch(warps=16, resident=1),
+}
+DOUBLE = "ieee"
+"""The precision of products of float64."""
+
+
 class Variant(NamedTuple):
     """One compiled program: everything that a kernel is compiled for.
 
@@ -54,7 +66,7 @@ class Variant(NamedTuple):
         size: N, the power of 2 that matrices are padded to.
         option: what else tells programs of one kernel apart: a matrix given in half precision (and
             then ``"pade"``) for the roots, steps of the matrix sign function for the gradient.
-        precision: of products, as tl.dot names it.
+        precision: of products, as tl.dot names it; DOUBLE if the matrices are float64, else not.
     """
 
     kernel: str
@@ -138,7 +150,7 @@ def _launch(variant: Variant, like: Tensor, *arguments: Any) -> None:
         return  # What is counted needs no numbers.
     n, size, device = like.shape[-1], variant.size, like.device
     batch = like.numel() // n**2
-    warps, resident = LAUNCHES[size]
+    warps, resident = (DOUBLE_LAUNCHES if variant.precision == DOUBLE else LAUNCHES)[size]
     needs, options = _NEEDS[variant.kernel]
     programs, numbers = batch, 0
     if resident is not None:
@@ -193,6 +205,13 @@ def _thresholds(dtype: torch.dtype) -> tuple[float, float]:
     return checks.max_skew(dtype), spd.real_eps(dtype)
 
 
+@functools.lru_cache(1024)
+def _words(eps: float) -> tuple[int, int]:
+    """The halves of its bits in float64: Triton hands floats over in single precision."""
+    low, high = struct.unpack("<ii", struct.pack("<d", eps))
+    return high, low
+
+
 def minimax(
     a: Tensor,
     dtype: torch.dtype,
@@ -208,7 +227,7 @@ def minimax(
     """Info, A^{1/2}, A^{-1/2} and what the gradient wants to know: see roots.minimax_kernel.
 
     Args:
-        a: shape (..., n, n), float32.
+        a: shape (..., n, n), float32, or float64 if the precision is DOUBLE.
         dtype: the dtype that the user gave.
         eps: the ridge.
         sqrt: whether A^{1/2} is wanted.
@@ -232,6 +251,7 @@ def minimax(
         info,
         schedules(5, a.dtype, a.device),
         eps,
+        *_words(eps),
         skew,
         n * unit,
         tol,
@@ -278,8 +298,9 @@ def published(
         known,
         info,
         schedules(5, a.dtype, a.device),
-        _coefficients(tuple(p), tuple(q), a.device),
+        _coefficients(tuple(p), tuple(q), a.dtype, a.device),
         eps,
+        *_words(eps),
         skew,
         n * unit,
         -(-degree // 3),
@@ -293,12 +314,14 @@ def published(
 
 
 @functools.cache
-def _coefficients(p: tuple[float, ...], q: tuple[float, ...], device: torch.device) -> Tensor:
+def _coefficients(
+    p: tuple[float, ...], q: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Both polynomials with zeros up to the next multiple of 3."""
     autodiff.refuse_capture(device)
     degree = len(p) - 1
     zeros = (0.0,) * (-degree % 3)
-    return torch.tensor([*p, *zeros, *q, *zeros], dtype=torch.float32, device=device)
+    return torch.tensor([*p, *zeros, *q, *zeros], dtype=dtype, device=device)
 
 
 def lyapunov(
@@ -307,17 +330,19 @@ def lyapunov(
     constants: Tensor | None,
     g_sqrt: Tensor | None,
     g_inv: Tensor | None,
+    regular: bool,
     steps: int,
     precision: str,
 ) -> Tensor:
     """X of S X + X S = G_S − Z G_Z Z: see gradients.lyapunov_kernel.
 
     Args:
-        s: S, shape (..., n, n), float32.
+        s: S, shape (..., n, n), float32, or float64 if the precision is DOUBLE.
         z: Z, where G_Z is given.
         constants: what the root's kernel said.
         g_sqrt: G_S, or None.
         g_inv: G_Z, or None.
+        regular: whether S is known to have no null space.
         steps: of the matrix sign function, 0 to solve to rounding.
         precision: of products, as tl.dot names it.
     """
@@ -333,19 +358,19 @@ def lyapunov(
         s if g_sqrt is None else g_sqrt.contiguous(),
         s if g_inv is None else g_inv.contiguous(),
         x,
-        _null_share(n),
+        _null_share(n, s.dtype),
         steps,
         int(g_sqrt is not None),
-        int(g_inv is not None),
+        1 if g_inv is not None else 2 * int(regular),
         int(constants is not None),
     )
     return x
 
 
 @functools.cache
-def _null_share(n: int) -> float:
+def _null_share(n: int, dtype: torch.dtype) -> float:
     """Eigenvalues of S up to this share of the largest are zero."""
-    return math.sqrt(spd.null_share(n, torch.float32))
+    return math.sqrt(spd.null_share(n, dtype))
 
 
 def _no_roots(

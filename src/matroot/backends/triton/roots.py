@@ -6,34 +6,38 @@ import triton
 import triton.language as tl
 
 from matroot.backends.triton.arithmetic import (
-    EPS,
-    LARGEST,
+    ZERO_UNITS,
+    eps_of,
     exponent,
     get,
     hermitian_part,
     inverse,
     is_finite,
     kernel,
+    largest_of,
     load,
     max_abs,
     measured,
     memory_of,
     norm,
+    null_share,
     plus_diagonal,
     positive_or_one,
     power_of_two,
     product,
     put,
+    reciprocal,
     span,
+    square_root,
     store,
     times_power_of_two,
+    told,
     upper_bound,
 )
 from matroot.checks import Status
 from matroot.schedules import OCTAVE as GRID
 from matroot.schedules import OCTAVES as RANGE
 from matroot.schedules import STEPS as ROWS
-from matroot.spd import NULL_UNITS
 
 OK = tl.constexpr(Status.OK)
 DIVERGED = tl.constexpr(Status.DIVERGED)
@@ -41,18 +45,22 @@ SINGULAR = tl.constexpr(Status.SINGULAR)
 INDEFINITE = tl.constexpr(Status.INDEFINITE)
 ASYMMETRIC = tl.constexpr(Status.ASYMMETRIC)
 NONFINITE = tl.constexpr(Status.NONFINITE)
-ZERO_UNITS = tl.constexpr(NULL_UNITS)
-HALF_DIGITS = tl.constexpr(2.0**-11.5)  # The root of the rounding unit.
 OCTAVE = tl.constexpr(GRID)
 OCTAVES = tl.constexpr(RANGE)
 STEPS = tl.constexpr(ROWS[5])
+
+
+@triton.constexpr_function
+def half_digits(dtype):
+    """The root of the rounding unit."""
+    return 2.0**-26 if dtype == tl.float64 else 2.0**-11.5
 
 
 @triton.jit
 def normalized(a, n, eps, max_skew):
     """See normalize.normalized: the scaled matrix, the even exponent k, the status."""
     largest = max_abs(a)
-    finite = largest <= LARGEST
+    finite = largest <= largest_of(a.dtype)
     a = tl.where(finite, a, 0.0)
     k = exponent(tl.maximum(tl.where(finite, largest, 0.0), eps))
     k = tl.where(finite, k + (k & 1), 0)
@@ -70,7 +78,8 @@ def normalized(a, n, eps, max_skew):
 def row_of(table_ptr, ratio):
     """The best steps for c/λ_min: see Minimax._schedule."""
     ratio = tl.minimum(tl.maximum(ratio, 1.0), 2.0**OCTAVES)
-    return table_ptr + tl.ceil(tl.log2(ratio) * OCTAVE).to(tl.int32) * (STEPS * 4)
+    place = tl.ceil(tl.log2(ratio.to(tl.float32)) * OCTAVE)
+    return table_ptr + place.to(tl.int32) * (STEPS * 4)
 
 
 @triton.jit
@@ -89,11 +98,11 @@ def without_negatives(
     |A| = A sign A by minimax steps for eigenvalues above n·e of the largest. The memory is for one
     matrix each.
     """
-    least = n * EPS
+    least = n * eps_of(tl.float32)
     c = positive_or_one(upper_bound(get(a, N), n))
     row = row_of(table_ptr, 1.0 / (least * least))
     x = put(get(a, N) / c, first)
-    for step in range(steps_of(row, EPS)):
+    for step in range(steps_of(row, eps_of(tl.float32))):
         h0, h1 = tl.load(row + 4 * step), tl.load(row + 4 * step + 1)
         h2 = tl.load(row + 4 * step + 2)
         square = put(product(x, x, N, PRECISION), second)
@@ -130,8 +139,8 @@ def prepared(
     """
     a, k, status = normalized(load(a_ptr, matrix, n, N), n, eps, max_skew)
     a = put(a, first)
-    high, at_least, sum, square = 0.0, 0.0, 0.0, 0.0
-    low, low_at_most = 0.0, 0.0
+    zero = tl.cast(0.0, a_ptr.dtype.element_ty)
+    high, at_least, sum, square, low, low_at_most = zero, zero, zero, zero, zero, zero
     definite, indefinite, changed = False, False, False
     # By one piece of code: 0, A; 1, where A has no factor, A shifted by what rounding may leave
     # below zero; 2 and 3, the same without the negative eigenvalues that half precision has left.
@@ -153,10 +162,15 @@ def prepared(
             else:
                 definite = factorised
                 most, least, _, _ = measured(get(inverted, N), n)
-                found = definite & (most <= LARGEST) & (least <= LARGEST) & (least > 0)
+                found = (
+                    definite
+                    & (most <= largest_of(most.dtype))
+                    & (least <= largest_of(most.dtype))
+                    & (least > 0)
+                )
                 low = tl.where(found, 1.0 / positive_or_one(most), 0.0)
                 low_at_most = tl.where(found, 1.0 / positive_or_one(least), 0.0)
-    singular = (regular != 0) & (low_at_most <= at_least * (ZERO_UNITS * EPS))
+    singular = (regular != 0) & (low_at_most <= at_least * null_share(n, low.dtype))
     status = tl.maximum(status, tl.where(singular, SINGULAR, OK))
     status = tl.maximum(status, tl.where(indefinite & (low <= 0), INDEFINITE, OK))
     return a, k, status, low, low_at_most, high, at_least, sum, square
@@ -168,10 +182,10 @@ def grown(y, z, trace_bound, memory, n, sqrt, PRECISION: tl.constexpr):
     bad = is_finite(z) == 0
     if sqrt:
         size = norm(y)
-        shifted = plus_diagonal(hermitian_part(y), size * (2.0 * HALF_DIGITS), n)
+        shifted = plus_diagonal(hermitian_part(y), size * (2.0 * half_digits(size.dtype)), n)
         _, definite = inverse(shifted, memory, n, PRECISION)
         definite = definite | (size == 0)
-        bounded = size * size <= trace_bound * (1.0 + 20.0 * HALF_DIGITS)
+        bounded = size * size <= trace_bound * (1.0 + 20.0 * half_digits(size.dtype))
         bad = bad | ((definite & bounded) == 0)
     return bad
 
@@ -188,7 +202,7 @@ def write_info(info_ptr, matrix, status, steps, converged):
 @triton.jit
 def write_root(pointer, matrix, x, factor, k, n):
     """X · factor · 2ᵏ, Hermitian."""
-    store(pointer, matrix, hermitian_part(x) * factor * power_of_two(k), n)
+    store(pointer, matrix, hermitian_part(x) * factor * power_of_two(k, factor.dtype), n)
 
 
 @kernel
@@ -203,6 +217,8 @@ def minimax_kernel(
     info_ptr,
     table_ptr,
     eps,
+    eps_high,
+    eps_low,
     max_skew,
     below,
     tol,
@@ -229,6 +245,8 @@ def minimax_kernel(
         info_ptr: status, steps, whether converged, (b, 3), int64.
         table_ptr: schedules(5, …).
         eps: the ridge.
+        eps_high: the upper half of its bits in float64, which are wanted where A is in that.
+        eps_low: the lower half.
         max_skew: share of the norm that a skew part may have.
         below: eigenvalues below −below of the largest make a matrix indefinite.
         tol: see Minimax.
@@ -245,6 +263,7 @@ def minimax_kernel(
     first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
+    eps = told(eps, eps_high, eps_low, a_ptr.dtype.element_ty)
     for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
         a, k, status, low, low_at_most, high, at_least, sum, size = prepared(
@@ -265,7 +284,7 @@ def minimax_kernel(
             PRECISION,
         )
         # The first step, with Y = A and Z = I, tells its coefficients and how many others follow.
-        y, z, row, r = a, a, table_ptr, 1.0
+        y, z, row, r = a, a, table_ptr, tl.cast(1.0, high.dtype)
         step, needed, wanted = 0, 1, 1
         while step < needed:
             if step > 0:
@@ -276,7 +295,7 @@ def minimax_kernel(
             if step == 0:
                 high = positive_or_one(tl.minimum(high, tl.sqrt(upper_bound(square, n))))
                 units = tl.where(low > 0, ZERO_UNITS, tl.maximum(n * 1.0, ZERO_UNITS))
-                row = row_of(table_ptr, high / tl.maximum(low, units * high * EPS))
+                row = row_of(table_ptr, high / tl.maximum(low, units * high * eps_of(high.dtype)))
                 wanted = steps_of(row, tol)
                 # What has no root has a status, and no steps to blow it up.
                 needed = tl.where(status == OK, tl.minimum(wanted, max_steps), 1)
@@ -307,10 +326,10 @@ def minimax_kernel(
         good = status == OK
         write_info(info_ptr, matrix, status, needed, good & (needed == wanted))
         half = k >> 1
-        factor = tl.where(good, tl.sqrt_rn(r), float("nan"))
-        unit = tl.where(good, power_of_two(half), float("nan"))
+        factor = tl.where(good, square_root(r), float("nan"))
+        unit = tl.where(good, power_of_two(half, r.dtype), float("nan"))
         if constants == 1:
-            null = low_at_most <= at_least * (2.0 * ZERO_UNITS * EPS)
+            null = low_at_most <= at_least * (2.0 * null_share(n, r.dtype))
             tl.store(constants_ptr + 2 * matrix, tl.where(null, 0.0, tl.sqrt(low)) * unit)
             tl.store(constants_ptr + 2 * matrix + 1, tl.sqrt(high) * unit)
         if constants == 2:
@@ -375,6 +394,8 @@ def published_kernel(
     table_ptr,
     coefficients_ptr,
     eps,
+    eps_high,
+    eps_low,
     max_skew,
     below,
     blocks,
@@ -406,6 +427,7 @@ def published_kernel(
     first = memory_of(memory_ptr, N, 5)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
+    eps = told(eps, eps_high, eps_low, a_ptr.dtype.element_ty)
     for index in range(tl.program_id(0), end, stride):
         matrix = tl.cast(index, tl.int64)
         a, k, status, _, _, _, _, _, size = prepared(
@@ -425,16 +447,16 @@ def published_kernel(
             HALF,
             PRECISION,
         )
-        size = tl.sqrt_rn(size)
-        one = -get(a, N) * tl.div_rn(1.0, positive_or_one(size))
+        size = square_root(size)
+        one = -get(a, N) * reciprocal(positive_or_one(size))
         one = put(plus_diagonal(one, 1.0, n), first)
         square = put(product(one, one, N, PRECISION), second)
         cube = put(product(one, square, N, PRECISION), third)
         good = status == OK
         write_info(info_ptr, matrix, status, degree, 2 * good.to(tl.int32))
-        half, scale = k >> 1, tl.sqrt_rn(size)
+        half, scale = k >> 1, square_root(size)
         if constants == 2:
-            unit = tl.where(good, power_of_two(half), float("nan"))
+            unit = tl.where(good, power_of_two(half, size.dtype), float("nan"))
             tl.store(constants_ptr + matrix, scale * unit)
         scale = tl.where(good, scale, float("nan"))
         p, q = one, one
@@ -454,6 +476,6 @@ def published_kernel(
                 if i == 0:
                     write_root(sqrt_ptr, matrix, x, scale, half, n)
                 else:
-                    write_root(inv_sqrt_ptr, matrix, x, tl.div_rn(1.0, scale), -half, n)
+                    write_root(inv_sqrt_ptr, matrix, x, reciprocal(scale), -half, n)
             if PADE:
                 p, q = q, p

@@ -2,10 +2,10 @@
 
 A compiler or a driver of another version, or a GPU of another kind, may break what was right
 elsewhere. So the first time that a program runs on a device a few matrices whose answers are known
-are solved by it: κ = 1e2 to 1e6, repeated eigenvalues, a singular, an indefinite, a skew one and
-one with a NaN. Statuses must be as expected, roots and gradients as accurate as the numerics page
-promises beside PyTorch's operations in float64, and the bits the same a second time. It takes some
-ten launches and one synchronisation, once a process.
+are solved by it: κ = 1e2 to 1e6 (in float64 to 1e12), repeated eigenvalues, a singular, an
+indefinite, a skew one and one with a NaN. Statuses must be as expected, roots and gradients as
+accurate as the numerics page promises beside PyTorch's operations in float64, and the bits the same
+a second time. It takes some ten launches and one synchronisation, once a process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from matroot import autodiff, schedules, spd
 from matroot.accuracy import Quantity, tolerance
 from matroot.backends.triton import launch
-from matroot.backends.triton.launch import BOUNDS, NORM, NOTHING, Variant
+from matroot.backends.triton.launch import BOUNDS, DOUBLE, NORM, NOTHING, Variant
 from matroot.checks import Status
 
 SWITCH = "MATROOT_TRITON"
@@ -151,9 +151,13 @@ class _Case(NamedTuple):
     status: int
 
 
+# Whitening wants inverse roots at κ = 1e12 of float64.
+_CONDS = {"tf32": (1e1,), DOUBLE: (1e2, 1e6, 1e12)}
+
+
 def _cases(n: int, precision: str) -> list[_Case]:
     line = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device="cpu")
-    conds = (1e1,) if precision == "tf32" else (1e2, 1e4, 1e6)
+    conds = _CONDS.get(precision, (1e2, 1e4, 1e6))
     found = [_Case(f"κ = {cond:.0e}", cond**-line, cond, Status.OK) for cond in conds]
     two = torch.where(line < 0.5, 2.0**60, 2.0**60 / 8)
     zero = torch.where(line < 0.5, 1.0, 0.0)
@@ -169,7 +173,7 @@ def _cases(n: int, precision: str) -> list[_Case]:
 
 
 class _Known(NamedTuple):
-    """The matrices, float32 on the device, and their eigenpairs in float64 on the CPU."""
+    """The matrices, on the device, and their eigenpairs in float64 on the CPU."""
 
     cases: list[_Case]
     a: Tensor
@@ -189,7 +193,7 @@ def _known(variant: Variant, device: torch.device) -> _Known:
     line = torch.arange(n, dtype=torch.float64, device="cpu") + 0.5
     q = (line[:, None] * line * (math.pi / n)).cos() * math.sqrt(2 / n)
     a = torch.stack([(q * case.values) @ q for case in cases])
-    a = ((a + a.mT) / 2).float()
+    a = ((a + a.mT) / 2).to(_computed(variant.precision))
     values, vectors = torch.linalg.eigh(a.double())
     bad = {case.status: i for i, case in enumerate(cases)}
     a[bad[Status.ASYMMETRIC], 0, -1] += 10.0
@@ -206,11 +210,13 @@ def _off(x: Tensor, expected: Tensor) -> float:
 
 def _allowed(case: _Case, n: int, quantity: Quantity, precision: str) -> float:
     """What the numerics page promises."""
+    dtype = _computed(precision)
     if case.cond == math.inf:
         # The null space is known to the root of rounding.
-        return math.sqrt(max(n, 4) * 2.0**-23)
-    plain = 2.0**13 if precision == "tf32" else 1.0  # Digits that plain TF32 lacks.
-    return plain * tolerance(torch.float32, case.cond, quantity)
+        return math.sqrt(max(n, 4) * spd.real_eps(dtype))
+    # Digits that plain TF32 lacks; in float64 the answers that are known are rounded, too.
+    plain = {"tf32": 2.0**13, DOUBLE: 2.0}.get(precision, 1.0)
+    return plain * tolerance(dtype, case.cond, quantity)
 
 
 def _same(what: str, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Findings:
@@ -222,13 +228,20 @@ def _same(what: str, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> F
     yield f"the same call again ({what})", 0.0 if equal else math.inf, 0.0
 
 
+def _computed(precision: str) -> torch.dtype:
+    """The dtype of the kernel's matrices."""
+    return torch.float64 if precision == DOUBLE else torch.float32
+
+
 def _dtype(variant: Variant) -> torch.dtype:
-    return torch.float16 if variant.option[0] else torch.float32
+    """The dtype that the user gave."""
+    return torch.float16 if variant.option[0] else _computed(variant.precision)
 
 
 def _minimax(variant: Variant, device: torch.device) -> Findings:
     known = _known(variant, device)
-    dtype, end = _dtype(variant), (2.0**-22, 16, variant.precision)
+    tol = 2 * spd.real_eps(known.a.dtype)
+    dtype, end = _dtype(variant), (tol, 16, variant.precision)
 
     def solved(sqrt: bool, inv_sqrt: bool, regular: bool, constants: int) -> tuple[Tensor, ...]:
         found = launch.minimax(known.a, dtype, 0.0, sqrt, inv_sqrt, regular, constants, *end)
@@ -266,8 +279,8 @@ def _roots_are_right(
 ) -> Findings:
     """The findings of a kernel for roots, whose eigenvalues are to be ``s`` and ``z``."""
     assert callable(solved)
-    table = schedules.schedules(5, torch.float32, known.a.device)
-    right = schedules.checksum(table) == schedules.CHECKSUM
+    table = schedules.schedules(5, known.a.dtype, known.a.device)
+    right = schedules.checksum(table.float()) == schedules.CHECKSUM
     yield "the table of steps", 0.0 if right else math.inf, 0.0
     n = known.a.shape[-1]
     info, roots, inverses, told = both = solved(True, True, True, constants)
@@ -309,11 +322,12 @@ def _lyapunov(variant: Variant, device: torch.device) -> Findings:
     s = values.sqrt()
     line = torch.arange(n, dtype=torch.float64, device="cpu")
     g = (line[:, None] * 1.7 + line.square() * 0.3).sin() + torch.eye(n, device="cpu")
-    roots = ((q * s[:, None, :]) @ q.mT).float()
-    inverses = ((q * s.clamp(min=1e-30).reciprocal()[:, None, :]) @ q.mT).float()
+    dtype = known.a.dtype
+    roots = ((q * s[:, None, :]) @ q.mT).to(dtype)
+    inverses = ((q * s.clamp(min=1e-30).reciprocal()[:, None, :]) @ q.mT).to(dtype)
     bad = torch.full_like(roots[:1], math.nan)
-    bounds = torch.stack([s[:, 0], s[:, -1]], -1).float()
-    norms = values.norm(dim=-1).sqrt().float()
+    bounds = torch.stack([s[:, 0], s[:, -1]], -1).to(dtype)
+    norms = values.norm(dim=-1).sqrt().to(dtype)
     constants = torch.cat([norms if steps else bounds, (norms if steps else bounds)[:1]])
     on_device = [
         t.to(device)
@@ -321,7 +335,7 @@ def _lyapunov(variant: Variant, device: torch.device) -> Findings:
             torch.cat([roots, bad]),
             torch.cat([inverses, bad]),
             constants,
-            g.float().expand(len(good) + 1, n, n).contiguous(),
+            g.to(dtype).expand(len(good) + 1, n, n).contiguous(),
         )
     ]
 
@@ -334,6 +348,7 @@ def _lyapunov(variant: Variant, device: torch.device) -> Findings:
             known_bounds if with_constants else None,
             cotangent if of_sqrt else None,
             cotangent if of_inv else None,
+            of_inv,
             steps,
             variant.precision,
         ).cpu()
