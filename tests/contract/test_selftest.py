@@ -10,6 +10,7 @@ from matroot import schedules
 from matroot.backends import TORCH, TRITON, triton
 from matroot.backends.triton import launch, selftest
 from matroot.backends.triton.launch import Variant
+from matroot.backends.triton.passes import ByKernels
 from matroot.methods import Minimax, Pade
 from matroot.testing import random_spd, relative_error
 
@@ -53,6 +54,18 @@ def test_right_kernels_pass(kernel, option, size):
     assert found.passed, found.said
     # Far within what is promised, so that another compiler's rounding is no failure.
     assert int(found.said.split("%")[0].split()[-1]) < 40
+
+
+@pytest.mark.parametrize("double", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_passes_between_products_pass(double, monkeypatch):
+    precision = launch.DOUBLE if double else "tf32x3"
+    found = selftest._verdict(Variant("passes", 40, (), precision), DEVICE)
+    assert found.passed, found.said
+    right = ByKernels.combination
+    monkeypatch.setattr(
+        ByKernels, "combination", lambda self, d, c, *rest: right(self, d, c * 1.001, *rest)
+    )
+    assert not selftest._verdict(Variant("passes", 40, (), precision), DEVICE).passed
 
 
 @pytest.mark.slow
@@ -289,6 +302,9 @@ class OnGpu:
 
     def __init__(self, n, dtype=torch.float32):
         self.device, self.dtype, self.shape = torch.device("cuda", 0), dtype, (2, n, n)
+
+    def is_complex(self):
+        return self.dtype.is_complex
 
 
 def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):

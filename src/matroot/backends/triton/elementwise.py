@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from matroot.backends.triton.arithmetic import kernel
+
 NUMBERS = tl.constexpr(1024)  # That a program of an elementwise kernel takes at once.
 # Statuses: see checks.Status.
 SINGULAR, ASYMMETRIC, NONFINITE = tl.constexpr(2), tl.constexpr(4), tl.constexpr(5)
@@ -28,7 +30,7 @@ def finite_or_zero(x):
     return tl.where(tl.abs(x) < float("inf"), x, 0.0)
 
 
-@triton.jit
+@kernel
 def maxima_kernel(a_ptr, largest_ptr, size, strips, span):
     """Max |a_ij| of each strip of ``span`` numbers of a matrix; infinity where one is NaN."""
     matrix, strip = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -51,7 +53,7 @@ def power_of_two(largest, smallest, DOUBLE: tl.constexpr):
         return tl.maximum(bits.to(tl.float32, bitcast=True), smallest)
 
 
-@triton.jit
+@kernel
 def scaled_kernel(
     a_ptr,
     largest_ptr,
@@ -112,7 +114,7 @@ def scaled_kernel(
         tl.store(scale_ptr + matrix, scale)
 
 
-@triton.jit
+@kernel
 def sums_kernel(first_ptr, second_ptr, sums_ptr, n, T: tl.constexpr):
     """‖·‖_F² and trace of strips of T rows of each of two matrices, (b, strips, 2, 2)."""
     matrix, strip, which = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
@@ -139,7 +141,7 @@ def upper_bound(square, trace, n, inflated, tiny):
     return (trace / n + tl.sqrt(variance * (tl.maximum(n - 1.0, 1.0) / n))) * inflated
 
 
-@triton.jit
+@kernel
 def chosen_kernel(
     largest_ptr,
     scale_ptr,
@@ -257,7 +259,7 @@ def chosen_kernel(
     tl.store(interval_ptr + 2 * matrix + 1, high)
 
 
-@triton.jit
+@kernel
 def combination_kernel(
     d_ptr, c_ptr, p_ptr, e_ptr, q_ptr, x_ptr, n, d_stride, c_stride, e_stride, BOTH: tl.constexpr
 ):
@@ -275,7 +277,7 @@ def combination_kernel(
     tl.store(x_ptr + matrix * n * n + place, x, inside)
 
 
-@triton.jit
+@kernel
 def shift_kernel(bounds_ptr, inverse_ptr, numbers_ptr, batch):
     """See Passes.shift; numbers are what low/high and high are taken for at least."""
     least, smallest = tl.load(numbers_ptr), tl.load(numbers_ptr + 1)
@@ -289,7 +291,7 @@ def shift_kernel(bounds_ptr, inverse_ptr, numbers_ptr, batch):
     tl.store(inverse_ptr + matrix, 1.0 / tl.sqrt(ratio) / high, inside)
 
 
-@triton.jit
+@kernel
 def finished_kernel(
     x_ptr, f_ptr, failed_ptr, out_ptr, n, f_stride, FAILED: tl.constexpr, T: tl.constexpr
 ):
