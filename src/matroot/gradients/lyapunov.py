@@ -28,7 +28,7 @@ class Lyapunov(ImplicitRule):
     Note:
         Products: 3 + 3 a doubling (12 in float32 at a condition number of A of 1e2, 15 at 1e4)
         and two Cholesky inverses; 6·steps by the sign function; 2 more for the inverse root. Where
-        A may be singular, an eigendecomposition of S on a CPU, elsewhere some 26 products more.
+        A may be singular, an eigendecomposition of S on a CPU, elsewhere some 30 products more.
         The compiled kernels find the eigenpairs of S and take either on its eigenvalues. Keeps the
         roots for the backward pass.
     """

@@ -58,8 +58,8 @@ def null_projector(v, found, tau, second, fourth, n, N: tl.constexpr, PRECISION:
     """N, not held, of V = (S + τ)⁻¹, held in the second memory: see spd.null_projector."""
     # Without a factor the projector is not known, and a plausible one must not come out.
     tau = tl.where(found, tau, float("nan"))
-    v = put(plus_diagonal(-2.0 * tau * get(v, N), 1.0, n), second)
-    for _ in range(12):
+    v = put(plus_diagonal(-tau * get(v, N), 0.5, n), second)
+    for _ in range(14):
         rest = put(plus_diagonal(-0.5 * product(v, v, N, PRECISION), 1.5, n), fourth)
         v = put(product(v, rest, N, PRECISION), second)
     return plus_diagonal(-0.5 * get(v, N), 0.5, n)

@@ -190,13 +190,17 @@ def _outputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Memory for what a kernel finds: info, the roots, what the gradient wants; or empty."""
     batch = a.shape[:-2]
-    new = a.new_zeros if spd.pretending() else a.new_empty
     return (
-        new((*batch, 3), dtype=torch.int64),
-        new(a.shape if sqrt else 0),
-        new(a.shape if inv_sqrt else 0),
-        new((*batch, 2) if constants == BOUNDS else batch if constants == NORM else 0),
+        a.new_empty((*batch, 3), dtype=torch.int64),
+        _memory(a, a.shape if sqrt else (0,)),
+        _memory(a, a.shape if inv_sqrt else (0,)),
+        _memory(a, (*batch, 2) if constants == BOUNDS else batch if constants == NORM else (0,)),
     )
+
+
+def _memory(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory for results; NaN where launches are counted, since then no kernel writes them."""
+    return like.new_full(shape, math.nan) if spd.pretending() else like.new_empty(shape)
 
 
 @functools.cache
@@ -348,7 +352,7 @@ def lyapunov(
     """
     s = s.contiguous()
     n = s.shape[-1]
-    x = torch.zeros_like(s) if spd.pretending() else torch.empty_like(s)
+    x = _memory(s, s.shape)
     _launch(
         Variant("lyapunov", _SIZES[n], (steps > 0,), precision),
         s,
