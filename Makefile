@@ -62,7 +62,7 @@ VERSIONS ?= $(shell $(BIN)/python -c "import importlib.metadata as m; \
 OLDER := build/older/bin
 # NumPy's 2.4 takes no array for a number any more, as the interpreter of Triton 3.6 and before does.
 WITH := "numpy<2.4" expecttest hypothesis mpmath onnx onnxruntime onnxscript POT pytest \
-  pytest-timeout pytest-xdist scipy
+  pytest-timeout pytest-xdist scipy typer
 
 test-older: $(VENV)/dev.stamp
 	@passed=; failed=; missing=; \

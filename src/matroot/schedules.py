@@ -103,7 +103,7 @@ def fixed_schedule(
         tol: the error that is small enough.
         most: at most so many steps; None is as many as ``tol`` needs.
     """
-    with torch.inference_mode(False), _disable_current_modes():
+    with torch.inference_mode(False), _disable_current_modes(), torch._C._DisableFuncTorch():
         place = math.ceil(math.log2(min(max(ratio, 1.0), 2.0**OCTAVES)) * OCTAVE)
         rows: list[list[float]] = _schedules(step_degree, torch.float64, torch.device("cpu"))[
             place
@@ -122,7 +122,8 @@ def largest_errors(
         dtype: of the iterates.
         ratio: no more than 1/(4 e), e the rounding unit of the dtype, is taken; None is that.
     """
-    with torch.inference_mode(False), _disable_current_modes():
+    # Where a transform runs, PyTorch 2.8 wraps a part of a table, and it has no values then.
+    with torch.inference_mode(False), _disable_current_modes(), torch._C._DisableFuncTorch():
         table = _schedules(step_degree, dtype, torch.device("cpu"))
         to_rounding = 1 / (spd.NULL_UNITS * spd.real_eps(dtype))
         ratio = to_rounding if ratio is None else min(ratio, to_rounding)

@@ -164,6 +164,8 @@ def test_one_compiled_program_serves_all_sizes(method, rule, dynamic):
     def roots(a):
         return torch.stack(matroot.sqrtm_pair(a, method=method, gradient=rule))
 
+    if torch.__version__ < (2, 9) and method in (Pade(3), Minimax(tol=0.1, max_steps=3)):
+        pytest.skip("PyTorch 2.8 hands methods no numbers but what stands for them")
     compiled_for_all_sizes(roots, 1, dynamic)
 
 
@@ -210,7 +212,8 @@ def test_second_derivatives_inside_compile_are_right_or_refused(name):
     compiled = torch.compile(second, backend="aot_eager")
     torch.testing.assert_close(compiled(x), second(x))
     torch._dynamo.reset()
-    with pytest.raises(Exception, match=r"second derivatives inside torch\.compile"):
+    # PyTorch 2.8 says only that there is an exception.
+    with pytest.raises(Exception, match=r"second derivatives inside torch\.compile|Observed exc"):
         torch.compile(second, backend="aot_eager", fullgraph=True)(x)
 
 

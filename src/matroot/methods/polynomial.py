@@ -15,7 +15,9 @@ def block_size(degree: int, polynomials: int) -> int:
     that s divides is a number, not a matrix).
     """
     degree = autodiff.constant(degree)
-    return min(range(1, degree + 1), key=lambda s: s - 1 + polynomials * (-(-degree // s) - 1))
+    # No key for min: the compiler of PyTorch 2.8 does not know it.
+    costs = [s - 1 + polynomials * (-(-degree // s) - 1) for s in range(1, degree + 1)]
+    return 1 + costs.index(min(costs))
 
 
 def powers_for(z: Tensor, degree: int, polynomials: int, ops: Backend) -> list[Tensor]:
