@@ -92,11 +92,29 @@ def test_launches(backend, root, n):
 def test_auto_takes_few_launches_on_an_accelerator():
     a = random_spd(200, 2, dtype=torch.float32)
     forward, backward = counted(matroot.sqrtm, a)
-    assert forward <= 100
-    assert backward <= 80
+    assert forward <= 60
+    assert backward <= 45
     half = count_launches(matroot.sqrtm, a.detach().half())
-    assert half.forward.total() <= 102
+    assert half.forward.total() <= 62
     assert half.backward.total() == 0
+    # Up to n = 128 one kernel is all of it, whitening's too: in double precision.
+    for function in FUNCTIONS.values():
+        assert counted(function, random_spd(48, 2, dtype=torch.float32)) == (1, 1)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(2, 1), (3, 1), (5, 2), (16, 8)])
+def test_projectors_have_gradients_of_minimum_norm(n, rank):
+    """Rounding leaves eigenvalues of both signs where A has 0; the projector must find them all."""
+    generator = torch.Generator().manual_seed(n + rank)
+    q = torch.linalg.qr(torch.randn(300, n, n, dtype=torch.float64, generator=generator)).Q
+    kept = q[..., :rank]
+    a = (kept @ kept.mT).float()
+    a, g = (a + a.mT) / 2, torch.randn(300, n, n, generator=generator)
+    _, found = solved(matroot.sqrtm, a, g, backend="torch")
+    # s is 1 on the range: G/2 there, G across, 0 on the null space.
+    p, h = kept @ kept.mT, (g + g.mT).double() / 2
+    expected = p @ h + h @ p - 1.5 * (p @ h @ p)
+    assert relative_error(found, expected).max() < 0.02
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -175,9 +193,9 @@ def test_roots_and_gradients(monkeypatch, cond, n, dtype, spectrum):
     g, takes, unit = g.to(dtype), large._takes, torch.finfo(dtype).eps
     for root in ("sqrt", "inv_sqrt"):
         golden = exact(a, root), exact_gradient(a, g, root)
-        found = solved(FUNCTIONS[root], a, g)
+        found = solved(FUNCTIONS[root], a, g, backend="torch")
         monkeypatch.setattr(large, "_takes", lambda *tensors: False)
-        expected = solved(FUNCTIONS[root], a, g)
+        expected = solved(FUNCTIONS[root], a, g, backend="torch")
         monkeypatch.setattr(large, "_takes", takes)
         for x, y, truth in zip(found, expected, golden, strict=True):
             error = relative_error(x, truth).max()
@@ -355,7 +373,7 @@ def test_what_is_declined():
     a = random_spd(4, dtype=torch.complex64)
     problem = GradientProblem(Lyapunov(steps=8), a.real, None, (), a.real, None)
     with spd.pretended_accelerator():
-        assert large.gradient(ByOperations(), problem) is None
+        assert not large.takes_gradient(problem)
         assert relative_error(matroot.sqrtm(a), exact(a)) < 1e-5
-        found = matroot.sqrtm(a.real @ a.real.mT, method=Minimax(step_degree=3))
+        found = matroot.sqrtm(a.real @ a.real.mT, method=Minimax(step_degree=3), backend="torch")
     assert relative_error(found, exact(a.real @ a.real.mT)) < 1e-3

@@ -311,10 +311,12 @@ def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
     monkeypatch.setattr(triton.checks, "stands_for_others", lambda a: False)
     monkeypatch.setattr(triton, "_GPU_DECLINES", {torch.device("cuda", 0): None})
     select = matroot.backends.select
-    assert select("auto", OnGpu(128)) is TRITON
-    assert select("auto", OnGpu(64, torch.bfloat16)) is TRITON
-    for other in (OnGpu(129), OnGpu(8, torch.float64), OnGpu(8, torch.complex64)):
-        assert select("auto", other) is TORCH
+    for a in (OnGpu(128), OnGpu(64, torch.bfloat16), OnGpu(129), OnGpu(8, torch.float64)):
+        assert select("auto", a) is TRITON
+    # Whole calls by one kernel up to n = 128 in single precision; else what is between products.
+    fits = [triton._fits("tf32x3", a) for a in (OnGpu(128), OnGpu(129), OnGpu(8, torch.float64))]
+    assert fits == [True, False, False]
+    assert select("auto", OnGpu(8, torch.complex64)) is TORCH
     monkeypatch.setenv("MATROOT_TRITON", "off")
     assert select("auto", OnGpu(8)) is TORCH
 

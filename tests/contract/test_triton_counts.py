@@ -74,7 +74,7 @@ backend = make_backend(GPUTarget("cuda", 90, 32))
 memory = {"info_ptr": torch.zeros(8, dtype=torch.int64)}
 floats = {"eps", "max_skew", "below", "tol", "share"}
 binaries = 0
-for size, name in itertools.product(gpu.kernels.LAUNCHES, gpu.KERNELS):
+for size, name in itertools.product(gpu.launch.LAUNCHES, gpu.KERNELS):
     kernel, constants = gpu._kernel(name)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     keys = set()

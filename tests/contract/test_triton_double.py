@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import matroot
-from matroot.backends import TORCH, TRITON_DOUBLE, triton
+from matroot.backends import TRITON, TRITON_DOUBLE, triton
 from matroot.backends.triton import selftest
 from matroot.backends.triton.launch import DOUBLE, Variant
 from matroot.gradients import Lyapunov
@@ -173,7 +173,7 @@ def test_who_takes_what_and_why(monkeypatch):
     for tensor, why in (
         (torch.eye(129, dtype=torch.float64, device=DEVICE), "up to 128×128, not n = 129"),
         (torch.eye(3, device=DEVICE), "compute in float64, not in torch.float32"),
-        (torch.eye(3, dtype=torch.complex128, device=DEVICE), "not in torch.complex128"),
+        (torch.eye(3, dtype=torch.complex128, device=DEVICE), "real numbers, not torch.complex128"),
     ):
         with pytest.raises(ValueError, match=why):
             matroot.explain(tensor, backend="triton-double")
@@ -227,6 +227,9 @@ class OnGpu:
     def __init__(self, n, dtype=torch.float64, index=0):
         self.device, self.dtype, self.shape = torch.device("cuda", index), dtype, (2, n, n)
 
+    def is_complex(self):
+        return self.dtype.is_complex
+
 
 def test_whitening_in_single_precision_asks_for_them_on_a_gpu(monkeypatch):
     monkeypatch.setattr(triton.checks, "stands_for_others", lambda a: False)
@@ -234,9 +237,10 @@ def test_whitening_in_single_precision_asks_for_them_on_a_gpu(monkeypatch):
     monkeypatch.setattr(triton, "_ROOM", {torch.device("cuda", 0): 128})
     assert functional._fused(OnGpu(64, torch.float32), OnGpu(64)) is TRITON_DOUBLE
     assert functional._fused(OnGpu(64, torch.bfloat16), OnGpu(64)) is TRITON_DOUBLE
-    # What comes in double stays with PyTorch's operations, as every public call.
+    # What comes in double stays with the products of a library, as every public call.
     assert functional._fused(OnGpu(64), OnGpu(64)) is None
-    assert matroot.backends.select("auto", OnGpu(64)) is TORCH
+    assert matroot.backends.select("auto", OnGpu(64)) is TRITON
+    assert not triton._fits("tf32x3", OnGpu(64))
     assert functional._fused(OnGpu(129, torch.float32), OnGpu(129)) is None
     on_cpu = torch.eye(3)
     assert functional._fused(on_cpu, on_cpu.double()) is None
