@@ -75,7 +75,7 @@ memory = {"info_ptr": torch.zeros(8, dtype=torch.int64)}
 floats = {"eps", "max_skew", "below", "tol", "share"}
 binaries = 0
 for size, name in itertools.product(gpu.launch.LAUNCHES, gpu.KERNELS):
-    kernel, constants = gpu._kernel(name)
+    kernel, constants = gpu._kernel(name, False)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     keys = set()
     for first, number in enumerate((0, 1, 16, 17)):

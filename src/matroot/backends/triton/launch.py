@@ -147,7 +147,7 @@ def _launch(variant: Variant, like: Tensor, *arguments: Any) -> None:
         RuntimeError: it is to be compiled while a CUDA graph is captured.
     """
     if spd.pretending():
-        return  # What is counted needs no numbers.
+        return  # Launches are counted.
     n, size, device = like.shape[-1], variant.size, like.device
     batch = like.numel() // n**2
     warps, resident = (DOUBLE_LAUNCHES if variant.precision == DOUBLE else LAUNCHES)[size]
@@ -190,17 +190,16 @@ def _outputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Memory for what a kernel finds: info, the roots, what the gradient wants; or empty."""
     batch = a.shape[:-2]
-    return (
+    found = (
         a.new_empty((*batch, 3), dtype=torch.int64),
-        _memory(a, a.shape if sqrt else (0,)),
-        _memory(a, a.shape if inv_sqrt else (0,)),
-        _memory(a, (*batch, 2) if constants == BOUNDS else batch if constants == NORM else (0,)),
+        a.new_empty(a.shape if sqrt else 0),
+        a.new_empty(a.shape if inv_sqrt else 0),
+        a.new_empty((*batch, 2) if constants == BOUNDS else batch if constants == NORM else 0),
     )
-
-
-def _memory(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Memory for results; NaN where launches are counted, since then no kernel writes them."""
-    return like.new_full(shape, math.nan) if spd.pretending() else like.new_empty(shape)
+    if spd.pretending():
+        for numbers in found[1:]:
+            numbers.fill_(math.nan)  # Where launches are counted no kernel writes them.
+    return found
 
 
 @functools.cache
@@ -352,7 +351,7 @@ def lyapunov(
     """
     s = s.contiguous()
     n = s.shape[-1]
-    x = _memory(s, s.shape)
+    x = torch.empty_like(s)
     _launch(
         Variant("lyapunov", _SIZES[n], (steps > 0,), precision),
         s,
