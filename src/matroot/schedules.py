@@ -218,6 +218,7 @@ def _steps_of_five(
     unknown: float,
     ratio: float | None,
 ) -> Steps:
+    autodiff.refuse_capture(device)
     table = _schedules(5, torch.float64, torch.device("cpu"))
     errors = largest_errors(5, dtype, ratio)
     count = min(1 + sum(error > tol for error in errors), max_steps or len(errors))

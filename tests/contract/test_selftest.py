@@ -7,7 +7,7 @@ import torch
 
 import matroot
 from matroot import schedules
-from matroot.backends import TORCH, TRITON, triton
+from matroot.backends import TORCH, TRITON, passes, triton
 from matroot.backends.triton import launch, selftest
 from matroot.backends.triton.launch import Variant
 from matroot.backends.triton.passes import ByKernels
@@ -275,6 +275,10 @@ def test_capture_before_any_use_is_an_error(monkeypatch):
         selftest.passed("minimax", 16, (False,), "tf32x3", device)
     with pytest.raises(RuntimeError, match="a warm-up"):
         schedules.schedules(5, torch.float64, torch.device("cuda", 1))
+    with pytest.raises(RuntimeError, match="a warm-up"):
+        schedules.steps_of_five(torch.float32, device, 1e-6, None, 7, 1e5, None)
+    with pytest.raises(RuntimeError, match="a warm-up"):
+        passes.constant((1.25,), torch.float32, device)
     selftest._VERDICTS[Variant("minimax", 16, (False,), "tf32x3"), device] = selftest.Verdict(
         True, ""
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from matroot import spd
+from matroot import autodiff, spd
 from matroot.checks import Status
 from matroot.schedules import Steps
 
@@ -132,6 +132,7 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
 
 @lru_cache
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    autodiff.refuse_capture(device)
     return torch.tensor(values, dtype=dtype, device=device)
 
 
