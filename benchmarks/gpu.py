@@ -43,7 +43,7 @@ from torch import Tensor  # noqa: E402
 
 import matroot  # noqa: E402
 from matroot.backends import triton as kernels  # noqa: E402
-from matroot.backends.triton import launch  # noqa: E402
+from matroot.backends.triton import launch, selftest  # noqa: E402
 from matroot.bench import baselines  # noqa: E402
 from matroot.bench.measure import (  # noqa: E402
     APPROXIMATE,
@@ -618,8 +618,20 @@ class Variant(NamedTuple):
 
     @property
     def kernels(self) -> tuple[Any, ...]:
-        """What is compiled for it."""
-        return (max(16, 1 << (self.n - 1).bit_length()), *self[1:])
+        """What is compiled for it: one program serves all roots, with or without a gradient."""
+        return (launch.size_of(self.n), self.method, self.dtype, self.backend)
+
+    @property
+    def programs(self) -> list[launch.Variant]:
+        """The same as the self-test calls them."""
+        size, method, dtype, _ = self.kernels
+        half, published = dtype == "float16", method == "pade"
+        precision = {"triton-tf32": "tf32", "triton-double": launch.DOUBLE}
+        end = precision.get(self.backend, "tf32x3")
+        root = launch.Variant("minimax", size, (half,), end)
+        if published:
+            root = launch.Variant("published", size, (half, True), end)
+        return [root, launch.Variant("lyapunov", size, (published,), end)]
 
 
 def variants(sizes: Iterable[int], more: Iterable[int]) -> list[Variant]:
@@ -632,6 +644,7 @@ def variants(sizes: Iterable[int], more: Iterable[int]) -> list[Variant]:
             found.append(Variant(n, root, method="pade"))
             found.append(Variant(n, root, dtype="float16"))
         found.append(Variant(n, backend="triton-tf32"))
+        found.append(Variant(n, "inv_sqrt", dtype="float64", backend="triton-double"))
     return sorted(found, key=lambda variant: -variant.n)
 
 
@@ -663,6 +676,10 @@ def verify(
                 row = {"kind": "variant", **variant._asdict(), **checked(variant, device, dry)}
                 rows.add(row)
                 print(_verdict(row), flush=True)
+        for program in () if dry else groups[of][0].programs:
+            row = {"kind": "self-test", **_self_tested(program, device)}
+            rows.add(row)
+            print(f"  self-test of {row['program']}: {row['said']}, {row['ms']:.0f} ms", flush=True)
         return
     left_over = [
         name
@@ -676,7 +693,8 @@ def verify(
             print(f"{name}: no time left", flush=True)
             return
         command = [sys.executable, __file__, "verify", "--of", name, "--output", str(output)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        # The kernels themselves, whatever their own test says of them.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MATROOT_TRITON": "on"}
         try:
             done = subprocess.run(
                 [*command, *(["--dry"] if dry else [])],
@@ -699,9 +717,19 @@ def verify(
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(run, left_over))
     there = _checks(of_one_place(read(output), rows.origin))
-    bad = [row for row in there if not row["passed"]]
+    tests = pick(of_one_place(read(output), rows.origin), kind="self-test")
+    bad = [row for row in (*there, *tests) if not row["passed"]]
     print(f"{len(there)} variants checked of {len(wanted)}, {len(bad)} failed")
     raise SystemExit(1 if bad or len(there) < len(wanted) else 0)
+
+
+def _self_tested(program: launch.Variant, device: torch.device) -> Row:
+    """What the self-test of a program says, and how long it takes once that is compiled."""
+    selftest._verdict(program, device)
+    start = time.perf_counter()
+    verdict = selftest._verdict(program, device)
+    ms = 1e3 * (time.perf_counter() - start)
+    return {"program": "/".join(map(str, program)), **verdict._asdict(), "ms": ms}
 
 
 def _checks(rows: Iterable[Row]) -> list[Row]:
