@@ -49,6 +49,7 @@ def evaluate(coeffs: tuple[float, ...], powers: list[Tensor], ops: Backend) -> T
 def _block(coeffs: tuple[float, ...], powers: list[Tensor]) -> Tensor:
     """Σ c_k Z^k over the powers at hand."""
     total = coeffs[0] * powers[0]
-    for c, power in zip(coeffs[1:], powers[1:], strict=False):
-        total = total + c * power
+    # No zip: the compilers of old PyTorch want equal lengths.
+    for k in range(1, min(len(coeffs), len(powers))):
+        total = total + coeffs[k] * powers[k]
     return total
