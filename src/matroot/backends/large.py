@@ -38,6 +38,7 @@ def _takes(a: Tensor, *others: Tensor | None) -> bool:
 
 
 def _solves_exactly(rule: object) -> bool:
+    # Kernels know rules by name, not by type: they lie above.
     return kind(rule) == "Lyapunov" and rule.steps is None  # type: ignore[attr-defined]
 
 
@@ -237,6 +238,7 @@ class Flag:
         on_gpu = holds.device.type == "cuda"
         self.host = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=on_gpu)
         self.host.copy_(holds, non_blocking=True)
+        # PyTorch leaves it without types.
         self.arrived: Any = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
         if self.arrived is not None:
             self.arrived.record(torch.cuda.current_stream(holds.device))
@@ -260,6 +262,7 @@ class Flag:
 
         An autograd function that knows transforms hands on tensors alone.
         """
+        # PyTorch keeps the Python object of a storage, with what is written on it.
         tensor.untyped_storage().matroot_flag = self  # type: ignore[attr-defined]
 
     @staticmethod

@@ -71,6 +71,7 @@ def _room(device: torch.device) -> int:
     return _ROOM[device]
 
 
+# As torch.compiler.assume_constant_result does: asked while tracing, not traced.
 _room._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
