@@ -42,8 +42,8 @@ import typer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import matroot  # noqa: E402
-from matroot.backends import triton as kernels  # noqa: E402
-from matroot.backends.triton import launch, selftest  # noqa: E402
+from matroot.kernels import triton as kernels  # noqa: E402
+from matroot.kernels.triton import launch, selftest  # noqa: E402
 from matroot.bench import baselines  # noqa: E402
 from matroot.bench.measure import (  # noqa: E402
     APPROXIMATE,
@@ -1065,7 +1065,7 @@ KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def _kernel(name: str, double: bool) -> tuple[Any, dict[str, Any]]:
     """One of KERNELS, and what is compiled into it whatever the size."""
     module, function, constants = KERNELS[name]
-    found = importlib.import_module(f"matroot.backends.triton.{module}")
+    found = importlib.import_module(f"matroot.kernels.triton.{module}")
     return getattr(found, function), {**constants, "PRECISION": "ieee" if double else "tf32x3"}
 
 

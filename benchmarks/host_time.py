@@ -32,9 +32,9 @@ from triton.compiler import ASTSource
 from triton.runtime import driver
 
 import matroot
-from matroot import checks
-from matroot.backends import triton as kernels
-from matroot.backends.triton import launch, selftest
+from matroot import context
+from matroot.kernels import triton as kernels
+from matroot.kernels.triton import launch, selftest
 
 TARGET = GPUTarget("cuda", 90, 32)
 
@@ -86,7 +86,7 @@ def _on_a_gpu_that_is_not_there() -> None:
     )
     driver.set_active(_Driver())
     kernels._interpreting = lambda: True
-    checks.host_reads_are_free = lambda _: False
+    context.host_reads_are_free = lambda _: False
     selftest._verdict = lambda *_: selftest.Verdict(True, "not run")
 
     class First:

@@ -26,7 +26,7 @@ from numerics import (
 from torch import Tensor
 
 import matroot
-from matroot.backends import native
+from matroot.kernels import native
 from matroot.bench import baselines
 from matroot.bench.rows import Row, pick
 from matroot.gradients import Lyapunov, Spectral

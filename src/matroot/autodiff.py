@@ -1,56 +1,17 @@
-"""What is asked of PyTorch's tracers, autocast, vmap and nested forward mode, in one place."""
+"""What the autograd functions share: forward mode, derivatives under tracers, vmap."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from matroot import context
+
 F = TypeVar("F", bound=torch.autograd.Function)
-
-
-def no_autocast(a: Tensor) -> AbstractContextManager[object]:
-    """Autocast switched off for a's device: a root in half products is not a root."""
-    device = a.device.type
-    # Autocast knows no meta device and raises when asked.
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
-
-
-def exporting() -> bool:
-    """Whether torch.export is tracing, as opposed to torch.compile."""
-    return torch.compiler.is_exporting()
-
-
-# As torch.compiler.assume_constant_result does: asked while tracing, not traced. Traced, PyTorch
-# 2.11 says yes inside every torch.compile.
-exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def refuse_capture(device: torch.device) -> None:
-    """Raise RuntimeError if a CUDA graph is being captured: what is made once cannot be made there.
-
-    (Programs are compiled and tested, tables copied to the device.)
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "matroot's first call of its kind on this GPU lies inside a CUDA graph capture, where "
-            "kernels cannot be compiled and tested: run it once before the capture, forward and "
-            "backward, as PyTorch's own graphs need it (a warm-up)"
-        )
-
-
-def constant(count: int) -> int:
-    """The number itself, as one that torch.compile knows.
-
-    With ``dynamic=True`` it takes the option of a method or rule for a number that may change, but
-    not how often a loop was run.
-    """
-    return len(range(count))
 
 
 def nested_forward_mode() -> AbstractContextManager[object]:
@@ -78,6 +39,20 @@ def _unpack(a: Tensor) -> forward_ad.UnpackedDualTensor:
     # unpack_dual has no annotations of its own.
     dual: forward_ad.UnpackedDualTensor = forward_ad.unpack_dual(a)  # type: ignore[no-untyped-call]
     return dual
+
+
+def differentiated(*inputs: Tensor) -> bool:
+    """Whether a derivative may be asked of what is made of these.
+
+    Not of an exported program, which holds operations and no rules of ours.
+    """
+    if torch.compiler.is_compiling():
+        return not context.exporting()
+    if context.transforms_active():
+        return True
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return True
+    return any(tangent(x) is not None for x in inputs)
 
 
 def in_one_step(function: type[F]) -> type[F]:

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks, normalize, spd, spectrum
-from matroot.checks import Status
+from matroot import autodiff, checks, context, errors, screen, spd, spectrum
 from matroot.functional import sqrtm, sqrtm_pair
 from matroot.lyapunov import solve_lyapunov
 from matroot.overrides import overridable
+from matroot.screen import Status
 
 
 @overridable
@@ -133,9 +133,7 @@ def frechet_distance(
     checks.broadcastable(covariances, means)
     checks.flag("squared", squared)
     by_square, by_root = _distances(covariances, checks.ridge(eps, cov1.dtype))
-    wide = [
-        _finite(name, mean).to(checks.computing_dtype(mean.dtype)) for name, mean in means.items()
-    ]
+    wide = [_finite(name, mean).to(spd.computing_dtype(mean.dtype)) for name, mean in means.items()]
     step = wide[0] - wide[1]
     parts = spd.real_parts(step)
     if squared:
@@ -153,7 +151,8 @@ def _finite(name: str, mean: Tensor) -> Tensor:
     finite = mean.detach().isfinite().all(-1, keepdim=True)
     if checks.checking(None, mean):
         status = torch.where(finite[..., 0], Status.OK, Status.NONFINITE)
-        checks.raise_if_bad(checks.Named(name, things="means"), status, mean, mean.dtype)
+        limits = screen.thresholds(mean.shape[-1], mean.dtype)
+        errors.raise_if_bad(errors.Named(name, things="means"), status, mean, limits)
     return torch.where(finite, mean, spd.nan_where(~finite, mean))
 
 
@@ -178,23 +177,24 @@ class _Call:
 def _distances(matrices: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
     """(d², d) of two checked, named tensors of matrices, in the computing dtype."""
     a, b = matrices.values()
-    dtype = checks.computing_dtype(a.dtype)
+    dtype = spd.computing_dtype(a.dtype)
     if a.numel() == 0 or b.numel() == 0:
         nothing = spd.trace(a.to(dtype)) + spd.trace(b.to(dtype))
         return nothing, nothing
     check = checks.checking(None, a, b)
-    with autodiff.no_autocast(a):
+    with context.no_autocast(a):
         ndim = max(a.ndim, b.ndim)
         x, y = (m.to(dtype)[(None,) * (ndim - m.ndim)] for m in (a, b))
         call = _Call(a.dtype, eps)
         outputs = (
-            _apply(call, x, y) if checks.differentiated(x, y) else _evaluate(call, x, y, False)
+            _apply(call, x, y) if autodiff.differentiated(x, y) else _evaluate(call, x, y, False)
         )
         if check:
+            limits = screen.thresholds(a.shape[-1], a.dtype)
             for name, status in zip(matrices, outputs, strict=False):
-                named = checks.Named(name, ridge="a ridge with eps=")
+                named = errors.Named(name, ridge="a ridge with eps=")
                 status = status.reshape(matrices[name].shape[:-2])
-                checks.raise_if_bad(named, status, matrices[name], a.dtype, eps)
+                errors.raise_if_bad(named, status, matrices[name], limits, eps)
     return outputs[2], outputs[3]
 
 
@@ -221,10 +221,10 @@ class _Spectrum:
         """By eigh."""
         scaled, k, status = _scaled(call, a)
         values, vectors = spectrum.eigh(scaled)
-        found = normalize.definiteness(
+        limits = screen.thresholds(a.shape[-1], call.dtype)
+        found = screen.definiteness(
             scaled.reshape(-1, *a.shape[-2:]),
-            call.dtype,
-            inverse=False,
+            limits,
             eigenvalues=values.reshape(-1, a.shape[-1]),
         )
         # Rounding leaves of a zero eigenvalue what its root would make half of all digits.
@@ -240,9 +240,10 @@ class _Spectrum:
 
 
 def _scaled(call: _Call, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """((A + eps·I)/4ᵏ, k, Status) of matrices (..., n, n); see normalize.normalized."""
+    """((A + eps·I)/4ᵏ, k, Status) of matrices (..., n, n); see screen.normalized."""
     batch, flat = a.shape[:-2], a.reshape(-1, *a.shape[-2:])
-    x, twice, status = normalize.normalized(flat, call.dtype, call.eps)
+    skew = screen.thresholds(a.shape[-1], call.dtype).skew
+    x, twice, status = screen.normalized(flat, skew, call.eps)
     k = torch.div(twice, 2, rounding_mode="floor")
     return x.reshape(a.shape), k.reshape(batch), status.reshape(batch)
 
@@ -406,7 +407,7 @@ class _SmoothDistance(_Distance):
         if by[4] is None and by[5] is None:
             return None, *first
         a, b, _, *g = saved
-        with autodiff.no_autocast(a):
+        with context.no_autocast(a):
             by_a, by_b = _hessian_product(ctx.call, a, b, _hermitian(by[4:], g), (g[0], g[1]))
         second = (by_a.sum_to_size(a.shape), by_b.sum_to_size(b.shape))
         return None, *(y if x is None else x + y for x, y in zip(first, second, strict=True))
@@ -416,7 +417,7 @@ class _SmoothDistance(_Distance):
         ctx: Any, _call: None, da: Tensor | None, db: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         a, b, root, *g = autodiff.primals(ctx.saved_tensors)
-        with autodiff.nested_forward_mode(), autodiff.no_autocast(a):
+        with autodiff.nested_forward_mode(), context.no_autocast(a):
             toward = _hermitian((da, db), g)
             parts = [(x.conj() * y).real.sum((-2, -1)) for x, y in zip(g, toward, strict=True)]
             square = parts[0] + parts[1]

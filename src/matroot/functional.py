@@ -8,14 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import attach, autodiff, checks, pseudo, spd
+from matroot import checks, context, errors, pseudo, solve, spd
+from matroot.functions import BOTH, INV_SQRT, ROOTS, SQRT, InvSqrt, Root, Sqrt, belonging
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.overrides import overridable
-from matroot.plan import Plan, Singular, resolve
-from matroot.solution import Root
+from matroot.plan import Plan, resolve
+from matroot.request import Request, Singular
 
-_NAMED = checks.Named(
+_NAMED = errors.Named(
     "a",
     ridge="a ridge with eps=",
     relative=" or relative_eps=",
@@ -86,8 +87,8 @@ def sqrtm(
         tensor([[2.0000, 0.0000],
                 [0.0000, 9.0000]])
     """
-    plan = resolve("sqrt", a, eps, method, gradient, backend, "raise")
-    return _roots(plan, a, check_errors, relative_eps)[0]
+    plan = resolve((SQRT,), a, eps, method, gradient, backend, "raise")
+    return _values(plan, a, check_errors, relative_eps)[0]
 
 
 @overridable
@@ -147,8 +148,8 @@ def inv_sqrtm(
                 [0.0000, 2.0000]])
     """
     _checked_cut_off(rtol, singular)
-    plan = resolve("inv_sqrt", a, eps, method, gradient, backend, singular)
-    return _roots(plan, a, check_errors, relative_eps, rtol)[0]
+    plan = resolve((INV_SQRT,), a, eps, method, gradient, backend, singular)
+    return _values(plan, a, check_errors, relative_eps, rtol)[0]
 
 
 @overridable
@@ -196,8 +197,8 @@ def sqrtm_pair(
                 [0., 1.]])
     """
     _checked_cut_off(rtol, singular)
-    plan = resolve("both", a, eps, method, gradient, backend, singular)
-    sqrt, inv_sqrt = _roots(plan, a, check_errors, relative_eps, rtol)
+    plan = resolve(BOTH, a, eps, method, gradient, backend, singular)
+    sqrt, inv_sqrt = _values(plan, a, check_errors, relative_eps, rtol)
     return sqrt, inv_sqrt
 
 
@@ -271,38 +272,38 @@ def sqrtm_ex(
         >>> result.converged, result.inv_sqrt.isnan().all()
         (tensor(False), tensor(True))
     """
-    checks.one_of("root", root, ("sqrt", "inv_sqrt", "both"))
+    checks.one_of("root", root, tuple(ROOTS))
     _checked_cut_off(rtol, singular)
-    plan = resolve(root, a, eps, method, gradient, backend, singular)
+    plan = resolve(ROOTS[root], a, eps, method, gradient, backend, singular)
     checks.ridge(relative_eps, a.dtype, "relative_eps")
     if a.numel() == 0:
-        roots: tuple[Tensor, ...] = tuple(a.clone() for _ in range(plan.asked))
+        values: tuple[Tensor, ...] = tuple(a.clone() for _ in plan.request.functions)
         info, x = a.new_ones(*a.shape[:-2], 3, dtype=torch.long), a
     else:
         found, x = _evaluated(plan, a, relative_eps, rtol)
-        info, roots = found.info, found.roots
-    sqrt = None if root == "inv_sqrt" else roots[0]
-    inv_sqrt = None if root == "sqrt" else roots[-1]
-    with torch.no_grad(), autodiff.no_autocast(a):
-        residual, inv_residual, ratio = _residuals(plan, x, sqrt, inv_sqrt)
+        info, values = found.info, found.values
+    functions = plan.request.functions
+    sqrt, inv_sqrt = belonging(Sqrt, functions, values), belonging(InvSqrt, functions, values)
+    with torch.no_grad(), context.no_autocast(a):
+        residual, inv_residual, ratio = _residuals(plan.request, x, sqrt, inv_sqrt)
         told = info[..., 2]
         converged = (told > 0) & (ratio <= torch.where(told == 1, 100.0, 1.0))
     return SqrtmResult(sqrt, inv_sqrt, residual, inv_residual, info[..., 1], converged)
 
 
 def _residuals(
-    plan: Plan, a: Tensor, sqrt: Tensor | None, inv_sqrt: Tensor | None
+    request: Request, a: Tensor, sqrt: Tensor | None, inv_sqrt: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """‖S² − A‖_F/‖A‖_F, ‖Z A Z − I‖_F/√n, and the larger of both over the level of rounding."""
-    x, n, dtype = a.detach(), max(a.shape[-1], 1), plan.input_dtype
+    x, n, dtype = a.detach(), max(a.shape[-1], 1), request.input_dtype
     if a.numel() == 0:
         zeros = torch.zeros(a.shape[:-2], dtype=spd.real_dtype(x.dtype), device=a.device)
         return None if sqrt is None else zeros, None if inv_sqrt is None else zeros, zeros
     identity = spd.identity_like(x)
     # In units in which nothing overflows: 4^j for A, 2^j for its root.
-    j = torch.where(spd.max_abs(x).isfinite(), spd.even_exponent(x, plan.eps), 0)
+    j = torch.where(spd.max_abs(x).isfinite(), spd.even_exponent(x, request.eps), 0)
     half = torch.div(j, 2, rounding_mode="floor")
-    ridge = spd.times_power_of_two(plan.eps * identity.expand_as(x), -j)
+    ridge = spd.times_power_of_two(request.eps * identity.expand_as(x), -j)
     y = spd.hermitian_part(spd.times_power_of_two(x, -j)) + ridge
     norm = spd.frobenius_norm(y)[..., 0, 0]
     level = 16 * n**0.5 * spd.real_eps(x.dtype)
@@ -317,7 +318,7 @@ def _residuals(
     if inv_sqrt is not None:
         z = spd.times_power_of_two(inv_sqrt.detach().to(x.dtype), half)
         p = z @ y @ z
-        rest = p @ p - p if plan.singular == "pinv" else p - identity
+        rest = p @ p - p if request.singular == "pinv" else p - identity
         inv_residual = spd.frobenius_norm(rest)[..., 0, 0] / n**0.5
         unit = 2 * spd.real_eps(x.dtype) + (spd.real_eps(dtype) if dtype != x.dtype else 0)
         least = unit * norm * spd.frobenius_norm(z)[..., 0, 0].square() / n**0.5
@@ -325,40 +326,41 @@ def _residuals(
     return residual, inv_residual, ratio
 
 
-def _roots(
+def _values(
     plan: Plan,
     a: Tensor,
     check_errors: bool | None,
     relative_eps: float = 0.0,
     rtol: float | None = None,
-    named: checks.Named = _NAMED,
+    named: errors.Named = _NAMED,
 ) -> tuple[Tensor, ...]:
-    """The one path behind every public root; the roots asked for, in the order S, Z.
+    """The one path behind every public function; the values asked for, in their order.
 
     Layers say what their errors are to call the matrices, and what helps there.
     """
     checks.ridge(relative_eps, a.dtype, "relative_eps")
     check = checks.checking(check_errors, a)
     if a.numel() == 0:
-        return tuple(a.clone() for _ in range(plan.asked))
+        return tuple(a.clone() for _ in plan.request.functions)
     found, x = _evaluated(plan, a, relative_eps, rtol)
     if check and not found.all_ok:
-        checks.raise_if_bad(named, found.info[..., 0], x, plan.input_dtype, plan.eps)
-    return found.roots
+        limits = plan.request.thresholds(x.shape[-1])
+        errors.raise_if_bad(named, found.info[..., 0], x, limits, plan.request.eps)
+    return found.values
 
 
 def _evaluated(
     plan: Plan, a: Tensor, relative_eps: float, rtol: float | None
-) -> tuple[attach.Evaluated, Tensor]:
+) -> tuple[solve.Evaluated, Tensor]:
     """What was found, the roots in a's dtype, and A with the relative ridge, computing dtype."""
-    dtype = checks.computing_dtype(a.dtype)
-    with autodiff.no_autocast(a):
+    dtype = spd.computing_dtype(a.dtype)
+    with context.no_autocast(a):
         x = a if a.dtype == dtype else a.to(dtype)
         if relative_eps:
             x = _relatively_ridged(x, relative_eps)
-        found = attach.run(plan, x) if rtol is None else pseudo.run(plan, x, rtol)
+        found = solve.run(plan, x) if rtol is None else pseudo.run(plan, x, rtol)
         if a.dtype != dtype:
-            found = replace(found, roots=tuple(root.to(a.dtype) for root in found.roots))
+            found = replace(found, values=tuple(value.to(a.dtype) for value in found.values))
     return found, x
 
 

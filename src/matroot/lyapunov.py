@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks, normalize, spd, spectrum
-from matroot.backends import Backend, select
-from matroot.checks import Status
+from matroot import autodiff, checks, context, errors, screen, spd, spectrum
 from matroot.overrides import overridable
+from matroot.screen import Status
 
 
 @overridable
@@ -58,16 +57,15 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
     check = checks.checking(check_errors, s, g)
     if s.numel() == 0:
         return s * g  # As empty, and a function of both.
-    dtype = checks.computing_dtype(s.dtype)
-    with autodiff.no_autocast(s):
+    dtype = spd.computing_dtype(s.dtype)
+    with context.no_autocast(s):
         flat = s.to(dtype).reshape(math.prod(s.shape[:-2]), *s.shape[-2:])
-        clean, k, status = normalize.normalized(flat, s.dtype)
-        status = torch.maximum(
-            status, normalize.definiteness(clean.detach(), s.dtype, inverse=False)
-        )
+        limits = screen.thresholds(s.shape[-1], s.dtype)
+        clean, k, status = screen.normalized(flat, limits.skew)
+        status = torch.maximum(status, screen.definiteness(clean.detach(), limits))
         if check:
-            named = checks.Named("s")
-            checks.raise_if_bad(named, status.reshape(s.shape[:-2]), s, s.dtype)
+            named = errors.Named("s")
+            errors.raise_if_bad(named, status.reshape(s.shape[:-2]), s, limits)
         ok = (status == Status.OK)[:, None, None]
         left = torch.where(ok, clean, spd.nan_where(~ok, flat)).reshape(s.shape)
         # In units in which neither side nor what comes between overflows: S/2ᵏ and G/2ʲ.
@@ -76,7 +74,7 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
         j = torch.where(spd.max_abs(right).isfinite(), spd.exponent(right), 0)
         solver = BySmith(of_rounded_matrix=False)
         right = spd.times_power_of_two(right, -j)
-        x = lyapunov(solver, select("auto", s), left, right)
+        x = lyapunov(solver, left, right)
         # In two steps, since 2^(j − k) may be the square of the largest number.
         back = j - k.reshape(j.shape)
         half = torch.div(back, 2, rounding_mode="floor")
@@ -95,7 +93,7 @@ class Solver(ABC):
     regular: bool = field(default=False, kw_only=True)
 
     @abstractmethod
-    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
+    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...]) -> Tensor:
         """X, shape (b, n, n).
 
         Where S is singular the block of X on null × null space is 0 (minimum norm).
@@ -104,7 +102,6 @@ class Solver(ABC):
             s: Hermitian positive semi-definite, shape (b, n, n); a NaN matrix gives a NaN X.
             r: any square matrices, shape (b, n, n).
             constants: what the solver was prepared with, batch first; never differentiated.
-            ops: the arithmetic.
         """
 
 
@@ -118,27 +115,27 @@ class BySpectrum(Solver):
 
     of_rounded_matrix: bool = True
 
-    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
+    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...]) -> Tensor:
         """See Solver.solve. Four products."""
         roots, q = constants
         share = 0.0 if self.regular else null_share(s, self.of_rounded_matrix)
-        return _divided(roots, q, r, share, ops)
+        return _divided(roots, q, r, share)
 
 
-def _divided(roots: Tensor, q: Tensor, r: Tensor, share: float, ops: Backend) -> Tensor:
+def _divided(roots: Tensor, q: Tensor, r: Tensor, share: float) -> Tensor:
     """X = Q [(Qᴴ R Q) / (s_i + s_j)] Qᴴ, 0 where both are up to ``share`` of the largest."""
-    rotated = ops.matmul(ops.matmul(q.mH, r), q)
+    rotated = torch.bmm(torch.bmm(q.mH, r), q)
     null = roots <= share * roots.amax(-1, keepdim=True)
     both = null[:, :, None] & null[:, None, :]
     sums = torch.where(both, 1.0, roots[:, :, None] + roots[:, None, :])
     x = torch.where(both, 0.0, rotated / sums)
-    return ops.matmul(ops.matmul(q, x), q.mH)
+    return torch.bmm(torch.bmm(q, x), q.mH)
 
 
-def _by_eigenvalues(s: Tensor, r: Tensor, share: float, ops: Backend) -> Tensor:
+def _by_eigenvalues(s: Tensor, r: Tensor, share: float) -> Tensor:
     """X from the eigenpairs of S, in double precision and rounded once."""
     values, q = spectrum.eigh(spd.in_double(s))
-    return _divided(values.clamp(min=0), q, spd.in_double(r), share, ops).to(r.dtype)
+    return _divided(values.clamp(min=0), q, spd.in_double(r), share).to(r.dtype)
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ class BySign(Solver):
 
     steps: int = 8
 
-    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
+    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...]) -> Tensor:
         """See Solver.solve. Six products a step."""
         k = spd.exponent(s)
         s = spd.times_power_of_two(s, -k)
@@ -170,20 +167,20 @@ class BySign(Solver):
         c = spd.minimum_norm(c, null)
         if null is not None:
             # The steps give R/(2 s_i) on range × null space, where S X + X S = R wants R/s_i.
-            c = c + ops.matmul(null, c) + ops.matmul(c, null)
+            c = c + torch.bmm(null, c) + torch.bmm(c, null)
         for _ in range(self.steps):
-            b, c = sign_step(b, c, ops)
+            b, c = sign_step(b, c)
         return spd.times_power_of_two(spd.minimum_norm(c * 0.5, null), -k)
 
 
-def sign_step(b: Tensor, c: Tensor, ops: Backend) -> tuple[Tensor, Tensor]:
+def sign_step(b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """One Newton–Schulz step of the sign iteration: (B, C) to the next (B, C)."""
-    rest = 3.0 * spd.identity_like(b) - ops.matmul(b, b)
-    bc = ops.matmul(b, c)
+    rest = 3.0 * spd.identity_like(b) - torch.bmm(b, b)
+    bc = torch.bmm(b, c)
     # −B² C + B C B = −B (BC − CB)
-    commutator = ops.addmm(bc, c, b, alpha=-1.0)
-    c = ops.addmm(ops.matmul(b, commutator), c, rest, beta=-0.5, alpha=0.5)
-    return ops.matmul(b, rest) * 0.5, c
+    commutator = torch.baddbmm(bc, c, b, alpha=-1.0)
+    c = torch.baddbmm(torch.bmm(b, commutator), c, rest, beta=-0.5, alpha=0.5)
+    return torch.bmm(b, rest) * 0.5, c
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,7 @@ class BySmith(Solver):
 
     of_rounded_matrix: bool = True
 
-    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...], ops: Backend) -> Tensor:
+    def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...]) -> Tensor:
         """See Solver.solve. Six products, three a further doubling, two Cholesky inverses.
 
         A given S knows its null space to its own rounding only, where a factorisation says little.
@@ -222,16 +219,16 @@ class BySmith(Solver):
         k = spd.exponent(s)
         s = spd.times_power_of_two(s, -k)
         share = null_share(s, self.of_rounded_matrix)
-        free = checks.host_reads_are_free(s)
+        free = context.host_reads_are_free(s)
         if free or self.of_rounded_matrix or s.device.type == "mps":
-            x = self._solved(s, r, constants, k, share, ops, free)
-        elif not spd.on_accelerator(s):
+            x = self._solved(s, r, constants, k, share, free)
+        elif not context.on_accelerator(s):
             finite = spd.max_abs(s).isfinite()[:, None, None]
             safe = torch.where(finite, s, spd.identity_like(s))
-            exact = _by_eigenvalues(safe, r, 0.0 if self.regular else share, ops)
+            exact = _by_eigenvalues(safe, r, 0.0 if self.regular else share)
             x = torch.where(finite, exact, torch.nan)
         else:
-            wide = self._solved(spd.in_double(s), spd.in_double(r), constants, k, share, ops, free)
+            wide = self._solved(spd.in_double(s), spd.in_double(r), constants, k, share, free)
             x = wide.to(r.dtype)
         return spd.times_power_of_two(x, -k)
 
@@ -242,7 +239,6 @@ class BySmith(Solver):
         constants: tuple[Tensor, ...],
         k: Tensor,
         share: float,
-        ops: Backend,
         free: bool,
     ) -> Tensor:
         """X for S/2ᵏ; the constants are those of S."""
@@ -256,30 +252,28 @@ class BySmith(Solver):
         if not free:
             # Before and after: what rounding leaves on null × null space is divided by next to 0.
             null = None if self.regular else _null_space(s, singular, share)
-            x = self._regular(s, spd.minimum_norm(r, null), low, high, share, ops)
+            x = self._regular(s, spd.minimum_norm(r, null), low, high, share)
             return spd.minimum_norm(x, null)
-        x = self._regular(s, r, low, high, share, ops)
+        x = self._regular(s, r, low, high, share)
         finite = spd.max_abs(s).isfinite()
         which = singular & finite
         for index in spectrum.together(which, s.shape[-1]):
             safe = torch.where(finite[index][:, None, None], s[index], spd.identity_like(s))
-            exact = _by_eigenvalues(safe, r[index], 0.0 if self.regular else share, ops)
+            exact = _by_eigenvalues(safe, r[index], 0.0 if self.regular else share)
             x[index] = torch.where(which[index][:, None, None], exact, x[index])
         return x
 
-    def _regular(
-        self, s: Tensor, r: Tensor, low: Tensor, high: Tensor, share: float, ops: Backend
-    ) -> Tensor:
+    def _regular(self, s: Tensor, r: Tensor, low: Tensor, high: Tensor, share: float) -> Tensor:
         """The iteration; low is 0 for a singular S, whose range begins above the share."""
         # A bound may exceed s_max √n times, so that a regular matrix may come close to that part of
         # the share. And the closer the shifts are, the larger are r_1 and r_2, which cancel.
         least = share / s.shape[-1] ** 0.5
         low = torch.where(low == 0, share * high, torch.maximum(low, least * high))
         low = torch.minimum(low, high / 8)
-        x, w = _two_shifts(s, r, low, high, ops)
+        x, w = _two_shifts(s, r, low, high)
         # A NaN matrix gives a NaN X whatever is done.
         needed = _doublings(s.dtype, low / high).flatten().nan_to_num(1.0)
-        if checks.host_reads_are_free(s):
+        if context.host_reads_are_free(s):
             always, most = int(needed.min()), int(needed.max())
         else:
             n = s.shape[-1]
@@ -288,11 +282,11 @@ class BySmith(Solver):
                 n = 100 if n <= 100 else 1000 if n <= 1000 else 10**6
             always, most = 1, _most_doublings(s.dtype, n, self.of_rounded_matrix)
         for step in range(most):
-            new_x = ops.addmm(x, ops.matmul(w, x), w)
-            # Matrices that are done stand still, so that none feels how long others take.
+            new_x = torch.baddbmm(x, torch.bmm(w, x), w)
+            # Converged matrices stay fixed: what others need makes no difference to them.
             x = new_x if step < always else torch.where((needed > step)[:, None, None], new_x, x)
             if step < most - 1:
-                w = ops.matmul(w, w)
+                w = torch.bmm(w, w)
         return x
 
 
@@ -306,9 +300,7 @@ def null_share(s: Tensor, of_rounded_matrix: bool) -> float:
     return math.sqrt(share) if of_rounded_matrix else share
 
 
-def _two_shifts(
-    s: Tensor, r: Tensor, low: Tensor, high: Tensor, ops: Backend
-) -> tuple[Tensor, Tensor]:
+def _two_shifts(s: Tensor, r: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """X₀ and W of BySmith, four products, for the spectrum of S in [low, high], (b, 1, 1)."""
     geometric, arithmetic = (low * high).sqrt(), (low + high) / 2
     first = (geometric * arithmetic).sqrt() + (geometric * (arithmetic - geometric)).sqrt()
@@ -321,12 +313,10 @@ def _two_shifts(
     ratio = (first + second) / (first - second)
     r_first, r_second = -2 * first * ratio, 2 * second * ratio
     both = r_first * r_second / (first + second)
-    x = ops.matmul(
-        ops.matmul(v_first, r), r_first.square() / (2 * first) * v_first + both * v_second
-    )
-    x = ops.addmm(
+    x = torch.bmm(torch.bmm(v_first, r), r_first.square() / (2 * first) * v_first + both * v_second)
+    x = torch.baddbmm(
         x,
-        ops.matmul(v_second, r),
+        torch.bmm(v_second, r),
         both * v_first + r_second.square() / (2 * second) * v_second,
     )
     return x, spd.add_to_diagonal_(r_first * v_first + r_second * v_second, 1.0)
@@ -376,7 +366,7 @@ def _null_space(s: Tensor, singular: Tensor, share: float) -> Tensor | None:
         singular: which matrices may be singular, shape (b,).
         share: eigenvalues up to this share of the largest are zero.
     """
-    if checks.host_reads_are_free(s) and not singular.any():
+    if context.host_reads_are_free(s) and not singular.any():
         return None
     return torch.where(singular[:, None, None], spd.null_projector(s, share), 0.0)
 
@@ -385,46 +375,43 @@ class _Lyapunov(torch.autograd.Function):
     """X of S X + X S = R as a function of S and R; flattening and vmap in one place."""
 
     @staticmethod
-    def forward(
-        solver: Solver, ops: Backend, s: Tensor, r: Tensor, constants: tuple[Tensor, ...]
-    ) -> Tensor:
+    def forward(solver: Solver, s: Tensor, r: Tensor, constants: tuple[Tensor, ...]) -> Tensor:
         n = s.shape[-1]
         batch = math.prod(s.shape[:-2])
         flat = tuple(c.reshape((batch, *c.shape[s.ndim - 2 :])) for c in constants)
-        x = solver.solve(s.reshape(batch, n, n), r.reshape(batch, n, n), flat, ops)
+        x = solver.solve(s.reshape(batch, n, n), r.reshape(batch, n, n), flat)
         # Said here once for every solver: a bad S must not come out as a plausible X.
         bad = spd.max_abs(s).isnan()[..., None, None]
         return torch.where(bad, torch.nan, x.reshape(r.shape))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        solver, ops, s, _, constants = inputs
-        ctx.solver, ctx.ops = solver, ops
+        solver, s, _, constants = inputs
+        ctx.solver = solver
         ctx.save_for_backward(output, s, *constants)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, s, *constants = ctx.saved_tensors
-        w = lyapunov(ctx.solver, ctx.ops, s, g, *constants)
+        w = lyapunov(ctx.solver, s, g, *constants)
         s_grad = None
-        if ctx.needs_input_grad[2]:
-            with autodiff.no_autocast(s):
+        if ctx.needs_input_grad[1]:
+            with context.no_autocast(s):
                 s_grad = -(w @ x.mH + x.mH @ w)
-        return None, None, s_grad, w, None
+        return None, s_grad, w, None
 
     @staticmethod
     def vmap(
         info: Any,
         in_dims: tuple[Any, ...],
         solver: Solver,
-        ops: Backend,
         s: Tensor,
         r: Tensor,
         constants: tuple[Tensor, ...],
     ) -> tuple[Tensor, int]:
-        dims = (*in_dims[2:4], *in_dims[4])
+        dims = (*in_dims[1:3], *in_dims[3])
         batched = autodiff.batch_first(info.batch_size, dims, (s, r, *constants))
-        return lyapunov(solver, ops, *batched), 0
+        return lyapunov(solver, *batched), 0
 
 
 class _ForwardLyapunov(_Lyapunov):
@@ -433,32 +420,29 @@ class _ForwardLyapunov(_Lyapunov):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _Lyapunov.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(output, inputs[2], *inputs[4])
+        ctx.save_for_forward(output, inputs[1], *inputs[3])
 
     @staticmethod
-    def jvp(
-        ctx: Any, _solver: None, _ops: None, ds: Tensor | None, dr: Tensor | None, *_: None
-    ) -> Tensor:
+    def jvp(ctx: Any, _solver: None, ds: Tensor | None, dr: Tensor | None, *_: None) -> Tensor:
         with autodiff.nested_forward_mode():
             x, s, *constants = autodiff.primals(ctx.saved_tensors)
             right = torch.zeros_like(x) if dr is None else dr
             if ds is not None:
-                with autodiff.no_autocast(s):
+                with context.no_autocast(s):
                     right = right - (ds @ x + x @ ds)
-            return lyapunov(ctx.solver, ctx.ops, s, right, *constants)
+            return lyapunov(ctx.solver, s, right, *constants)
 
 
-def lyapunov(solver: Solver, ops: Backend, s: Tensor, r: Tensor, *constants: Tensor) -> Tensor:
+def lyapunov(solver: Solver, s: Tensor, r: Tensor, *constants: Tensor) -> Tensor:
     """X of S X + X S = R by a given solver, differentiable to any order.
 
     Args:
         solver: how.
-        ops: the arithmetic.
         s: Hermitian positive semi-definite, shape (..., n, n), float32, float64 or complex.
         r: the same shape and dtype.
         constants: what the solver was prepared with, batch dimensions as of s.
     """
     function = autodiff.traceable(_Lyapunov, _ForwardLyapunov)
-    with autodiff.no_autocast(s):
-        x: Tensor = function.apply(solver, ops, s, r, constants)
+    with context.no_autocast(s):
+        x: Tensor = function.apply(solver, s, r, constants)
     return x

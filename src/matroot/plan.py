@@ -2,61 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks, spd
-from matroot.backends import Backend, reasons, select
-from matroot.gradients import GRADIENTS, ExplicitRule, GradientRule, Lyapunov, Roots, Spectral
+from matroot import autodiff, checks, context, spd
+from matroot.functions import ROOTS, Functions, Root
+from matroot.gradients import GRADIENTS, ExplicitRule, GradientRule, Lyapunov, Spectral
+from matroot.kernels import (
+    FAMILIES,
+    TORCH,
+    Declined,
+    Family,
+    GradientKernel,
+    ValueKernel,
+    select,
+)
 from matroot.methods import METHODS, Eigh, Method, Minimax
 from matroot.registry import name_of
-from matroot.solution import Root
-
-Singular = Literal["raise", "pinv"]
+from matroot.request import Request, Singular
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about one call but the numbers.
+    """A call, and who is asked to run it.
 
     Attributes:
-        solved: the roots to compute: the derivative of the inverse root may need the root too.
-        kept: how many roots are computed.
-        asked: how many were asked for: the last ones of those computed.
+        request: the call.
+        plain: the same where no derivative is wanted.
+        families: the kernels that are asked, in this order; what none of them takes is done by the
+            method and the rule.
     """
 
-    root: Root
-    eps: float
-    method: Method
-    rule: GradientRule
-    ops: Backend
-    singular: Singular
-    input_dtype: torch.dtype
-    solved: Root = field(init=False)
-    kept: int = field(init=False)
-    asked: int = field(init=False)
+    request: Request
+    plain: Request
+    families: tuple[Family, ...]
 
-    def __post_init__(self) -> None:
-        rule, needed = self.rule, False
-        if isinstance(rule, ExplicitRule):
-            spared = rule.takes_eigenpairs and self.method.spectral and self.singular == "raise"
-            needed = rule.needs_sqrt and not spared
-        solved: Root = "both" if self.root == "inv_sqrt" and needed else self.root
-        object.__setattr__(self, "solved", solved)
-        object.__setattr__(self, "kept", 2 if solved == "both" else 1)
-        object.__setattr__(self, "asked", 2 if self.root == "both" else 1)
-
-    def roots(self, saved: tuple[Tensor, ...]) -> Roots:
-        """What the forward pass saved, by name."""
-        return Roots(
-            sqrt=None if self.solved == "inv_sqrt" else saved[0],
-            inv_sqrt=None if self.solved == "sqrt" else saved[self.kept - 1],
-            constants=tuple(saved[self.kept :]),
-            pseudo=self.singular == "pinv",
-        )
+    def of(self, request: Request) -> Plan:
+        """The same families for another request."""
+        return Plan(request, request.without_derivative(), self.families)
 
 
 @dataclass(frozen=True)
@@ -66,7 +52,8 @@ class Explanation:
     Attributes:
         method: the forward method.
         gradient: the backward rule.
-        backend: the name of the backend.
+        backend: whose kernel runs the forward pass; ``"torch"``: PyTorch's operations do.
+        gradient_backend: the same of the backward pass (of a first derivative).
         dtype: what it computes in.
         reasons: a sentence for each of them.
     """
@@ -74,6 +61,7 @@ class Explanation:
     method: Method
     gradient: GradientRule
     backend: str
+    gradient_backend: str
     dtype: torch.dtype
     reasons: tuple[str, ...]
 
@@ -82,22 +70,35 @@ class Explanation:
         lines = [
             f"method    {self.method!r}",
             f"gradient  {self.gradient!r}",
-            f"backend   {self.backend}",
+            f"forward   {self.backend}",
+            f"backward  {self.gradient_backend}",
             f"dtype     {str(self.dtype).removeprefix('torch.')}",
         ]
         return "\n".join(lines + [f"- {reason}" for reason in self.reasons])
 
 
 def resolve(
-    root: Root,
+    functions: Functions,
     a: Tensor,
     eps: float,
     method: str | Method,
     gradient: str | GradientRule,
     backend: str,
     singular: Singular,
+    *,
+    input_dtype: torch.dtype | None = None,
 ) -> Plan:
     """The plan of a call.
+
+    Args:
+        functions: what is wanted.
+        a: see ``sqrtm``, as what follows.
+        eps: …
+        method: …
+        gradient: …
+        backend: …
+        singular: …
+        input_dtype: of which dtype's rounding the matrices are; None: of their own.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -106,20 +107,21 @@ def resolve(
     checks.square_matrices("a", a)
     checks.one_of("singular", singular, ("raise", "pinv"))
     eps = checks.ridge(eps, a.dtype)
-    ops = select(backend, a)
-    method = _method(a, singular, ops)[0] if method == "auto" else METHODS.resolve(method)
+    families = select(backend, a)
+    method = _method(a, singular, families)[0] if method == "auto" else METHODS.resolve(method)
     rule = _gradient(method)[0] if gradient == "auto" else GRADIENTS.resolve(gradient)
     _check_fit(method, rule)
     if singular == "pinv" and not method.spectral:
         raise ValueError(f'singular="pinv" needs a spectral method, got {name_of(method)!r}')
-    if checks.jit_tracing() and checks.onnx_export_running():
+    if context.jit_tracing() and context.onnx_export_running():
         raise ValueError("matroot goes to ONNX by torch.onnx.export(..., dynamo=True) only")
-    if method.factorises and checks.onnx_export_running():
+    if method.factorises and context.onnx_export_running():
         raise ValueError(
             f"method {name_of(method)!r} factorises matrices, for which ONNX has no operator; "
             "export with method='auto', or Minimax(max_cond=…) if a bound is known"
         )
-    return Plan(root, eps, method, rule, ops, singular, a.dtype)
+    request = Request(functions, method, rule, eps, singular, input_dtype or a.dtype)
+    return Plan(request, request.without_derivative(), families)
 
 
 def check_names(method: str | Method, gradient: str | GradientRule) -> None:
@@ -173,36 +175,91 @@ def explain(
         >>> print(matroot.explain(torch.eye(3, dtype=torch.float16)).dtype)
         torch.float32
     """
-    checks.one_of("root", root, ("sqrt", "inv_sqrt", "both"))
-    plan = resolve(root, a, 0.0, method, gradient, backend, singular)
-    asked = "asked for"
-    dtype = checks.computing_dtype(a.dtype)
+    checks.one_of("root", root, tuple(ROOTS))
+    plan = resolve(ROOTS[root], a, 0.0, method, gradient, backend, singular)
+    asked, rule = "asked for", plan.request.rule
+    assert rule is not None
+    method_why = _method(a, singular, plan.families)[1] if method == "auto" else asked
+    rule_why = _gradient(plan.request.method)[1] if gradient == "auto" else asked
+    dtype = spd.computing_dtype(a.dtype)
     name = str(dtype).removeprefix("torch.")
     return Explanation(
-        plan.method,
-        plan.rule,
-        plan.ops.name,
+        plan.request.method,
+        rule,
+        _who_runs(plan, a, _forward),
+        _who_runs(plan, a, _backward),
         dtype,
         (
-            f"{plan.method!r}: {_method(a, singular, plan.ops)[1] if method == 'auto' else asked}",
-            f"{plan.rule!r}: {_gradient(plan.method)[1] if gradient == 'auto' else asked}",
-            *(f"backend {other!r} {why}" for other, why in reasons(a).items()),
+            f"{plan.request.method!r}: {method_why}",
+            f"{rule!r}: {rule_why}",
+            *(
+                f"backend {other!r} {_answer(plan, family, a)}"
+                for other, family in FAMILIES.items()
+            ),
             f"{name}: {'wider sums than half precision has' if dtype != a.dtype else 'as given'}",
         ),
     )
 
 
-def _method(a: Tensor, singular: Singular, ops: Backend) -> tuple[Method, str]:
+def _forward(plan: Plan, family: Family, a: Tensor) -> ValueKernel | Declined:
+    """The kernel of the forward pass."""
+    if not autodiff.differentiated(a):
+        return family.accepts(plan.plain, a)
+    if not isinstance(plan.request.rule, ExplicitRule):
+        return Declined("autograd goes through the method's own operations")
+    return family.accepts(plan.request, a)
+
+
+def _backward(plan: Plan, family: Family, a: Tensor) -> GradientKernel | Declined:
+    """The kernel of the backward pass."""
+    return family.accepts_gradient(plan.request, a)
+
+
+def _who_runs(
+    plan: Plan,
+    a: Tensor,
+    ask: Callable[[Plan, Family, Tensor], ValueKernel | GradientKernel | Declined],
+) -> str:
+    """The family whose kernel runs; else PyTorch's operations do."""
+    for family in plan.families:
+        if not isinstance(ask(plan, family, a), Declined):
+            return family.name
+    return TORCH.name
+
+
+def _answer(plan: Plan, family: Family, a: Tensor) -> str:
+    """What a family says to the call."""
+    why = family.declines(a)
+    if why is not None:
+        return f"declines: {why}"
+    parts = []
+    for name, found in (
+        ("forward", _forward(plan, family, a)),
+        ("backward", _backward(plan, family, a)),
+    ):
+        what = (
+            f"no kernel: {found.why}" if isinstance(found, Declined) else f"kernel {found.name!r}"
+        )
+        parts.append(f"{name} {what}")
+    asked = family.on_request(a)
+    notes = [f"if asked for: {asked}"] if asked else []
+    if family.note is not None:
+        notes.append(family.note(a))
+    return f"takes it ({'; '.join(parts + notes)})"
+
+
+def _method(a: Tensor, singular: Singular, families: tuple[Family, ...]) -> tuple[Method, str]:
     """The method that ``"auto"`` means, and why."""
     if singular == "pinv":
         return Eigh(), "the pseudo-inverse root needs eigenvalues"
-    if autodiff.exporting():
+    if context.exporting():
         return Minimax(), "products only, which every exporter knows"
-    if ops.method is not None:
+    best = families[0].method
+    if best is not None:
         measured = "by the compiled kernels the fastest and the most accurate"
         counted = "one launch by a fused kernel, and what it computes stays on the device"
-        return METHODS.resolve(ops.method), counted if spd.on_accelerator(a) else measured
-    if not spd.on_accelerator(a):
+        return best, counted if context.on_accelerator(a) else measured
+    if not context.on_accelerator(a):
         return Eigh(), "on a CPU faster than some 25 products by PyTorch's operations"
     return Minimax(), "products only; an eigendecomposition would wait for the device"
 

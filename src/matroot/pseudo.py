@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matroot import attach, autodiff, normalize, spd, spectrum
-from matroot.backends import TORCH
-from matroot.checks import Status
+from matroot import autodiff, screen, solve, spd, spectrum
+from matroot.functions import INV_SQRT, SQRT
 from matroot.lyapunov import BySpectrum, lyapunov
 from matroot.plan import Plan
+from matroot.screen import Status
 
 
-def run(plan: Plan, x: Tensor, rtol: float) -> attach.Evaluated:
-    """What ``attach.run`` returns, with eigenvalues up to rtol·λ_max left out of the inverse root.
+def run(plan: Plan, x: Tensor, rtol: float) -> solve.Evaluated:
+    """What ``solve.run`` returns, with eigenvalues up to rtol·λ_max left out of the inverse root.
 
     Args:
         plan: a call for the pseudo-inverse root.
@@ -34,34 +34,37 @@ def run(plan: Plan, x: Tensor, rtol: float) -> attach.Evaluated:
         rtol: at least 0; what is zero to rounding is left out in any case.
     """
     batch, n = x.shape[:-2], x.shape[-1]
-    a, k, status = normalize.normalized(x.reshape(-1, n, n), plan.input_dtype, plan.eps)
+    request, limits = plan.request, screen.thresholds(n, plan.request.input_dtype)
+    a, k, status = screen.normalized(x.reshape(-1, n, n), limits.skew, request.eps)
     function = autodiff.traceable(_Projector, _ForwardProjector)
-    p, values, _ = function.apply(a, max(rtol, spd.null_share(n, x.dtype)))
+    p, values, _ = function.apply(a, max(rtol, limits.null))
     seen = values.abs()
-    definite = normalize.definiteness(
-        a.detach(), plan.input_dtype, inverse=False, eigenvalues=values
-    )
+    definite = screen.definiteness(a.detach(), limits, eigenvalues=values)
     status = torch.maximum(status, definite)
     ok = (status == Status.OK)[:, None, None]
     c = spd.positive_or_one(seen.amax(-1))[:, None, None]
     null = spd.identity_like(p) - p
     regular = spd.hermitian_part(p @ a @ p) + c * null
-    inverse = replace(plan, root="inv_sqrt", singular="raise", eps=0.0, input_dtype=x.dtype)
-    found = attach.run(inverse, torch.where(ok, regular, spd.identity_like(p)))
-    z = spd.hermitian_part(found.roots[-1] - null / c.sqrt())
+    regular_root = replace(
+        request, functions=(INV_SQRT,), singular="raise", eps=0.0, input_dtype=x.dtype
+    )
+    safe = torch.where(ok, regular, spd.identity_like(p))
+    found = solve.run(plan.of(regular_root), safe)
+    z = spd.hermitian_part(found.values[-1] - null / c.sqrt())
     half = torch.div(k, 2, rounding_mode="floor")
     z = torch.where(ok, spd.times_power_of_two(z, -half), spd.nan_where(~ok, x.reshape(a.shape)))
     steps, converged = found.info[..., 1], found.info[..., 2]
     status = torch.maximum(status, found.info[..., 0])
     roots: tuple[Tensor, ...] = (z.reshape(x.shape),)
-    if plan.root == "both":
-        other = attach.run(replace(plan, root="sqrt", singular="raise"), x)
-        roots = (other.roots[-1], *roots)
+    if len(request.functions) > 1:
+        root = replace(request, functions=(SQRT,), singular="raise")
+        other = solve.run(plan.of(root), x)
+        roots = (other.values[-1], *roots)
         status = torch.maximum(status, other.info[..., 0].flatten())
         converged = torch.minimum(converged, other.info[..., 2].flatten())
     converged = torch.where(status == Status.OK, converged, 0)
     info = torch.stack([status, steps, converged], -1)
-    return attach.Evaluated(info.reshape(*batch, 3), roots)
+    return solve.Evaluated(info.reshape(*batch, 3), roots)
 
 
 class _Projector(torch.autograd.Function):
@@ -113,5 +116,5 @@ def _derivative(rtol: float, saved: tuple[Tensor, ...], e: Tensor) -> Tensor:
     across = p @ spd.hermitian_part(e) @ null
     solver = BySpectrum(of_rounded_matrix=False)
     signed = torch.where(kept, values, -values)
-    x = p @ lyapunov(solver, TORCH, reflected, across + across.mH, signed, q) @ null
+    x = p @ lyapunov(solver, reflected, across + across.mH, signed, q) @ null
     return x + x.mH

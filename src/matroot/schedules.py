@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from matroot import autodiff, spd
+from matroot import context, spd
 
 
 def best_cubic(low: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ def schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Ten
     """
     made = _MADE.get((step_degree, dtype, device))
     if made is None:
-        autodiff.refuse_capture(device)
+        context.refuse_capture(device)
         # Shields the table from the modes of whoever asks first: it must be an ordinary tensor.
         with torch.inference_mode(False), _disable_current_modes():
             made = _MADE[step_degree, dtype, device] = _schedules(step_degree, dtype, device)
@@ -218,7 +218,7 @@ def _steps_of_five(
     unknown: float,
     ratio: float | None,
 ) -> Steps:
-    autodiff.refuse_capture(device)
+    context.refuse_capture(device)
     table = _schedules(5, torch.float64, torch.device("cpu"))
     errors = largest_errors(5, dtype, ratio)
     count = min(1 + sum(error > tol for error in errors), max_steps or len(errors))

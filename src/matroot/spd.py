@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from matroot import autodiff
+from matroot import context
 
 # In single precision an eigenvalue is zero up to this many units of rounding of the largest.
 NULL_UNITS = 4.0
@@ -17,29 +15,9 @@ NULL_UNITS = 4.0
 # A table, since the compiler of PyTorch 2.14 does not know dtype.to_real.
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
-
-_pretending = False
-
-
-def on_accelerator(a: Tensor) -> bool:
-    """Whether looking at values of ``a`` would wait for a device: this is no CPU's."""
-    return _pretending or a.device.type != "cpu"
-
-
-def pretending() -> bool:
-    """Whether tensors on the CPU are taken for an NVIDIA GPU's."""
-    return _pretending
-
-
-@contextmanager
-def pretended_accelerator() -> Iterator[None]:
-    """Takes the code paths of an NVIDIA GPU on the CPU, to count and to test what they do."""
-    global _pretending
-    before, _pretending = _pretending, True
-    try:
-        yield
-    finally:
-        _pretending = before
+# Half precision is computed in float32: sums of n products need the wider mantissa, and the
+# eigensolvers and factorisations have no half kernels.
+_COMPUTING_DTYPE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 def null_units(n: int, dtype: torch.dtype) -> float:
@@ -70,6 +48,11 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return _REAL.get(dtype, dtype)
 
 
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that an input dtype is computed in: float32 for the half types, else itself."""
+    return _COMPUTING_DTYPE.get(dtype, dtype)
+
+
 def real_eps(dtype: torch.dtype) -> float:
     """The rounding unit (distance from 1 to the next number) of a real or complex dtype."""
     return torch.finfo(dtype).eps
@@ -98,7 +81,7 @@ def frobenius_norm(a: Tensor) -> Tensor:
     if a.is_complex():
         # PyTorch sums complex squares naively, which costs three digits at n = 1000 in complex64.
         a = real_parts(a)
-    if on_accelerator(a):
+    if context.on_accelerator(a):
         norm: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
         return norm
     # On a CPU that function adds squares one by one, which costs three digits at n = 4096; a sum
@@ -133,7 +116,7 @@ def exponent(a: Tensor, at_least: float = 0.0) -> Tensor:
     Dividing by 2ᵏ is exact, so that nothing overflows or underflows inside.
     """
     largest = max_abs(a).clamp(min=at_least)
-    if autodiff.exporting():
+    if context.exporting():
         # Neither frexp nor ldexp is among the operators that exporters know.
         rounded = torch.where(largest > 0, largest, 0.5).log2().floor() + 1
         return torch.where(largest.isfinite(), rounded, 0.0).to(torch.int32)
@@ -156,7 +139,7 @@ def times_power_of_two(a: Tensor, k: Tensor) -> Tensor:
 
 def power_of_two(k: Tensor, like: Tensor) -> Tensor:
     """2ᵏ in the real dtype of ``like``, exactly."""
-    if autodiff.exporting():
+    if context.exporting():
         return torch.exp2(k.to(real_dtype(like.dtype)))
     return torch.ldexp(torch.ones_like(k, dtype=real_dtype(like.dtype)), k)
 
@@ -250,7 +233,7 @@ def bounds(a: Tensor, square: Tensor | None = None) -> Bounds:
 
 def add_to_diagonal_(a: Tensor, d: Tensor | float) -> Tensor:
     """A + d I for d of shape (b, 1) or a number, in place: A must be the caller's own."""
-    if autodiff.exporting():
+    if context.exporting():
         # Exporters have no diagonal that can be written to.
         return a + torch.as_tensor(d, dtype=a.dtype)[..., None] * identity_like(a)
     a.diagonal(dim1=-2, dim2=-1).add_(d)

@@ -8,14 +8,50 @@ again by itself in double precision, and comes back as NaN if that fails too.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from matroot import checks, spd
+from matroot import context, spd
+from matroot.functions import SpectralFunction
 
 # A factorisation of matrices (b, n, n): its tensors, batch first.
 Factorisation = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenpairs of Hermitian matrices A = Q diag(λ) Qᴴ.
+
+    Attributes:
+        values: the eigenvalues λ, shape (..., n).
+        vectors: Q, orthonormal columns, shape (..., n, n).
+        null: which eigenvalues are zero to rounding, see ``spd.null_share``, shape (..., n), bool.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    null: Tensor
+
+    @classmethod
+    def from_pairs(cls, values: Tensor, vectors: Tensor) -> Spectrum:
+        """Eigenpairs that something else has found."""
+        share = spd.null_share(values.shape[-1], values.dtype)
+        # Written so that NaN counts as null.
+        kept = values.abs() > share * values.abs().amax(-1, keepdim=True)
+        return cls(values, vectors, ~kept)
+
+    @classmethod
+    def of(cls, a: Tensor) -> Spectrum:
+        """By ``eigh``."""
+        return cls.from_pairs(*eigh(a))
+
+    def assembled(self, function: SpectralFunction) -> Tensor:
+        """f(A) = Q diag(f(λ)) Qᴴ, shape (..., n, n)."""
+        null = self.null | (self.values < 0) if function.definite else self.null
+        values = function.values(self.values, null)
+        return (self.vectors * values[..., None, :]) @ self.vectors.mH
 
 
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,7 +71,7 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     """
     if a.numel() == 0:
         return a.new_empty(a.shape[:-1], dtype=spd.real_dtype(a.dtype)), a.clone()
-    looked_at = checks.host_reads_are_free(a) and not a.requires_grad
+    looked_at = context.host_reads_are_free(a) and not a.requires_grad
     single = spd.real_dtype(a.dtype) == torch.float32
     # Apple's GPUs have no double precision.
     if single and not looked_at and a.device.type != "mps":
@@ -106,7 +142,7 @@ def _guarded(factorise: Factorisation, a: Tensor) -> tuple[Tensor, ...]:
             torch.stack(parts).reshape(*a.shape[:-2], *parts[0].shape)
             for parts in zip(*each, strict=True)
         )
-    if checks.host_reads_are_free(a) and not a.requires_grad:
+    if context.host_reads_are_free(a) and not a.requires_grad:
         failed = torch.stack([part.isnan().flatten(a.ndim - 2).any(-1) for part in found]).any(0)
         _again(factorise, a, failed, found)
     return found
@@ -135,7 +171,7 @@ def _alone(factorise: Factorisation, a: Tensor) -> tuple[Tensor, ...]:
             found = factorise(matrix)
         except torch.linalg.LinAlgError:
             continue
-        if not checks.host_reads_are_free(a) or not any(part.isnan().any() for part in found):
+        if not context.host_reads_are_free(a) or not any(part.isnan().any() for part in found):
             break
     else:
         like = factorise(spd.identity_like(wide))
@@ -143,3 +179,21 @@ def _alone(factorise: Factorisation, a: Tensor) -> tuple[Tensor, ...]:
     return tuple(
         part.to(a.dtype if part.is_complex() else spd.real_dtype(a.dtype)) for part in found
     )
+
+
+def without_rounded_negatives(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """A with negative eigenvalues at the rounding level of the user's half dtype put to 0.
+
+    They are far above the rounding of the computing dtype, where a rational or polynomial
+    approximation of the root is nonsense on them. Only matrices that need it change.
+    """
+    seen = a.detach()
+    shift = a.shape[-1] * spd.real_eps(a.dtype) * spd.positive_or_one(spd.upper_bound(seen))
+    negative = ~spd.factorises(seen + shift * spd.identity_like(a))
+    if context.host_reads_are_free(a) and not negative.any():
+        return a
+    values, q = eigh(seen)
+    clipped = (q * values.clamp(min=0)[:, None, :]) @ q.mH
+    # A negative matrix stays as it is, to be found indefinite.
+    rounded = negative & (values[:, 0] >= -a.shape[-1] * spd.real_eps(dtype) * values[:, -1])
+    return a + torch.where(rounded[:, None, None], spd.hermitian_part(clipped) - seen, 0.0)

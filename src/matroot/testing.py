@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from matroot import spd
+from matroot import context
 from matroot.accuracy import Quantity as Quantity
 from matroot.accuracy import tolerance as tolerance
 
@@ -188,7 +188,7 @@ def count_launches(function: Callable[..., Any], *tensors: Tensor) -> Launches:
         (1, 3)
     """
     launches = Launches()
-    with spd.pretended_accelerator():
+    with context.pretended_accelerator():
         with _Counting(launches.forward):
             found = function(*tensors)
         outputs = [x for x in (found if isinstance(found, tuple) else (found,)) if x.requires_grad]

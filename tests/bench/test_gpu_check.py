@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from matroot.backends import triton
+from matroot.kernels import triton
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu_check.sh"
 

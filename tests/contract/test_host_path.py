@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from matroot.backends import triton
+from matroot.kernels import triton
 
 HOST_TIME = Path(__file__).parents[2] / "benchmarks/host_time.py"
 

@@ -1,20 +1,20 @@
 """What calls start on an accelerator, counted on a CPU; and that what they find there is right.
 
-``spd.pretended_accelerator`` takes a GPU's path with a CPU's numbers: where values cannot be looked
-at, whole calls are few passes between products (backends/large.py).
+``context.pretended_accelerator`` takes a GPU's path with a CPU's numbers: where values cannot be looked
+at, whole calls are few passes between products (kernels/large.py).
 """
 
 import pytest
 import torch
 
 import matroot
-from matroot import attach, plan, schedules, spd
-from matroot.backends import large, triton
-from matroot.backends.backend import GradientProblem
-from matroot.backends.passes import ByOperations, Limits
-from matroot.backends.triton import passes
-from matroot.backends.triton.passes import ByKernels
-from matroot.checks import Status
+from matroot import attach, context, plan, schedules, spd
+from matroot.kernels import large, triton
+from matroot.kernels.backend import GradientProblem
+from matroot.kernels.passes import ByOperations, Limits
+from matroot.kernels.triton import passes
+from matroot.kernels.triton.passes import ByKernels
+from matroot.screen import Status
 from matroot.gradients import Lyapunov
 from matroot.methods import Minimax
 from matroot.testing import (
@@ -66,7 +66,7 @@ def counted(function, a, **options):
 
 def solved(function, a, g=None, **options):
     """The roots and, for cotangents of each, the gradient, as on an accelerator."""
-    with spd.pretended_accelerator():
+    with context.pretended_accelerator():
         x = a.clone().requires_grad_(g is not None)
         found = function(x, **options)
         roots = found if isinstance(found, tuple) else (found,)
@@ -180,7 +180,7 @@ def test_what_is_counted():
     launches = count_launches(function, torch.eye(3))
     assert launches.forward == {"copy_": 1, "clone": 1, "mul": 1, "sum": 1}
     assert launches.counts == (4, 0)
-    assert not spd.pretending()
+    assert not context.pretending()
 
 
 @pytest.mark.parametrize("spectrum", ["log", "clustered", "outlier"])
@@ -301,7 +301,7 @@ def test_bad_matrices_are_nan_and_touch_nobody(method, root, backend):
     for x, y in zip(found, expected, strict=True):
         assert torch.equal(x[0], y[0])
         assert x[1:].isnan().all()
-    with spd.pretended_accelerator():
+    with context.pretended_accelerator():
         call = plan.resolve(root, a, 0.0, method, Lyapunov(), backend, "raise")
         info = attach.evaluate(call, a).info
     assert info[:, 0].tolist() == list(STATUSES.values())
@@ -330,14 +330,14 @@ def test_singular_matrices(backend):
         options = {"method": method, "backend": backend}
         assert solved(matroot.inv_sqrtm, a, g, **options)[0].isnan().all()
         call = plan.resolve("inv_sqrt", a, 0.0, method, Lyapunov(), backend, "raise")
-        with spd.pretended_accelerator():
+        with context.pretended_accelerator():
             status = attach.evaluate(call, a).info[:, 0]
         assert status.tolist() == [Status.SINGULAR] * 2
 
 
 def test_a_broken_promise_is_told():
     a = random_spd(140, 2, cond=1e4)
-    with spd.pretended_accelerator():
+    with context.pretended_accelerator():
         kept = matroot.sqrtm_ex(a, method=Minimax(max_cond=1e5), root="both")
         broken = matroot.sqrtm_ex(a, method=Minimax(max_cond=1e2), root="both")
     assert kept.converged.all()
@@ -348,7 +348,7 @@ def test_a_broken_promise_is_told():
 def test_options_of_the_method():
     a = random_spd(140, 2, cond=1e3)
     for method in (Minimax(tol=1e-2), Minimax(max_steps=2), Minimax(max_steps=1)):
-        with spd.pretended_accelerator():
+        with context.pretended_accelerator():
             found = matroot.sqrtm_ex(a, method=method)
         expected = matroot.sqrtm_ex(a, method=method, backend="torch")
         assert torch.equal(found.steps, expected.steps)
@@ -358,7 +358,7 @@ def test_options_of_the_method():
 
 def test_second_derivatives_and_transforms_take_the_general_path():
     a = random_spd(3, 2)
-    with spd.pretended_accelerator():
+    with context.pretended_accelerator():
         x = a.clone().requires_grad_()
         assert torch.autograd.gradcheck(matroot.sqrtm, x)
         assert torch.autograd.gradgradcheck(matroot.sqrtm, x)
@@ -372,7 +372,7 @@ def test_second_derivatives_and_transforms_take_the_general_path():
 def test_what_is_declined():
     a = random_spd(4, dtype=torch.complex64)
     problem = GradientProblem(Lyapunov(steps=8), a.real, None, (), a.real, None)
-    with spd.pretended_accelerator():
+    with context.pretended_accelerator():
         assert not large.takes_gradient(problem)
         assert relative_error(matroot.sqrtm(a), exact(a)) < 1e-5
         found = matroot.sqrtm(a.real @ a.real.mT, method=Minimax(step_degree=3), backend="torch")

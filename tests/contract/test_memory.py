@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import matroot
-from matroot.backends import native
+from matroot.kernels import native
 from matroot.gradients import Spectral
 from matroot.methods import METHODS, Method
 from matroot.testing import random_spd, relative_error

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import matroot
-from matroot.backends import NATIVE, native
+from matroot.kernels import NATIVE, native
 from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import Eigh, Minimax, Pade, Taylor
 from matroot.testing import exact, exact_gradient, random_spd, relative_error, tolerance
@@ -415,7 +415,7 @@ def test_every_instruction_set(isa):
     code = (
         SOLVE
         + """
-from matroot.backends import _native as m
+from matroot.kernels import _native as m
 from matroot.methods import Eigh, Minimax, Pade, Taylor
 a = torch.diag(torch.linspace(1, 4, 40)) + 0.1 * torch.sin(torch.arange(1600.0)).view(40, 40)
 a = (a + a.mT)[None]

@@ -7,10 +7,10 @@ import torch
 
 import matroot
 from matroot import schedules
-from matroot.backends import TORCH, TRITON, passes, triton
-from matroot.backends.triton import launch, selftest
-from matroot.backends.triton.launch import Variant
-from matroot.backends.triton.passes import ByKernels
+from matroot.kernels import TORCH, TRITON, passes, triton
+from matroot.kernels.triton import launch, selftest
+from matroot.kernels.triton.launch import Variant
+from matroot.kernels.triton.passes import ByKernels
 from matroot.methods import Minimax, Pade
 from matroot.testing import random_spd, relative_error
 
@@ -78,7 +78,7 @@ def test_plain_tf32_passes_by_its_own_measure(kernel):
 @planted
 @pytest.mark.parametrize("kernel", ["minimax", "published", "lyapunov"])
 def test_a_wrong_coefficient_is_caught(kernel, monkeypatch):
-    from matroot.backends.triton import gradients, roots
+    from matroot.kernels.triton import gradients, roots
 
     module = gradients if kernel == "lyapunov" else roots
     right = module.plus_diagonal
@@ -91,7 +91,7 @@ def test_a_wrong_coefficient_is_caught(kernel, monkeypatch):
 def test_a_doubling_too_few_is_caught(monkeypatch):
     import triton.language as tl
 
-    from matroot.backends.triton import gradients
+    from matroot.kernels.triton import gradients
 
     monkeypatch.setattr(gradients, "DOUBLINGS", tl.constexpr(gradients.DOUBLINGS.value - 1))
     assert "gradient" in verdict("lyapunov").said
@@ -102,7 +102,7 @@ def test_a_swapped_operand_is_caught(monkeypatch):
     """Where all iterates are symmetric and commute only stability tells the order of a product."""
     import triton.language as tl
 
-    from matroot.backends.triton import gradients, roots
+    from matroot.kernels.triton import gradients, roots
 
     right = roots.product
     with monkeypatch.context() as patch:
@@ -123,7 +123,7 @@ def test_a_swapped_operand_is_caught(monkeypatch):
 @pytest.mark.parametrize("kernel", ["minimax", "lyapunov"])
 def test_what_a_lost_barrier_leaves_is_caught(kernel, monkeypatch):
     """Now and then a matrix is read before it is written: what was there is seen."""
-    from matroot.backends.triton import gradients, roots
+    from matroot.kernels.triton import gradients, roots
 
     module = gradients if kernel == "lyapunov" else roots
     right, held = module.put, []
@@ -162,7 +162,7 @@ def test_the_checksum_stands_on_digits_that_all_machines_agree_on():
 
 @planted
 def test_a_failure_is_said_once_and_operations_take_over(monkeypatch):
-    from matroot.backends.triton import roots
+    from matroot.kernels.triton import roots
 
     right = roots.plus_diagonal
     monkeypatch.setattr(roots, "plus_diagonal", lambda a, d, n: right(a, d * 1.01, n))
@@ -314,7 +314,7 @@ class OnGpu:
 def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
     monkeypatch.setattr(triton.checks, "stands_for_others", lambda a: False)
     monkeypatch.setattr(triton, "_GPU_DECLINES", {torch.device("cuda", 0): None})
-    select = matroot.backends.select
+    select = matroot.kernels.select
     for a in (OnGpu(128), OnGpu(64, torch.bfloat16), OnGpu(129), OnGpu(8, torch.float64)):
         assert select("auto", a) is TRITON
     # Whole calls by one kernel up to n = 128 in single precision; else what is between products.

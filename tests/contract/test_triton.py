@@ -16,8 +16,8 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 import matroot
-from matroot.backends import TRITON, triton
-from matroot.backends.triton import launch
+from matroot.kernels import TRITON, triton
+from matroot.kernels.triton import launch
 from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import Eigh, Minimax, NewtonSchulz, Pade, Taylor
 from matroot.testing import (
@@ -41,7 +41,7 @@ pytestmark = [
     ),
 ]
 FUNCTIONS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
-# Every way to hold a matrix and to pad it: see backends/triton/arithmetic.py.
+# Every way to hold a matrix and to pad it: see kernels/triton/arithmetic.py.
 SIZES = [1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 64, 128]
 MORE_SIZES = [48, 65, 100]
 PUBLISHED = [
@@ -394,7 +394,7 @@ def test_without_triton_there_is_the_rest():
     program = (
         "import sys; sys.modules['triton'] = None; import torch, matroot; "
         "print(matroot.sqrtm(torch.eye(2)).sum()); "
-        "from matroot.backends import TRITON; print(TRITON.declines(torch.eye(2)))"
+        "from matroot.kernels import TRITON; print(TRITON.declines(torch.eye(2)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "tensor(2.)" in done.stdout, done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from matroot.backends import triton
+from matroot.kernels import triton
 
 GPU = Path(__file__).parents[2] / "benchmarks/gpu.py"
 pytestmark = [

@@ -10,9 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import matroot
-from matroot.backends import TRITON, TRITON_DOUBLE, triton
-from matroot.backends.triton import selftest
-from matroot.backends.triton.launch import DOUBLE, Variant
+from matroot.kernels import TRITON, TRITON_DOUBLE, triton
+from matroot.kernels.triton import selftest
+from matroot.kernels.triton.launch import DOUBLE, Variant
 from matroot.gradients import Lyapunov
 from matroot.methods import Eigh, Minimax, Pade, Taylor
 from matroot.nn import DecorrelatedBatchNorm1d, functional
@@ -199,7 +199,7 @@ def test_right_kernels_pass_the_self_test(kernel, option, size):
 @interpreted
 @pytest.mark.parametrize("kernel", ["minimax", "lyapunov"])
 def test_digits_of_single_precision_are_caught(kernel, monkeypatch):
-    from matroot.backends.triton import gradients, roots
+    from matroot.kernels.triton import gradients, roots
 
     module = gradients if kernel == "lyapunov" else roots
     right = module.plus_diagonal
@@ -213,7 +213,7 @@ def test_digits_of_single_precision_are_caught(kernel, monkeypatch):
 def test_a_doubling_too_few_is_caught(monkeypatch):
     import triton.language as tl
 
-    from matroot.backends.triton import gradients
+    from matroot.kernels.triton import gradients
 
     fewer = tl.constexpr(gradients.DOUBLINGS_IN_DOUBLE.value - 1)
     monkeypatch.setattr(gradients, "DOUBLINGS_IN_DOUBLE", fewer)
@@ -239,7 +239,7 @@ def test_whitening_in_single_precision_asks_for_them_on_a_gpu(monkeypatch):
     assert functional._fused(OnGpu(64, torch.bfloat16), OnGpu(64)) is TRITON_DOUBLE
     # What comes in double stays with the products of a library, as every public call.
     assert functional._fused(OnGpu(64), OnGpu(64)) is None
-    assert matroot.backends.select("auto", OnGpu(64)) is TRITON
+    assert matroot.kernels.select("auto", OnGpu(64)) is TRITON
     assert not triton._fits("tf32x3", OnGpu(64))
     assert functional._fused(OnGpu(129, torch.float32), OnGpu(129)) is None
     on_cpu = torch.eye(3)

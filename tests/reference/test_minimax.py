@@ -5,7 +5,7 @@ import torch
 
 import matroot
 from matroot import spd
-from matroot.backends import native
+from matroot.kernels import native
 from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import Eigh, Minimax
 from matroot.schedules import best_cubic, best_quintic, schedules

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import matroot
-from matroot.backends import TORCH
+from matroot.kernels import TORCH
 from matroot.bench import claims, paper
 from matroot.bench.cases import Settings
 from matroot.bench.rows import pick

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 import matroot
-from matroot.backends import NATIVE, TORCH
 from matroot.bench import baselines, published
 from matroot.bench.cases import Case, Settings
 from matroot.bench.measure import (
@@ -41,6 +40,7 @@ from matroot.gradients import (
     SpectralPade,
     SpectralTaylor,
 )
+from matroot.kernels import NATIVE
 from matroot.lyapunov import sign_step
 from matroot.methods import Method, NewtonSchulz, Pade, Taylor
 from matroot.nn.functional import power_normalization
@@ -378,7 +378,7 @@ def convergence(settings: Settings) -> list[Case]:
             identity = torch.eye(64, dtype=a.dtype, device=a.device)
             steps, values = list(range(1, 11)), []
             for _ in steps:
-                b, c = sign_step(b, c, TORCH)
+                b, c = sign_step(b, c)
                 values.append(float(torch.linalg.matrix_norm(b - identity)[0]))
             curve = {"x": steps, "y": values}
             found.append({"candidate": f"κ = {cond:.0e}", "cond": cond, "curve": curve})

@@ -8,7 +8,7 @@ from matroot.gradients.published import (
     SpectralPade,
     SpectralTaylor,
 )
-from matroot.gradients.rule import ExplicitRule, GradientRule, ImplicitRule, Roots
+from matroot.gradients.rule import ExplicitRule, GradientRule, ImplicitRule, Kept
 from matroot.gradients.spectral import Spectral
 from matroot.gradients.unrolled import Unrolled
 from matroot.registry import Registry
@@ -18,9 +18,9 @@ __all__ = [
     "ExplicitRule",
     "GradientRule",
     "ImplicitRule",
+    "Kept",
     "Lyapunov",
     "PowerIteration",
-    "Roots",
     "Spectral",
     "SpectralClipped",
     "SpectralNaive",

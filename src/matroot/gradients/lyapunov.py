@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from matroot import checks, spd
-from matroot.backends import Backend
 from matroot.gradients.rule import ImplicitRule
 from matroot.lyapunov import BySign, BySmith, Solver
 from matroot.solution import Solution
@@ -40,9 +39,7 @@ class Lyapunov(ImplicitRule):
         if self.steps is not None:
             checks.count(self, "steps", least=1)
 
-    def prepare(
-        self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
-    ) -> tuple[Tensor, ...]:
+    def prepare(self, a: Tensor, solution: Solution, scale: Tensor) -> tuple[Tensor, ...]:
         """√‖A‖_F for the published steps, else bounds of the spectrum of S, if they are known.
 
         See ExplicitRule.prepare.

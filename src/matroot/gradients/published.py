@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, checks, spd
-from matroot.backends import Backend
-from matroot.gradients.rule import ExplicitRule, Roots
+from matroot.functions import Sqrt
+from matroot.gradients.rule import Cotangents, ExplicitRule, Kept
 from matroot.solution import Solution
 
 
@@ -50,47 +50,36 @@ class PublishedRule(ExplicitRule):
         diagonal = torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
         return torch.where(diagonal, slopes[:, :, None], phi)
 
-    def prepare(
-        self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
-    ) -> tuple[Tensor, ...]:
+    def prepare(self, a: Tensor, solution: Solution, scale: Tensor) -> tuple[Tensor, ...]:
         """(Q, Φ of each root asked for); see ExplicitRule.prepare."""
-        assert solution.eigenvalues is not None
-        assert solution.eigenvectors is not None
+        assert solution.spectrum is not None
         # The published code raises eigenvalues to the rounding unit before it differentiates.
         # Here the unit is relative to the largest, so that the result does not depend on the scale.
-        largest = solution.eigenvalues.amax(-1, keepdim=True)
+        values = solution.spectrum.values
+        largest = values.amax(-1, keepdim=True)
         floor = spd.real_eps(largest.dtype) * largest
-        eigenvalues = torch.maximum(solution.eigenvalues, floor)
+        eigenvalues = torch.maximum(values, floor)
         roots = eigenvalues.sqrt()
         scale = scale[:, None, None]
-        constants = [solution.eigenvectors]
-        if solution.sqrt is not None:
-            constants.append(self.weights(eigenvalues, roots, 0.5 / roots) / scale)
-        if solution.inv_sqrt is not None:
-            weights = self.weights(eigenvalues, 1 / roots, -0.5 / (roots * eigenvalues))
-            constants.append(weights / scale / scale / scale)
+        constants = [solution.spectrum.vectors]
+        for function in solution.functions:
+            if type(function) is Sqrt:
+                constants.append(self.weights(eigenvalues, roots, 0.5 / roots) / scale)
+            else:
+                weights = self.weights(eigenvalues, 1 / roots, -0.5 / (roots * eigenvalues))
+                constants.append(weights / scale / scale / scale)
         return tuple(constants)
 
-    def vjp(
-        self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend
-    ) -> Tensor:
+    def vjp(self, kept: Kept, g: Cotangents) -> Tensor:
         """See ExplicitRule.vjp."""
-        q, *weights = roots.constants
-        wanted = (roots.sqrt is not None, roots.inv_sqrt is not None)
-        cotangents = [g for g, here in zip((g_sqrt, g_inv), wanted, strict=True) if here]
-        terms = [
-            _weighted(q, phi, g)
-            for phi, g in zip(weights, cotangents, strict=True)
-            if g is not None
-        ]
+        q, *weights = kept.constants
+        terms = [_weighted(q, phi, x) for phi, x in zip(weights, g, strict=True) if x is not None]
         return sum(terms[1:], terms[0])
 
-    def jvp(self, roots: Roots, e: Tensor, ops: Backend) -> tuple[Tensor | None, Tensor | None]:
+    def jvp(self, kept: Kept, e: Tensor) -> tuple[Tensor, ...]:
         """See ExplicitRule.jvp."""
-        q, *weights = roots.constants
-        d_sqrt = None if roots.sqrt is None else _weighted(q, weights[0], e)
-        d_inv = None if roots.inv_sqrt is None else _weighted(q, weights[-1], e)
-        return d_sqrt, d_inv
+        q, *weights = kept.constants
+        return tuple(_weighted(q, phi, e) for phi in weights)
 
 
 def _weighted(q: Tensor, weights: Tensor, g: Tensor) -> Tensor:

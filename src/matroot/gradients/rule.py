@@ -9,26 +9,40 @@ from typing import ClassVar
 from torch import Tensor
 
 from matroot import spd
-from matroot.backends import Backend
+from matroot.functions import Functions, InvSqrt, Sqrt, belonging, roots_in_order
 from matroot.lyapunov import Solver, lyapunov
 from matroot.solution import Solution
 
 
 @dataclass(frozen=True)
-class Roots:
+class Kept:
     """What the forward pass keeps for the derivative.
 
     Attributes:
-        sqrt: S = A^{1/2}, shape (..., n, n); None where a rule does without.
-        inv_sqrt: Z = A^{-1/2}, shape (..., n, n); None where it was not asked for.
+        functions: what was computed.
+        values: f(A) for each of them, shape (..., n, n).
         constants: what the rule's ``prepare`` returned, batch dimensions first.
-        pseudo: whether Z is the pseudo-inverse root.
+        pseudo: whether null eigenvalues were left out.
     """
 
-    sqrt: Tensor | None
-    inv_sqrt: Tensor | None
+    functions: Functions
+    values: tuple[Tensor, ...]
     constants: tuple[Tensor, ...]
     pseudo: bool
+
+    @property
+    def sqrt(self) -> Tensor | None:
+        """S = A^{1/2}; None where it was not computed."""
+        return belonging(Sqrt, self.functions, self.values)
+
+    @property
+    def inv_sqrt(self) -> Tensor | None:
+        """Z = A^{-1/2}; None where it was not computed."""
+        return belonging(InvSqrt, self.functions, self.values)
+
+
+# Cotangents of the functions, None where there is none.
+Cotangents = tuple[Tensor | None, ...]
 
 
 class GradientRule(ABC):
@@ -37,7 +51,7 @@ class GradientRule(ABC):
     Attributes:
         summary: one line for tables and help texts.
         max_derivative: the highest order of derivative, None for any.
-        needs_eigenpairs: whether only spectral methods (eigh, svd) can feed it.
+        needs_eigenpairs: whether it needs those that spectral methods (eigh, svd) find.
     """
 
     summary: ClassVar[str]
@@ -59,27 +73,22 @@ class ExplicitRule(GradientRule):
     takes_eigenpairs: ClassVar[bool] = False
 
     @abstractmethod
-    def prepare(
-        self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
-    ) -> tuple[Tensor, ...]:
+    def prepare(self, a: Tensor, solution: Solution, scale: Tensor) -> tuple[Tensor, ...]:
         """The constants of the derivative, batch first.
 
         Args:
             a: the scaled matrices A/scale², shape (b, n, n), finite everywhere.
             solution: their roots, finite everywhere.
             scale: the power of two that the roots are still to be multiplied by, shape (b,).
-            ops: the arithmetic.
         """
 
     @abstractmethod
-    def vjp(
-        self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend
-    ) -> Tensor:
-        """The gradient by A, Hermitian, from the cotangents of S and Z."""
+    def vjp(self, kept: Kept, g: Cotangents) -> Tensor:
+        """The gradient by A, Hermitian, from the cotangents of the functions, one at least."""
 
     @abstractmethod
-    def jvp(self, roots: Roots, e: Tensor, ops: Backend) -> tuple[Tensor | None, Tensor | None]:
-        """(dS, dZ) in the Hermitian direction E of A; None for a root that was not asked for."""
+    def jvp(self, kept: Kept, e: Tensor) -> tuple[Tensor, ...]:
+        """The derivative of each function in the Hermitian direction E of A."""
 
 
 class ImplicitRule(ExplicitRule):
@@ -97,55 +106,53 @@ class ImplicitRule(ExplicitRule):
     def solver(self) -> Solver:
         """How the Lyapunov equation is solved."""
 
-    def _solver(self, roots: Roots) -> Solver:
+    def _solver(self, kept: Kept) -> Solver:
         """The solver, told that a matrix which has an inverse root has no null space.
 
         Else the backward pass would decide again, by numbers of its own, what the forward pass has
         decided.
         """
-        regular = roots.inv_sqrt is not None and not roots.pseudo
+        regular = kept.inv_sqrt is not None and not kept.pseudo
         return replace(self.solver, regular=True) if regular else self.solver
 
-    def prepare(
-        self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
-    ) -> tuple[Tensor, ...]:
+    def prepare(self, a: Tensor, solution: Solution, scale: Tensor) -> tuple[Tensor, ...]:
         """See ExplicitRule.prepare."""
         return ()
 
-    def vjp(
-        self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend
-    ) -> Tensor:
+    def vjp(self, kept: Kept, g: Cotangents) -> Tensor:
         """See ExplicitRule.vjp."""
-        assert roots.sqrt is not None
+        s = kept.sqrt
+        assert s is not None
+        g_sqrt, g_inv = belonging(Sqrt, kept.functions, g), belonging(InvSqrt, kept.functions, g)
         right = None if g_sqrt is None else spd.hermitian_part(g_sqrt)
         if g_inv is not None:
-            by_inverse = _by_inverse(roots, spd.hermitian_part(g_inv))
+            by_inverse = _by_inverse(kept, spd.hermitian_part(g_inv))
             right = by_inverse if right is None else right + by_inverse
         assert right is not None
-        x = lyapunov(self._solver(roots), ops, roots.sqrt, right, *roots.constants)
+        x = lyapunov(self._solver(kept), s, right, *kept.constants)
         return spd.hermitian_part(x)
 
-    def jvp(self, roots: Roots, e: Tensor, ops: Backend) -> tuple[Tensor | None, Tensor | None]:
+    def jvp(self, kept: Kept, e: Tensor) -> tuple[Tensor, ...]:
         """See ExplicitRule.jvp."""
-        assert roots.sqrt is not None
-        d_sqrt = spd.hermitian_part(
-            lyapunov(self._solver(roots), ops, roots.sqrt, spd.hermitian_part(e), *roots.constants)
-        )
-        d_inv = None if roots.inv_sqrt is None else _by_inverse(roots, d_sqrt)
-        return d_sqrt, d_inv
+        s = kept.sqrt
+        assert s is not None
+        right = spd.hermitian_part(e)
+        d_sqrt = spd.hermitian_part(lyapunov(self._solver(kept), s, right, *kept.constants))
+        d_inv = None if kept.inv_sqrt is None else _by_inverse(kept, d_sqrt)
+        return roots_in_order(kept.functions, d_sqrt, d_inv)
 
 
-def _by_inverse(roots: Roots, g: Tensor) -> Tensor:
+def _by_inverse(kept: Kept, g: Tensor) -> Tensor:
     """The derivative of Z = S⁻¹ by S applied to G: −Z G Z, self-adjoint.
 
     For the pseudo-inverse, with N = I − S Z the projector on the null space, + Z² G N + N G Z²
     (Golub and Pereyra 1973), exact along directions that keep the rank.
     """
-    s, z = roots.sqrt, roots.inv_sqrt
+    s, z = kept.sqrt, kept.inv_sqrt
     assert s is not None
     assert z is not None
     result = -(z @ g @ z)
-    if roots.pseudo:
+    if kept.pseudo:
         null = spd.hermitian_part(spd.identity_like(s) - s @ z)
         across = z @ (z @ g @ null)
         result = result + across + across.mH

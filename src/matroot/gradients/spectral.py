@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from matroot import spd, spectrum
-from matroot.backends import Backend
-from matroot.gradients.rule import ImplicitRule, Roots
+from matroot.functions import SQRT, InvSqrt, Sqrt, belonging
+from matroot.gradients.rule import Cotangents, ImplicitRule, Kept
 from matroot.lyapunov import BySpectrum, Solver
 from matroot.solution import Solution
 
@@ -36,27 +36,25 @@ class Spectral(ImplicitRule):
         """See ImplicitRule.solver."""
         return BySpectrum()
 
-    def prepare(
-        self, a: Tensor, solution: Solution, scale: Tensor, ops: Backend
-    ) -> tuple[Tensor, ...]:
+    def prepare(self, a: Tensor, solution: Solution, scale: Tensor) -> tuple[Tensor, ...]:
         """See ExplicitRule.prepare."""
-        if solution.eigenvalues is not None and solution.eigenvectors is not None:
-            roots, vectors = solution.eigenvalues.clamp(min=0).sqrt(), solution.eigenvectors
+        if solution.spectrum is not None:
+            roots, vectors = solution.spectrum.values.clamp(min=0).sqrt(), solution.spectrum.vectors
         else:
             assert solution.sqrt is not None
             roots, vectors = spectrum.eigh(solution.sqrt)
         return roots.clamp(min=0) * scale[:, None], vectors
 
-    def vjp(
-        self, roots: Roots, g_sqrt: Tensor | None, g_inv: Tensor | None, ops: Backend
-    ) -> Tensor:
+    def vjp(self, kept: Kept, g: Cotangents) -> Tensor:
         """See ExplicitRule.vjp; first derivatives of the inverse stay in the basis of eigenvectors.
 
         There −Z G Z is −(Qᴴ G Q)_ij/(s_i s_j), which saves two products and their rounding.
         """
-        if g_inv is None or roots.pseudo or torch.is_grad_enabled():
-            return super().vjp(_with_sqrt(roots), g_sqrt, g_inv, ops)
-        s, q = roots.constants
+        g_sqrt, g_inv = belonging(Sqrt, kept.functions, g), belonging(InvSqrt, kept.functions, g)
+        if g_inv is None or kept.pseudo or torch.is_grad_enabled():
+            kept, added = _with_sqrt(kept)
+            return super().vjp(kept, (*g, None) if added else g)
+        s, q = kept.constants
         rows, columns = s[..., :, None], s[..., None, :]
         # No eigenvalue is null: such a matrix has no inverse root, and came back as NaN.
         x = -(q.mH @ spd.hermitian_part(g_inv) @ q) / (rows * columns)
@@ -66,17 +64,21 @@ class Spectral(ImplicitRule):
         bad = s.isnan().any(-1)[..., None, None]
         return torch.where(bad, torch.nan, spd.hermitian_part(x))
 
-    def jvp(self, roots: Roots, e: Tensor, ops: Backend) -> tuple[Tensor | None, Tensor | None]:
+    def jvp(self, kept: Kept, e: Tensor) -> tuple[Tensor, ...]:
         """See ExplicitRule.jvp."""
-        d_sqrt, d_inv = super().jvp(_with_sqrt(roots), e, ops)
-        return (None if roots.sqrt is None else d_sqrt), d_inv
+        kept, added = _with_sqrt(kept)
+        derivatives = super().jvp(kept, e)
+        return derivatives[:-1] if added else derivatives
 
 
-def _with_sqrt(roots: Roots) -> Roots:
-    """The roots with S = Z⁻¹ where it was not kept: a function of Z, to be differentiated again."""
-    if roots.sqrt is not None:
-        return roots
-    z = roots.inv_sqrt
-    assert z is not None
+def _with_sqrt(kept: Kept) -> tuple[Kept, bool]:
+    """With S = Z⁻¹ as last value where it was not kept, and whether that is so.
+
+    It is a function of Z, to be differentiated again.
+    """
+    z = kept.inv_sqrt
+    if kept.sqrt is not None or z is None:
+        return kept, False
     inverse, _ = spd.inverse_by_cholesky(z.reshape(-1, *z.shape[-2:]))
-    return replace(roots, sqrt=inverse.reshape(z.shape))
+    functions, values = (*kept.functions, SQRT), (*kept.values, inverse.reshape(z.shape))
+    return replace(kept, functions=functions, values=values), True

@@ -1,14 +1,14 @@
-"""What the coupled iterations share: telling when rounding has grown."""
+"""What the coupled iterations share: telling when rounding errors have grown."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from matroot import autodiff, spd
-from matroot.solution import Root
+from matroot import context, spd
+from matroot.functions import Wanted
 
 
-def grown(y: Tensor, z: Tensor, trace: Tensor, root: Root) -> Tensor:
+def diverged(y: Tensor, z: Tensor, trace: Tensor, wanted: Wanted) -> Tensor:
     """Whether the iterates are no roots of A/c, shape (b,).
 
     Exact steps keep 0 ≤ Y² ≤ A/c but for the error that a step may leave. Where A is singular,
@@ -19,12 +19,12 @@ def grown(y: Tensor, z: Tensor, trace: Tensor, root: Root) -> Tensor:
         y: the iterate that goes to (A/c)^{1/2}, shape (b, n, n).
         z: the iterate that goes to (A/c)^{-1/2}.
         trace: tr A/c, times the square of what a step may leave, shape (b,).
-        root: which of them are wanted.
+        wanted: which of them are.
     """
-    finite: Tensor = (y if root == "sqrt" else z).isfinite().all(-1).all(-1)
-    if root == "inv_sqrt":
+    finite: Tensor = (z if wanted.inv_sqrt else y).isfinite().all(-1).all(-1)
+    if not wanted.sqrt:
         return ~finite
-    if autodiff.exporting():
+    if context.exporting():
         # Exporters know no factorisation.
         return ~(finite & (spd.frobenius_norm(y).flatten().square() <= 1.1 * trace))
     slack = spd.real_eps(y.dtype) ** 0.5

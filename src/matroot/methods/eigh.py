@@ -1,4 +1,4 @@
-"""Eigendecomposition A = Q diag(λ) Qᴴ:  A^{1/2} = Q diag(√λ) Qᴴ,  A^{-1/2} = Q diag(1/√λ) Qᴴ."""
+"""Eigendecomposition A = Q diag(λ) Qᴴ:  f(A) = Q diag(f(λ)) Qᴴ."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from matroot import spd, spectrum
-from matroot.backends import Backend
+from matroot import spectrum
+from matroot.functions import Functions
 from matroot.methods.method import Method
-from matroot.solution import Root, Solution
+from matroot.solution import Solution
+from matroot.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,9 @@ class Eigh(Method):
     factorises = True
     spectral = True
 
-    def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+    def solve(self, a: Tensor, functions: Functions) -> Solution:
         """See Method.solve."""
-        eigenvalues, vectors = spectrum.eigh(a)
-        return from_eigenpairs(eigenvalues, vectors, root, ops)
+        return _solution(Spectrum.of(a), functions)
 
 
 @dataclass(frozen=True)
@@ -45,32 +45,21 @@ class Svd(Method):
     The sign of an eigenvalue is that of the inner product of its two singular vectors.
 
     Note:
-        One SVD, several times dearer than eigh, and one product a root.
+        One SVD, several times slower than eigh, and one product a root.
     """
 
     summary = "singular value decomposition"
     factorises = True
     spectral = True
 
-    def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+    def solve(self, a: Tensor, functions: Functions) -> Solution:
         """See Method.solve."""
         u, sigma, vh = spectrum.svd(a)
         same = (u * vh.mT).sum(-2).real
-        return from_eigenpairs(torch.where(same < 0, -sigma, sigma), u, root, ops)
+        return _solution(Spectrum.from_pairs(torch.where(same < 0, -sigma, sigma), u), functions)
 
 
-def from_eigenpairs(eigenvalues: Tensor, vectors: Tensor, root: Root, ops: Backend) -> Solution:
-    """The roots from λ, shape (b, n), and orthonormal columns, shape (b, n, n)."""
-    sqrt = inv_sqrt = None
-    # The double where keeps the derivative at zero eigenvalues finite when this is unrolled.
-    positive = eigenvalues > 0
-    roots = torch.where(positive, torch.where(positive, eigenvalues, 1.0).sqrt(), 0.0)
-    if root != "inv_sqrt":
-        sqrt = ops.matmul(vectors * roots[..., None, :], vectors.mH)
-    if root != "sqrt":
-        largest = eigenvalues.abs().amax(-1, keepdim=True)
-        kept = eigenvalues > spd.null_share(eigenvalues.shape[-1], eigenvalues.dtype) * largest
-        inverse = torch.where(kept, 1.0 / torch.where(kept, roots, 1.0), 0.0)
-        inv_sqrt = ops.matmul(vectors * inverse[..., None, :], vectors.mH)
-    found = torch.ones_like(eigenvalues[:, 0], dtype=torch.bool)
-    return Solution(sqrt, inv_sqrt, 1, eigenvalues, vectors, converged=found)
+def _solution(spectrum: Spectrum, functions: Functions) -> Solution:
+    values = tuple(spectrum.assembled(function) for function in functions)
+    found = torch.ones_like(spectrum.null[:, 0])
+    return Solution(functions, values, 1, spectrum, converged=found)

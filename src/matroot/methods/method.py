@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from matroot.backends import Backend
-from matroot.solution import Root, Solution
+from matroot.functions import Functions, InvSqrt, SpectralFunction, Sqrt
+from matroot.solution import Solution
 
 
 class Method(ABC):
@@ -17,7 +17,8 @@ class Method(ABC):
     Attributes:
         summary: one line for tables and help texts.
         factorises: whether ``solve`` needs a factorisation (Cholesky, eigenpairs).
-        spectral: whether ``solve`` returns eigenpairs (and so knows the pseudo-inverse root).
+        spectral: whether ``solve`` returns eigenpairs, from which every function and the
+            pseudo-inverse root can be had.
     """
 
     summary: ClassVar[str]
@@ -25,15 +26,19 @@ class Method(ABC):
     spectral: ClassVar[bool] = False
 
     @abstractmethod
-    def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
-        """The wanted roots of Hermitian matrices.
+    def solve(self, a: Tensor, functions: Functions) -> Solution:
+        """The functions of Hermitian matrices.
 
         Args:
             a: shape (b, n, n), exactly Hermitian, finite, largest entry about 1 in magnitude,
                 float32, float64 or their complex kin.
-            root: which roots are wanted.
+            functions: what is wanted.
             ops: the arithmetic to use.
 
         Returns:
-            The wanted roots, symmetric to rounding; plain differentiable operations throughout.
+            The values, symmetric to rounding; plain differentiable operations throughout.
         """
+
+    def supports(self, function: SpectralFunction) -> bool:
+        """Whether ``solve`` knows this function: any by eigenpairs, else the two roots."""
+        return self.spectral or type(function) in (Sqrt, InvSqrt)

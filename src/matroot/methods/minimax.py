@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from matroot import autodiff, checks, spd, spectrum
-from matroot.backends import Backend
-from matroot.methods.coupled import grown
+from matroot import checks, context, spd, spectrum
+from matroot.functions import Functions, Wanted, roots_in_order, wanted_roots
+from matroot.methods.coupled import diverged
 from matroot.methods.eigh import Eigh
 from matroot.methods.method import Method
 from matroot.schedules import OCTAVE, OCTAVES, fixed_schedule, largest_errors, schedules
-from matroot.solution import Root, Solution
+from matroot.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -77,124 +77,136 @@ class Minimax(Method):
         if type(self.step_degree) is not int or self.step_degree not in (3, 5):
             raise ValueError(f"Minimax(step_degree=…) must be 3 or 5, got {self.step_degree!r}")
 
-    def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+    def solve(self, a: Tensor, functions: Functions) -> Solution:
         """See Method.solve."""
-        if autodiff.exporting():
-            return self._exported(a, root, ops)
-        seen, square = a.detach(), ops.matmul(a, a)
+        if context.exporting():
+            return self._exported(a, functions)
+        seen, square = a.detach(), torch.bmm(a, a)
         bounds, high, low = self._interval(seen, square.detach())
         schedule = self._schedule(seen, high / low)
-        tol = 2 * spd.real_eps(a.dtype) if self.tol is None else self.tol
-        wanted = 1 + (schedule[..., 3] > tol).sum(-1)
-        most = schedule.shape[1]
-        if self.max_steps is not None:
-            most = min(most, autodiff.constant(self.max_steps))
-        needed = wanted.clamp(max=most)
-        if checks.host_reads_are_free(a):
-            most = int(needed.max())
-        else:
-            # What _interval designs for at most: to rounding, or, by a promise, for bounds of λ_max
-            # that are at most n^{1/4} times too high and n^{1/2} times too low. (A compiled program
-            # may not know n.)
-            ratio = None
-            if self.max_cond is not None and not torch.compiler.is_compiling():
-                ratio = 1.01 * self.max_cond * a.shape[-1] ** 0.75
-            errors = largest_errors(
-                autodiff.constant(self.step_degree), spd.real_dtype(a.dtype), ratio
-            )
-            most = min(most, 1 + len([error for error in errors if error > tol]))
+        enough, needed, most = self._counts(seen, schedule)
+        wanted, c = wanted_roots(functions), high[:, None, None]
+        y, z, deviation = self._iterated(a, square, c, schedule, needed, most, wanted)
 
-        # h of P = Z Y/c takes the division by c, so that A is not rounded before the first product.
-        c = high[:, None, None]
-        h = (schedule[..., :3] / torch.cat([torch.ones_like(c), c, c.square()], -1))[..., None]
-        # Matrices that are done stand still (H = I), so that none feels how long others take.
-        done = torch.arange(h.shape[1], device=a.device) >= needed[:, None]
-        h = torch.where(done[..., None, None], 0.0, h)
-        h[:, :, 0] += done[..., None]
-        z = spd.add_to_diagonal_(h[:, 0, 1, None] * a + h[:, 0, 2, None] * square, h[:, 0, 0])
-        y = _product_in_double(a, z, ops)
-        if self.max_cond is not None:
-            # How far P is from I before the last step, where the steps rest on a promise.
-            deviation = _from_identity(seen / c)
-        for step in range(1, most):
-            p = ops.matmul(z, y)
-            if self.max_cond is not None:
-                norm = _from_identity(p.detach() / c)
-                deviation = torch.where(needed == step + 1, norm, deviation)
-            d = self._rest(h[:, step], p, ops)
-            final = step == most - 1
-            y, z = (
-                y if final and root == "inv_sqrt" else ops.addmm(y, y, d),
-                z if final and root == "sqrt" else ops.addmm(z, d, z),
-            )
-
-        converged = needed == wanted
-        if self.max_cond is not None:
+        converged = needed == enough
+        if deviation is not None:
             before = schedule[..., 3].gather(1, (needed - 2).clamp(min=0)[:, None])[:, 0]
             before = torch.where(needed > 1, 2.1 * before, 1 - low / high)
             slack = 10 * spd.real_eps(a.dtype) * (high / low).sqrt()
             converged &= deviation <= a.shape[-1] ** 0.5 * (before + slack)
             bounds = self._promised(high, low, converged, seen)
-        solution = Solution(
-            y / c.sqrt() if root != "inv_sqrt" else None,
-            z / c.sqrt() if root != "sqrt" else None,
-            steps=needed,
-            bounds=bounds,
-            converged=converged,
-        )
-        if bounds is not None and checks.host_reads_are_free(a):
+        sqrt, inv_sqrt = (x / c.sqrt() if w else None for x, w in zip((y, z), wanted, strict=True))
+        values = roots_in_order(functions, sqrt, inv_sqrt)
+        solution = Solution(functions, values, needed, bounds=bounds, converged=converged)
+        if bounds is not None and context.host_reads_are_free(a):
             zero = spd.null_share(a.shape[-1], a.dtype) * spd.largest_at_least(seen).flatten()
-            return _with_eigh(a, solution, bounds.low_at_most <= zero, root, ops)
+            return _with_eigh(a, solution, bounds.low_at_most <= zero)
         # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
         left = schedule[..., 3].gather(1, (needed - 1)[:, None])[:, 0]
         trace = spd.trace(seen) / high * (1 + left).square()
-        diverged = grown(y.detach() / c, z.detach(), trace, root)
-        return replace(
-            solution, diverged=diverged if bounds is None else diverged & (bounds.low <= 0)
-        )
+        wrong = diverged(y.detach() / c, z.detach(), trace, wanted)
+        return replace(solution, diverged=wrong if bounds is None else wrong & (bounds.low <= 0))
 
-    def _rest(self, h: Tensor, p: Tensor, ops: Backend) -> Tensor:
+    def _counts(self, a: Tensor, schedule: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Steps until the error is ``tol``; steps to be taken; how many the loop is run, at most.
+
+        The first two are of shape (b,).
+        """
+        tol = 2 * spd.real_eps(a.dtype) if self.tol is None else self.tol
+        enough = 1 + (schedule[..., 3] > tol).sum(-1)
+        most = schedule.shape[1]
+        if self.max_steps is not None:
+            most = min(most, context.constant(self.max_steps))
+        needed = enough.clamp(max=most)
+        if context.host_reads_are_free(a):
+            return enough, needed, int(needed.max())
+        # What _interval designs for at most: to rounding, or, by a promise, for bounds of λ_max
+        # that are at most n^{1/4} times too high and n^{1/2} times too low. (A compiled program
+        # may not know n.)
+        ratio = None
+        if self.max_cond is not None and not torch.compiler.is_compiling():
+            ratio = 1.01 * self.max_cond * a.shape[-1] ** 0.75
+        errors = largest_errors(context.constant(self.step_degree), spd.real_dtype(a.dtype), ratio)
+        return enough, needed, min(most, 1 + len([error for error in errors if error > tol]))
+
+    def _iterated(
+        self,
+        a: Tensor,
+        square: Tensor,
+        c: Tensor,
+        schedule: Tensor,
+        needed: Tensor,
+        most: int,
+        wanted: Wanted,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """√c A^{1/2} and √c A^{-1/2}, those that are wanted.
+
+        And ‖P − I‖_F before the last step, shape (b,), where the steps rest on a promise.
+        """
+        # h of P = Z Y/c takes the division by c, so that A is not rounded before the first product.
+        h = (schedule[..., :3] / torch.cat([torch.ones_like(c), c, c.square()], -1))[..., None]
+        # Converged matrices stay fixed (H = I): what others need makes no difference to them.
+        done = torch.arange(h.shape[1], device=a.device) >= needed[:, None]
+        h = torch.where(done[..., None, None], 0.0, h)
+        h[:, :, 0] += done[..., None]
+        z = spd.add_to_diagonal_(h[:, 0, 1, None] * a + h[:, 0, 2, None] * square, h[:, 0, 0])
+        y = _product_in_double(a, z)
+        deviation = None if self.max_cond is None else _from_identity(a.detach() / c)
+        for step in range(1, most):
+            p = torch.bmm(z, y)
+            if deviation is not None:
+                norm = _from_identity(p.detach() / c)
+                deviation = torch.where(needed == step + 1, norm, deviation)
+            d = self._rest(h[:, step], p)
+            final = step == most - 1
+            y, z = (
+                torch.baddbmm(y, y, d) if wanted.sqrt or not final else y,
+                torch.baddbmm(z, d, z) if wanted.inv_sqrt or not final else z,
+            )
+        return y, z, deviation
+
+    def _rest(self, h: Tensor, p: Tensor) -> Tensor:
         """D = h(P) − I: what a step adds gets small, and its rounding with it; h (b, 3, 1)."""
         d = h[:, 1, None] * p
         if self.step_degree == 5:
-            d = ops.matmul(p, spd.add_to_diagonal_(h[:, 2, None] * p, h[:, 1]))
+            d = torch.bmm(p, spd.add_to_diagonal_(h[:, 2, None] * p, h[:, 1]))
         return spd.add_to_diagonal_(d, h[:, 0] - 1)
 
-    def _exported(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+    def _exported(self, a: Tensor, functions: Functions) -> Solution:
         """The same for programs that run elsewhere: one schedule for all, products alone.
 
         No factorisation tells what the spectrum is, so the steps are those for ``max_cond``, or for
         eigenvalues down to rounding; the result shows whether it is a root.
         """
-        n, unit = a.shape[-1], spd.real_eps(a.dtype)
-        c = spd.positive_or_one(spd.upper_bound(a, ops.matmul(a, a)))
+        n, unit, wanted = a.shape[-1], spd.real_eps(a.dtype), wanted_roots(functions)
+        c = spd.positive_or_one(spd.upper_bound(a, torch.bmm(a, a)))
         # c may be n^{1/4} λ_max. More than 1/(n·e) would let rounding's negative eigenvalues grow.
         ratio = 1 / (max(n, spd.NULL_UNITS) * unit)
         if self.max_cond is not None:
             ratio = min(ratio, self.max_cond * n**0.25)
         tol = 2 * unit if self.tol is None else self.tol
-        steps = fixed_schedule(autodiff.constant(self.step_degree), ratio, tol, self.max_steps)
+        steps = fixed_schedule(context.constant(self.step_degree), ratio, tol, self.max_steps)
         y, z = a / c, spd.identity_like(a)
         for step, coefficients in enumerate(steps):
             h = torch.tensor(coefficients, dtype=spd.real_dtype(a.dtype), device=a.device)
-            d = self._rest(h[None, :, None], ops.matmul(z, y) if step else y, ops)
+            d = self._rest(h[None, :, None], torch.bmm(z, y) if step else y)
             final = step == len(steps) - 1
             y, z = (
-                y if final and root == "inv_sqrt" else ops.addmm(y, y, d),
-                z if final and root == "sqrt" else ops.addmm(z, d, z) if step else z + d,
+                torch.baddbmm(y, y, d) if wanted.sqrt or not final else y,
+                z if final and not wanted.inv_sqrt else torch.baddbmm(z, d, z) if step else z + d,
             )
-        good = (y if root != "inv_sqrt" else z).isfinite().all(-1).all(-1)
-        if root != "inv_sqrt":
-            wrong, norm = spd.frobenius_norm(ops.matmul(y, y) - a / c), spd.frobenius_norm(a / c)
+        good = (y if wanted.sqrt else z).isfinite().all(-1).all(-1)
+        if wanted.sqrt:
+            wrong, norm = spd.frobenius_norm(torch.bmm(y, y) - a / c), spd.frobenius_norm(a / c)
             good &= (wrong <= 1e-2 * norm).flatten()
-        if root != "sqrt" and self.max_cond is None:
-            good &= _from_identity(ops.matmul(z, ops.matmul(a / c, z))) <= 0.1
-        return Solution(
-            y * c.sqrt() if root != "inv_sqrt" else None,
-            z / c.sqrt() if root != "sqrt" else None,
-            steps=len(steps),
-            diverged=~good,
+        if wanted.inv_sqrt and self.max_cond is None:
+            good &= _from_identity(torch.bmm(z, torch.bmm(a / c, z))) <= 0.1
+        values = roots_in_order(
+            functions,
+            y * c.sqrt() if wanted.sqrt else None,
+            z / c.sqrt() if wanted.inv_sqrt else None,
         )
+        return Solution(functions, values, len(steps), diverged=~good)
 
     def _interval(self, a: Tensor, square: Tensor) -> tuple[spd.Bounds | None, Tensor, Tensor]:
         """What is known of the spectrum, and c and the least eigenvalue to design the steps for."""
@@ -214,7 +226,7 @@ class Minimax(Method):
 
         None where it costs a synchronisation to know whether any are needed.
         """
-        if not checks.host_reads_are_free(a):
+        if not context.host_reads_are_free(a):
             return None
         kept = kept & (low > 4 * spd.NULL_UNITS * spd.real_eps(a.dtype) * high)
         if kept.all():
@@ -228,8 +240,8 @@ class Minimax(Method):
 
     def _schedule(self, a: Tensor, ratio: Tensor) -> Tensor:
         """The steps for c/λ_min of each matrix, rounded up to the grid, shape (b, steps, 4)."""
-        table = schedules(autodiff.constant(self.step_degree), spd.real_dtype(a.dtype), a.device)
-        if isinstance(a, FakeTensor) or checks.fake_mode_active():
+        table = schedules(context.constant(self.step_degree), spd.real_dtype(a.dtype), a.device)
+        if isinstance(a, FakeTensor) or context.fake_mode_active():
             # The one way to bring an ordinary tensor among those without values.
             table = torch.ops.aten.lift_fresh_copy.default(table)
         return table[(ratio.clamp(1, 2.0**OCTAVES).log2() * OCTAVE).ceil().long()]
@@ -240,14 +252,14 @@ def _from_identity(p: Tensor) -> Tensor:
     return spd.frobenius_norm(spd.add_to_diagonal_(p, -1.0)).flatten()
 
 
-def _product_in_double(a: Tensor, b: Tensor, ops: Backend) -> Tensor:
+def _product_in_double(a: Tensor, b: Tensor) -> Tensor:
     """AB in double precision, rounded once, where the device has it at speed: on a CPU."""
-    if spd.on_accelerator(a) or spd.real_dtype(a.dtype) == torch.float64:
-        return ops.matmul(a, b)
-    return ops.matmul(spd.in_double(a), spd.in_double(b)).to(a.dtype)
+    if context.on_accelerator(a) or spd.real_dtype(a.dtype) == torch.float64:
+        return torch.bmm(a, b)
+    return torch.bmm(spd.in_double(a), spd.in_double(b)).to(a.dtype)
 
 
-def _with_eigh(a: Tensor, solution: Solution, which: Tensor, root: Root, ops: Backend) -> Solution:
+def _with_eigh(a: Tensor, solution: Solution, which: Tensor) -> Solution:
     """The solution, with those matrices that are singular to rounding done by Eigh instead.
 
     Products would leave their null space at the root of rounding, of either sign, or grow it.
@@ -255,29 +267,25 @@ def _with_eigh(a: Tensor, solution: Solution, which: Tensor, root: Root, ops: Ba
     # The derivative of an eigendecomposition, where it is to be differentiated, would be NaN for
     # regular matrices with repeated eigenvalues: these must not come in.
     for index in which.nonzero() if a.requires_grad else spectrum.together(which, a.shape[-1]):
-        other = Eigh().solve(a[index], root, ops)
+        other = Eigh().solve(a[index], solution.functions)
         solution = _replaced(solution, other, index, which[index])
     return solution
 
 
 def _replaced(solution: Solution, other: Solution, index: Tensor, taken: Tensor) -> Solution:
     """The solution with what ``other`` has found of matrices ``index``, where ``taken``."""
-    known, values = solution.bounds, other.eigenvalues
+    known, pairs = solution.bounds, other.spectrum
     assert known is not None
-    assert values is not None
-    values = values.detach()
+    assert pairs is not None
+    values = pairs.values.detach()
     low, high = values[:, 0].clamp(min=0), values.abs().amax(-1)
 
     def put(x: Tensor, y: Tensor) -> Tensor:
         return x.index_copy(0, index[taken], y[taken].to(x.dtype))
 
-    def put_root(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-        return None if x is None or y is None else put(x, y)
-
     return replace(
         solution,
-        sqrt=put_root(solution.sqrt, other.sqrt),
-        inv_sqrt=put_root(solution.inv_sqrt, other.inv_sqrt),
+        values=tuple(map(put, solution.values, other.values)),
         steps=put(torch.as_tensor(solution.steps), torch.ones_like(index)),
         bounds=spd.Bounds(put(known.low, low), put(known.low_at_most, low), put(known.high, high)),
     )

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from matroot import checks, spd
-from matroot.backends import Backend
-from matroot.methods.coupled import grown
+from matroot.functions import Functions, roots_in_order, wanted_roots
+from matroot.methods.coupled import diverged
 from matroot.methods.method import Method
-from matroot.solution import Root, Solution
+from matroot.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -49,28 +50,33 @@ class NewtonSchulz(Method):
         checks.count(self, "steps", least=1)
         checks.one_of("NewtonSchulz(normalize=…)", self.normalize, ("trace", "frobenius"))
 
-    def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+    def solve(self, a: Tensor, functions: Functions) -> Solution:
         """See Method.solve."""
+        wanted = wanted_roots(functions)
         c = self._normalizer(a)
         y = a / spd.positive_or_one(c)
         trace = spd.trace(y.detach())
         identity = spd.identity_like(a)
         t = 1.5 * identity - 0.5 * y
         z = t  # From Z = I the first step needs no product for Z or ZY.
-        if self.steps > 1 or root != "inv_sqrt":
-            y = ops.matmul(y, t)
+        if self.steps > 1 or wanted.sqrt:
+            y = torch.bmm(y, t)
         for step in range(2, self.steps + 1):
             last = step == self.steps
-            t = ops.addmm(1.5 * identity, z, y, alpha=-0.5)
-            if not (last and root == "sqrt"):
-                z = ops.matmul(t, z)
-            if not (last and root == "inv_sqrt"):
-                y = ops.matmul(y, t)
+            t = torch.baddbmm(1.5 * identity, z, y, alpha=-0.5)
+            if not last or wanted.inv_sqrt:
+                z = torch.bmm(t, z)
+            if not last or wanted.sqrt:
+                y = torch.bmm(y, t)
         return Solution(
-            y * spd.sqrt_or_zero(c) if root != "inv_sqrt" else None,
-            z / spd.positive_or_one(c).sqrt() if root != "sqrt" else None,
+            functions,
+            roots_in_order(
+                functions,
+                y * spd.sqrt_or_zero(c) if wanted.sqrt else None,
+                z / spd.positive_or_one(c).sqrt() if wanted.inv_sqrt else None,
+            ),
             steps=self.steps,
-            diverged=grown(y.detach(), z.detach(), trace, root),
+            diverged=diverged(y.detach(), z.detach(), trace, wanted),
         )
 
     def _normalizer(self, a: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks, spd
-from matroot.backends import Backend
+from matroot import checks, context, spd
+from matroot.functions import Functions, Wanted, roots_in_order, wanted_roots
 from matroot.methods.method import Method
 from matroot.methods.polynomial import evaluate, powers_for
-from matroot.solution import Root, Solution
+from matroot.solution import Solution
 
 # Powers lose a factor cond(P) = 4^m: harmless to m = 5, fatal in float32 from m = 12.
 _LAST_ORDER_BY_POWERS = 5
@@ -28,7 +28,7 @@ _LAST_ORDER_BY_POWERS = 5
 
 def coefficients(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(p_0 … p_m, q_0 … q_m): quotients of integers, which Python divides with one rounding."""
-    order = autodiff.constant(order)
+    order = context.constant(order)
     r = 2 * order + 1
     p = ((-1) ** k * r * math.comb(r - k, k) / ((r - k) * 4**k) for k in range(order + 1))
     q = ((-1) ** k * math.comb(r - 1 - k, k) / 4**k for k in range(order + 1))
@@ -72,31 +72,31 @@ class Pade(Method):
         """The coefficients of P and Q; None where powers lose too much."""
         return coefficients(self.order) if self.order <= _LAST_ORDER_BY_POWERS else None
 
-    def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+    def solve(self, a: Tensor, functions: Functions) -> Solution:
         """See Method.solve."""
+        wanted = wanted_roots(functions)
         norm = spd.norm_or_one(a)
         scale = spd.sqrt_or_zero(spd.frobenius_norm(a))
         x = a / norm
         if self.polynomials is None:
-            sqrt, inv_sqrt = self._by_fractions(x, root)
+            sqrt, inv_sqrt = self._by_fractions(x, wanted)
         else:
-            sqrt, inv_sqrt = self._by_powers(x, root, ops)
-        return Solution(
+            sqrt, inv_sqrt = self._by_powers(x, wanted)
+        values = roots_in_order(
+            functions,
             None if sqrt is None else sqrt * scale,
             None if inv_sqrt is None else inv_sqrt / norm.sqrt(),
-            steps=self.order,
         )
+        return Solution(functions, values, steps=self.order)
 
-    def _by_powers(
-        self, x: Tensor, root: Root, ops: Backend
-    ) -> tuple[Tensor | None, Tensor | None]:
-        powers = powers_for(spd.identity_like(x) - x, self.order, 2, ops)
-        p, q = (evaluate(coeffs, powers, ops) for coeffs in coefficients(self.order))
-        sqrt = cholesky_solve(q, p) if root != "inv_sqrt" else None
-        inv_sqrt = cholesky_solve(p, q) if root != "sqrt" else None
+    def _by_powers(self, x: Tensor, wanted: Wanted) -> tuple[Tensor | None, Tensor | None]:
+        powers = powers_for(spd.identity_like(x) - x, self.order, 2)
+        p, q = (evaluate(coeffs, powers) for coeffs in coefficients(self.order))
+        sqrt = cholesky_solve(q, p) if wanted.sqrt else None
+        inv_sqrt = cholesky_solve(p, q) if wanted.inv_sqrt else None
         return sqrt, inv_sqrt
 
-    def _by_fractions(self, x: Tensor, root: Root) -> tuple[Tensor | None, Tensor | None]:
+    def _by_fractions(self, x: Tensor, wanted: Wanted) -> tuple[Tensor | None, Tensor | None]:
         """The same rational functions as sums over positive shifts, r = 2m + 1.
 
         x^{-1/2} ≈ (1/r)[1 + 2 Σ_{i<m}   1/(sin²θ_i + cos²θ_i x)],  θ_i = (2i+1)π/(2r)
@@ -105,10 +105,10 @@ class Pade(Method):
         r = 2 * self.order + 1
         identity = spd.identity_like(x)
         sqrt = inv_sqrt = None
-        if root != "inv_sqrt":
+        if wanted.sqrt:
             angles = [j * math.pi / r for j in range(1, self.order + 1)]
             sqrt = (identity + 2 * _sum_of_fractions(x, angles, x)) / r
-        if root != "sqrt":
+        if wanted.inv_sqrt:
             angles = [(2 * i + 1) * math.pi / (2 * r) for i in range(self.order)]
             inv_sqrt = (identity + 2 * _sum_of_fractions(x, angles, identity.expand_as(x))) / r
         return sqrt, inv_sqrt

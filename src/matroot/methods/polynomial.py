@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from matroot import autodiff, spd
-from matroot.backends import Backend
+from matroot import context, spd
 
 
 def block_size(degree: int, polynomials: int) -> int:
@@ -14,35 +14,34 @@ def block_size(degree: int, polynomials: int) -> int:
     s − 1 products make the powers, ⌈degree/s⌉ − 1 make each polynomial (the top block of a degree
     that s divides is a number, not a matrix).
     """
-    degree = autodiff.constant(degree)
+    degree = context.constant(degree)
     # No key for min: the compiler of PyTorch 2.8 does not know it.
     costs = [s - 1 + polynomials * (-(-degree // s) - 1) for s in range(1, degree + 1)]
     return 1 + costs.index(min(costs))
 
 
-def powers_for(z: Tensor, degree: int, polynomials: int, ops: Backend) -> list[Tensor]:
+def powers_for(z: Tensor, degree: int, polynomials: int) -> list[Tensor]:
     """I, Z, …, Z^s for the cheapest evaluation of so many polynomials of this degree in Z."""
     powers = [spd.identity_like(z), z]
     while len(powers) <= block_size(degree, polynomials):
         half = len(powers) // 2
-        powers.append(ops.matmul(powers[half], powers[len(powers) - half]))
+        powers.append(torch.bmm(powers[half], powers[len(powers) - half]))
     return powers
 
 
-def evaluate(coeffs: tuple[float, ...], powers: list[Tensor], ops: Backend) -> Tensor:
+def evaluate(coeffs: tuple[float, ...], powers: list[Tensor]) -> Tensor:
     """Σ c_k Z^k by Paterson and Stockmeyer's scheme: Horner in Z^s with blocks of degree s − 1.
 
     Args:
         coeffs: c_0 … c_K, K ≥ 1.
         powers: I, Z, …, Z^s.
-        ops: the arithmetic.
     """
     s, degree = len(powers) - 1, len(coeffs) - 1
     top = (degree - 1) // s * s
     # The top block takes up to degree s, so that no product is spent on a multiple of I.
     result = _block(coeffs[top:], powers)
     for start in range(top - s, -1, -s):
-        result = ops.addmm(_block(coeffs[start : start + s], powers), result, powers[s])
+        result = torch.baddbmm(_block(coeffs[start : start + s], powers), result, powers[s])
     return result
 
 

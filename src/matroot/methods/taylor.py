@@ -15,10 +15,10 @@ from typing import Literal
 from torch import Tensor
 
 from matroot import checks, spd
-from matroot.backends import Backend
+from matroot.functions import Functions, roots_in_order, wanted_roots
 from matroot.methods.method import Method
 from matroot.methods.polynomial import evaluate, powers_for
-from matroot.solution import Root, Solution
+from matroot.solution import Solution
 
 
 def coefficients(degree: int, root: Literal["sqrt", "inv_sqrt"]) -> tuple[float, ...]:
@@ -58,15 +58,17 @@ class Taylor(Method):
         """The coefficients of both polynomials, that of the root first."""
         return coefficients(self.degree, "sqrt"), coefficients(self.degree, "inv_sqrt")
 
-    def solve(self, a: Tensor, root: Root, ops: Backend) -> Solution:
+    def solve(self, a: Tensor, functions: Functions) -> Solution:
         """See Method.solve."""
+        wanted = wanted_roots(functions)
         norm = spd.norm_or_one(a)
         z = spd.identity_like(a) - a / norm
-        powers = powers_for(z, self.degree, 2 if root == "both" else 1, ops)
+        powers = powers_for(z, self.degree, len(functions))
         scale = spd.sqrt_or_zero(spd.frobenius_norm(a))
         sqrt = inv_sqrt = None
-        if root != "inv_sqrt":
-            sqrt = scale * evaluate(coefficients(self.degree, "sqrt"), powers, ops)
-        if root != "sqrt":
-            inv_sqrt = evaluate(coefficients(self.degree, "inv_sqrt"), powers, ops) / norm.sqrt()
-        return Solution(sqrt, inv_sqrt, steps=self.degree)
+        if wanted.sqrt:
+            sqrt = scale * evaluate(coefficients(self.degree, "sqrt"), powers)
+        if wanted.inv_sqrt:
+            inv_sqrt = evaluate(coefficients(self.degree, "inv_sqrt"), powers) / norm.sqrt()
+        values = roots_in_order(functions, sqrt, inv_sqrt)
+        return Solution(functions, values, steps=self.degree)

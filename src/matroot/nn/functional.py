@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matroot import autodiff, checks, spd
-from matroot.backends import TRITON_DOUBLE, Backend, RootProblem
-from matroot.functional import _roots
+from matroot import checks, context, errors, spd
+from matroot.functional import _values
+from matroot.functions import INV_SQRT, SQRT
 from matroot.gradients import GradientRule, Lyapunov
+from matroot.kernels import TRITON_DOUBLE, Family, ValueKernel
 from matroot.methods import Method, Minimax
 from matroot.overrides import overridable
-from matroot.plan import Singular, resolve
+from matroot.plan import resolve
+from matroot.request import Request, Singular
 from matroot.statistics import Moments, Shrinkage, moments
 
 
@@ -72,7 +73,7 @@ def inverse_root(
         gradient,
         rounding,
         rtol,
-        named=checks.Named("covariance", ridge="a ridge with eps="),
+        named=errors.Named("covariance", ridge="a ridge with eps="),
     )
 
 
@@ -84,9 +85,9 @@ def _inverse_root(
     rounding: float | Tensor = 1.0,
     rtol: float | None = None,
     *,
-    named: checks.Named,
+    named: errors.Named,
 ) -> Tensor:
-    """``inverse_root`` with words of the caller's for errors: see ``checks.raise_if_bad``."""
+    """``inverse_root`` with words of the caller's for errors: see ``errors.raise_if_bad``."""
     checks.cut_off("rtol", rtol)
     wide = covariance
     if covariance.device.type != "mps":
@@ -97,14 +98,16 @@ def _inverse_root(
         wide, eps = _regular(wide + torch.diag_embed(ridge), ridge, fused), 0.0
     singular: Singular = "raise" if rtol is None else "pinv"
     backend = "auto" if fused is None else fused.name
-    plan = resolve("inv_sqrt", wide, eps, method, gradient, backend, singular)
     # What is below zero by the covariance's own rounding counts as zero.
-    plan = plan if rtol is None else replace(plan, input_dtype=covariance.dtype)
-    (root,) = _roots(plan, wide, None, rtol=rtol, named=named)
+    rounded_in = None if rtol is None else covariance.dtype
+    plan = resolve(
+        (INV_SQRT,), wide, eps, method, gradient, backend, singular, input_dtype=rounded_in
+    )
+    (root,) = _values(plan, wide, None, rtol=rtol, named=named)
     return root.to(covariance.dtype)
 
 
-def _fused(covariance: Tensor, wide: Tensor) -> Backend | None:
+def _fused(covariance: Tensor, wide: Tensor) -> Family | None:
     """The kernels in double precision, for a covariance in single on a GPU that has them.
 
     They may be slow there, and are still a launch in place of hundreds. What comes in double stays
@@ -130,7 +133,7 @@ def _ridge(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
     return (8 * unit * largest * variance).clamp(min=eps)
 
 
-def _regular(a: Tensor, ridge: Tensor, fused: Backend | None = None) -> Tensor:
+def _regular(a: Tensor, ridge: Tensor, fused: Family | None = None) -> Tensor:
     """Σ, with a ridge that makes the least eigenvalue count beside λ_max where it does not.
 
     The ridges of the features are each in the units of its own variance: a zero among features of
@@ -141,7 +144,7 @@ def _regular(a: Tensor, ridge: Tensor, fused: Backend | None = None) -> Tensor:
         ridge: these, shape (..., n): no eigenvalue is below the least of them but by rounding.
         fused: kernels that know bounds of the spectrum in a launch.
     """
-    if autodiff.exporting() or a.shape[-1] <= 1:
+    if context.exporting() or a.shape[-1] <= 1:
         # ONNX has no factorisation; and exported programs take what is singular.
         return a
     share = 2 * spd.null_share(a.shape[-1], a.dtype)
@@ -159,14 +162,14 @@ def _regular(a: Tensor, ridge: Tensor, fused: Backend | None = None) -> Tensor:
     scaled = spd.times_power_of_two(seen, -k)
     least = share * spd.upper_bound(scaled)
     enough = ridge.amin(-1)[..., None, None] > spd.times_power_of_two(least, k)
-    if checks.host_reads_are_free(a) and enough.all():
+    if context.host_reads_are_free(a) and enough.all():
         return a
     found = spd.bounds(scaled).low_at_most.reshape(least.shape) > least
     more = spd.times_power_of_two(torch.where(enough | found, 0.0, least), k)
     return a + more * spd.identity_like(a)
 
 
-def _bounds(a: Tensor, fused: Backend) -> Tensor | None:
+def _bounds(a: Tensor, fused: Family) -> Tensor | None:
     """Bounds of the spectrum of A^{1/2}, the lower one 0 where an eigenvalue may not count.
 
     They are what a gradient by the Lyapunov equation asks of a forward pass, here without a root.
@@ -174,11 +177,9 @@ def _bounds(a: Tensor, fused: Backend) -> Tensor | None:
     Returns:
         Shape (..., 2), NaN for a bad matrix; None if there is no kernel for it.
     """
-    method, rule = Minimax(max_steps=1), Lyapunov()
-    problem = RootProblem(
-        method, rule, sqrt=False, inv_sqrt=False, regular=False, eps=0.0, input_dtype=a.dtype
-    )
-    found = None if fused.roots is None else fused.roots(problem, a)
+    request = Request((), Minimax(max_steps=1), Lyapunov(), 0.0, "raise", a.dtype)
+    kernel = fused.accepts(request, a)
+    found = kernel.run(request, a) if isinstance(kernel, ValueKernel) else None
     return None if found is None else found.constants[0]
 
 
@@ -303,7 +304,7 @@ def whiten_and_color(
     """
     _check_pair(content, style, groups)
     channels = content.shape[1]
-    with autodiff.no_autocast(content):
+    with context.no_autocast(content):
         found, goal = (
             _moments_of_groups(x, groups, channels // groups, shrinkage) for x in (content, style)
         )
@@ -322,13 +323,13 @@ def whiten_and_color(
                 method,
                 gradient,
                 rtol=rtol,
-                named=checks.Named("the covariance of content", **remedies),
+                named=errors.Named("the covariance of content", **remedies),
             )
             unit = spd.real_eps(goal.covariance.dtype)
             ridged = goal.covariance + torch.diag_embed(_ridge(goal.covariance, eps, unit))
-            plan = resolve("sqrt", ridged, 0.0, method, gradient, "auto", "raise")
-            named = checks.Named("the covariance of style", **remedies)
-            (coloring,) = _roots(plan, ridged, None, named=named)
+            plan = resolve((SQRT,), ridged, 0.0, method, gradient, "auto", "raise")
+            named = errors.Named("the covariance of style", **remedies)
+            (coloring,) = _values(plan, ridged, None, named=named)
         y = (coloring @ whitening) @ found.centered + goal.mean
         y = y.reshape(content.shape)
         if not (isinstance(blending, (int, float)) and blending == 1):

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from matroot import autodiff, checks
-from matroot.functional import _roots
+from matroot import checks, context, errors
+from matroot.functional import _values
+from matroot.functions import SQRT
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.nn.functional import power_normalization
@@ -110,7 +111,7 @@ class _CovariancePooling(Leaf):
         self._check(x)
         features = self.features(x)
         # Half precision has too few digits for a covariance, and so has autocast.
-        with autodiff.no_autocast(x):
+        with context.no_autocast(x):
             found = moments(features.flatten(2), shrinkage=self.shrinkage, center=self.center)
             y = self._normalized(found.covariance)
             if self.triangle:
@@ -122,13 +123,13 @@ class _CovariancePooling(Leaf):
             return covariance
         if self.normalization == "power":
             return power_normalization(covariance)
-        named = checks.Named(
+        named = errors.Named(
             f"the covariance of the input of {type(self).__name__}",
             ridge="a ridge with eps=",
             otherwise="or shrink with shrinkage=",
         )
-        plan = resolve("sqrt", covariance, self.eps, self.method, self.gradient, "auto", "raise")
-        (root,) = _roots(plan, covariance, None, named=named)
+        plan = resolve((SQRT,), covariance, self.eps, self.method, self.gradient, "auto", "raise")
+        (root,) = _values(plan, covariance, None, named=named)
         return root
 
     def _check(self, x: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from matroot import autodiff, checks, spd
+from matroot import autodiff, checks, context, errors, spd
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.nn.functional import _inverse_root, power_normalization
@@ -97,7 +97,7 @@ class _DecorrelatedBatchNorm(Leaf):
         matrices = torch.empty(
             (self.groups, self.group_size, self.group_size),
             device=device,
-            dtype=None if dtype is None else checks.computing_dtype(dtype),
+            dtype=None if dtype is None else spd.computing_dtype(dtype),
         )
         buffers = {
             "running_mean": torch.empty(num_features, **where),
@@ -139,11 +139,7 @@ class _DecorrelatedBatchNorm(Leaf):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
-            if (
-                old is not None
-                and new is not None
-                and new.dtype != checks.computing_dtype(new.dtype)
-            ):
+            if old is not None and new is not None and new.dtype != spd.computing_dtype(new.dtype):
                 self._buffers[name] = old.to(new.device)
         return self
 
@@ -218,8 +214,8 @@ class _DecorrelatedBatchNorm(Leaf):
         if self.training and _processes() > 1 and not self._sees_all_processes:
             _warn_of_processes()
         # Half precision has too few digits for a covariance, and so has autocast.
-        with autodiff.no_autocast(x):
-            samples = self._samples(x.to(checks.computing_dtype(x.dtype)))
+        with context.no_autocast(x):
+            samples = self._samples(x.to(spd.computing_dtype(x.dtype)))
             if self.training or self.running_mean is None:
                 found = self.statistics(samples)
                 whitening = self._whitening("the covariance of the input", found.covariance)
@@ -244,7 +240,7 @@ class _DecorrelatedBatchNorm(Leaf):
         is more than the features where there are few positions.
         """
         n, positions = x.shape[0], math.prod(x.shape[2:])
-        if x.dim() > 2 and (autodiff.exporting() or positions >= self.group_size):
+        if x.dim() > 2 and (context.exporting() or positions >= self.group_size):
             return x.reshape(n, self.groups, self.group_size, positions)
         return x.transpose(0, 1).reshape(1, self.groups, self.group_size, n * positions)
 
@@ -260,7 +256,7 @@ class _DecorrelatedBatchNorm(Leaf):
             self.gradient,
             rounding,
             self.rtol,
-            named=checks.Named(
+            named=errors.Named(
                 f"{what} of {type(self).__name__}",
                 ridge="a ridge with eps=",
                 otherwise="shrink with shrinkage=, or take more samples a batch",
@@ -638,7 +634,7 @@ def number_of_groups(name: str, features: int, groups: int | None, group_size: i
 def _as_before(y: Tensor, x: Tensor) -> Tensor:
     """The tensor in the memory format of x."""
     # Under vmap PyTorch cannot tell formats apart.
-    if checks.transforms_active() or x.is_contiguous():
+    if context.transforms_active() or x.is_contiguous():
         return y.contiguous()
     for dimensions, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if x.dim() == dimensions and x.is_contiguous(memory_format=layout):
@@ -652,9 +648,9 @@ def _constant(covariance: Tensor) -> bool:
     A mode that records operations has to see them.
     """
     return (
-        checks.host_reads_are_free(covariance)
+        context.host_reads_are_free(covariance)
         and type(covariance) is Tensor
-        and not checks.differentiated(covariance)
+        and not autodiff.differentiated(covariance)
         # PyTorch offers no public question for this.
         and torch._C._len_torch_dispatch_stack() == 0
     )

@@ -1,7 +1,7 @@
 """What an accelerator does between the products of a whole call: few passes, each of few launches.
 
-Here each pass is made of PyTorch's operations; ``backends/triton/passes.py`` has the same as fused
-kernels. ``backends/large.py`` puts them together.
+Here each pass is made of PyTorch's operations; ``kernels/triton/passes.py`` has the same as fused
+kernels. ``kernels/large.py`` puts them together.
 """
 
 from __future__ import annotations
@@ -14,26 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from matroot import autodiff, spd
-from matroot.checks import Status
+from matroot import context, spd
 from matroot.schedules import Steps
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What decides whether a matrix has a root.
-
-    Attributes:
-        skew: the skew part, relative to the norm, that is rounding.
-        null: eigenvalues up to this share of the largest are zero.
-        regular: whether a singular matrix has no result.
-        max_cond: a promise of the condition number, or None.
-    """
-
-    skew: float
-    null: float
-    regular: bool
-    max_cond: float | None
+from matroot.screen import Status, Thresholds
 
 
 @dataclass(frozen=True)
@@ -86,13 +69,14 @@ class Passes(Protocol):
         square: Tensor,
         inverse: Tensor | None,
         failed: Tensor | None,
-        limits: Limits,
+        limits: Thresholds,
+        max_cond: float | None,
         steps: Steps,
     ) -> Chosen:
         """The steps by bounds of the spectrum: see ``spd.bounds``.
 
         c ≥ λ_max by Wolkowicz and Styan's bound for X², λ_min by the same for X⁻¹ where it is
-        known and by ``limits.max_cond`` where it is not.
+        known and by ``max_cond`` where it is not.
 
         Args:
             scaled: X.
@@ -100,6 +84,7 @@ class Passes(Protocol):
             inverse: X⁻¹ by Cholesky, or None.
             failed: not 0 where there was no factor, int32.
             limits: what decides on the status.
+            max_cond: a promise of the condition number, or None.
             steps: the table.
         """
         ...
@@ -132,7 +117,7 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
 
 @lru_cache
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    autodiff.refuse_capture(device)
+    context.refuse_capture(device)
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -144,7 +129,8 @@ def choose(
     norms: Tensor,
     traces: Tensor,
     failed: Tensor | None,
-    limits: Limits,
+    limits: Thresholds,
+    max_cond: float | None,
     steps: Steps,
 ) -> Chosen:
     """See Passes.chosen.
@@ -158,6 +144,7 @@ def choose(
         traces: of the same.
         failed: see Passes.chosen; None where X⁻¹ is not known.
         limits: see Passes.chosen.
+        max_cond: see Passes.chosen.
         steps: see Passes.chosen.
     """
     unit, squares = spd.real_eps(norms.dtype), norms.square()
@@ -175,17 +162,17 @@ def choose(
     kinds = [Status.NONFINITE, Status.ASYMMETRIC]
     wrong = [(largest - largest) != 0, skew > limits.skew * norms[-1]]
     if failed is None:
-        assert limits.max_cond is not None
-        low = torch.minimum(known[1] / limits.max_cond, high).nan_to_num_(0, 0, 0)
+        assert max_cond is not None
+        low = torch.minimum(known[1] / max_cond, high).nan_to_num_(0, 0, 0)
         interval = torch.stack([low, high], -1)
     else:
         # 0 where there is no factor, or where what follows from it overflows.
         below = ((failed == 0) / known[1:]).nan_to_num_(0, 0, 0)
         low, ratio = below[0], below[1] * below[2]
         interval = torch.stack([low * (ratio > 2 * limits.null), high], -1)
-        if limits.regular:
+        if limits.singular is not None:
             kinds.append(Status.SINGULAR)
-            wrong.append(ratio <= limits.null)
+            wrong.append(ratio <= limits.singular)
 
     place = torch.bucketize(low / high, steps.bounds, right=True)
     rows, info = steps.rows[place], steps.info[place]
@@ -229,7 +216,8 @@ class ByOperations:
         square: Tensor,
         inverse: Tensor | None,
         failed: Tensor | None,
-        limits: Limits,
+        limits: Thresholds,
+        max_cond: float | None,
         steps: Steps,
     ) -> Chosen:
         """See Passes.chosen."""
@@ -238,7 +226,9 @@ class ByOperations:
         norms = torch.linalg.vector_norm(held, dim=(-2, -1))
         traces = held.diagonal(dim1=-2, dim2=-1).sum(-1)
         n = square.shape[-1]
-        return choose(n, largest, scaled.scale, skew, norms, traces, failed, limits, steps)
+        return choose(
+            n, largest, scaled.scale, skew, norms, traces, failed, limits, max_cond, steps
+        )
 
     def combination(
         self, d: Tensor, c: Tensor, p: Tensor, e: Tensor | None = None, q: Tensor | None = None

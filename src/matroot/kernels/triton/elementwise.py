@@ -1,4 +1,4 @@
-"""The passes between products as kernels: see passes.py beside this, and backends/passes.py.
+"""The passes between products as kernels: see passes.py beside this, and kernels/passes.py.
 
 Matrices lie one after the other, each row by row. What belongs to a whole matrix is summed by
 strips of rows, in the same order always, and put together by who needs it; in double precision,
@@ -10,11 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from matroot.backends.triton.arithmetic import kernel
+from matroot.kernels.triton.arithmetic import kernel
+from matroot.screen import Status
 
 NUMBERS = tl.constexpr(1024)  # That a program of an elementwise kernel takes at once.
-# Statuses: see checks.Status.
-SINGULAR, ASYMMETRIC, NONFINITE = tl.constexpr(2), tl.constexpr(4), tl.constexpr(5)
+# Statuses: see screen.Status.
+SINGULAR = tl.constexpr(Status.SINGULAR)
+ASYMMETRIC = tl.constexpr(Status.ASYMMETRIC)
+NONFINITE = tl.constexpr(Status.NONFINITE)
 
 
 @triton.jit

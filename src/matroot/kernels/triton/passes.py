@@ -1,4 +1,4 @@
-"""The passes of backends/passes.py as fused kernels, each an operator of PyTorch's.
+"""The passes of kernels/passes.py as fused kernels, each an operator of PyTorch's.
 
 On a CPU where Triton's interpreter is not asked for, an operator does the same by PyTorch's
 operations: so that launches can be counted anywhere.
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from matroot import spd
-from matroot.backends.passes import ByOperations, Chosen, Limits, Scaled, choose, constant
+from matroot.kernels.passes import ByOperations, Chosen, Scaled, choose, constant
 from matroot.schedules import Steps
+from matroot.screen import Thresholds
 
 TILE = 32
 SPAN = 16384  # Numbers in which a program of the first kernel looks for the largest.
@@ -37,7 +38,8 @@ class ByKernels:
         square: Tensor,
         inverse: Tensor | None,
         failed: Tensor | None,
-        limits: Limits,
+        limits: Thresholds,
+        max_cond: float | None,
         steps: Steps,
     ) -> Chosen:
         """See Passes.chosen."""
@@ -52,8 +54,8 @@ class ByKernels:
             square.shape[-1],
             limits.skew,
             limits.null,
-            limits.regular,
-            limits.max_cond,
+            limits.singular is not None,
+            max_cond,
         )
         return Chosen(*found)
 
@@ -110,7 +112,7 @@ def _power_of_two(count: int) -> int:
 
 def _maxima_by_kernel(a: Tensor) -> Tensor:
     """Max |a_ij| of parts of each matrix, (b, parts); infinity where one is NaN."""
-    from matroot.backends.triton.elementwise import maxima_kernel
+    from matroot.kernels.triton.elementwise import maxima_kernel
 
     batch, size = len(a), a.shape[-1] ** 2
     largest = a.new_empty(batch, -(-size // SPAN))
@@ -125,7 +127,7 @@ def _maxima_by_operations(a: Tensor) -> Tensor:
 
 def _scaled_by_kernel(a: Tensor, largest: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """X, the scale, and sums of strips of rows, (b, strips, 3)."""
-    from matroot.backends.triton.elementwise import scaled_kernel
+    from matroot.kernels.triton.elementwise import scaled_kernel
 
     batch, n = len(a), a.shape[-1]
     x, scale = torch.empty_like(a), a.new_empty(batch)
@@ -155,7 +157,7 @@ def _scaled_by_operations(a: Tensor, largest: Tensor, eps: float) -> tuple[Tenso
 
 def _sums_by_kernel(first: Tensor, second: Tensor | None) -> Tensor:
     """‖·‖_F² and trace of strips of rows of both matrices, (b, strips, 2, 2)."""
-    from matroot.backends.triton.elementwise import sums_kernel
+    from matroot.kernels.triton.elementwise import sums_kernel
 
     batch, n = len(first), first.shape[-1]
     sums = first.new_empty(batch, -(-n // TILE), 2, 2)
@@ -185,7 +187,7 @@ def _chosen_by_kernel(
     max_cond: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of Chosen."""
-    from matroot.backends.triton.elementwise import chosen_kernel
+    from matroot.kernels.triton.elementwise import chosen_kernel
 
     batch, (spans, strips) = len(scale), (largest.shape[1], x_sums.shape[1])
     found = (
@@ -254,7 +256,8 @@ def _chosen_by_operations(
         held[..., 0].sqrt(),
         held[..., 1],
         failed,
-        Limits(max_skew, null, regular, max_cond),
+        Thresholds(max_skew, None, null if regular else None, null),
+        max_cond,
         Steps(bounds, rows, known),
     )
     return found.steps, found.info, found.factors, found.bounds, found.interval
@@ -264,7 +267,7 @@ def _combination_by_kernel(
     d: Tensor, c: Tensor, p: Tensor, e: Tensor | None, q: Tensor | None
 ) -> Tensor:
     """See Passes.combination."""
-    from matroot.backends.triton.elementwise import NUMBERS, combination_kernel
+    from matroot.kernels.triton.elementwise import NUMBERS, combination_kernel
 
     x, n, both = torch.empty_like(p), p.shape[-1], e is not None
     combination_kernel[(len(p), -(-(n**2) // NUMBERS.value))](
@@ -285,7 +288,7 @@ def _combination_by_kernel(
 
 def _shift_by_kernel(bounds: Tensor, least: float) -> Tensor:
     """See Passes.shift."""
-    from matroot.backends.triton.elementwise import NUMBERS, shift_kernel
+    from matroot.kernels.triton.elementwise import NUMBERS, shift_kernel
 
     inverse = bounds.new_empty(len(bounds))
     shift_kernel[(-(-len(bounds) // NUMBERS.value),)](
@@ -299,7 +302,7 @@ def _shift_by_kernel(bounds: Tensor, least: float) -> Tensor:
 
 def _finished_by_kernel(x: Tensor, f: Tensor, failed: Tensor | None) -> Tensor:
     """See Passes.finished."""
-    from matroot.backends.triton.elementwise import finished_kernel
+    from matroot.kernels.triton.elementwise import finished_kernel
 
     found, n = torch.empty_like(x), x.shape[-1]
     tiles = -(-n // TILE)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks, spd
+from matroot import context, screen, spd
 from matroot.schedules import schedules
 
 # What a gradient by the Lyapunov equation may be told: see gradients.Lyapunov.prepare.
@@ -87,7 +87,7 @@ _SIZES = [size_of(n) for n in range(LARGEST + 1)]  # To look up, for numbers tha
 
 @functools.cache
 def _kernel(name: str) -> Any:
-    from matroot.backends.triton import gradients, roots
+    from matroot.kernels.triton import gradients, roots
 
     found = {
         "minimax": roots.minimax_kernel,
@@ -147,7 +147,7 @@ def _launch(variant: Variant, like: Tensor, *arguments: Any) -> None:
     Raises:
         RuntimeError: it is to be compiled while a CUDA graph is captured.
     """
-    if spd.pretending():
+    if context.pretending():
         return  # Launches are counted.
     n, size, device = like.shape[-1], variant.size, like.device
     batch = like.numel() // n**2
@@ -168,7 +168,7 @@ def _launch(variant: Variant, like: Tensor, *arguments: Any) -> None:
     if compiled is not None:
         compiled(programs, *told)
         return
-    autodiff.refuse_capture(device)
+    context.refuse_capture(device)
     constants = dict(zip(("N", *options, "PRECISION"), told[-2 - len(options) :], strict=True))
     program = _kernel(variant.kernel)[(programs,)](
         *told[: -2 - len(options)], num_warps=warps, **constants
@@ -197,7 +197,7 @@ def _outputs(
         a.new_empty(a.shape if inv_sqrt else 0),
         a.new_empty((*batch, 2) if constants == BOUNDS else batch if constants == NORM else 0),
     )
-    if spd.pretending():
+    if context.pretending():
         for numbers in found[1:]:
             numbers.fill_(math.nan)  # Where launches are counted no kernel writes them.
     return found
@@ -206,7 +206,7 @@ def _outputs(
 @functools.cache
 def _thresholds(dtype: torch.dtype) -> tuple[float, float]:
     """What skewness is rounding; the unit of rounding, of the user's dtype."""
-    return checks.max_skew(dtype), spd.real_eps(dtype)
+    return screen.thresholds(1, dtype).skew, spd.real_eps(dtype)
 
 
 @functools.lru_cache(1024)
@@ -322,7 +322,7 @@ def _coefficients(
     p: tuple[float, ...], q: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Both polynomials with zeros up to the next multiple of 3."""
-    autodiff.refuse_capture(device)
+    context.refuse_capture(device)
     degree = len(p) - 1
     zeros = (0.0,) * (-degree % 3)
     return torch.tensor([*p, *zeros, *q, *zeros], dtype=dtype, device=device)

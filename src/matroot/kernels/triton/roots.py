@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from matroot.backends.triton.arithmetic import (
+from matroot.kernels.triton.arithmetic import (
     ZERO_UNITS,
     eps_of,
     exponent,
@@ -34,10 +34,10 @@ from matroot.backends.triton.arithmetic import (
     told,
     upper_bound,
 )
-from matroot.checks import Status
 from matroot.schedules import OCTAVE as GRID
 from matroot.schedules import OCTAVES as RANGE
 from matroot.schedules import STEPS as ROWS
+from matroot.screen import Status
 
 OK = tl.constexpr(Status.OK)
 DIVERGED = tl.constexpr(Status.DIVERGED)
@@ -58,7 +58,7 @@ def half_digits(dtype):
 
 @triton.jit
 def normalized(a, n, eps, max_skew):
-    """See normalize.normalized: the scaled matrix, the even exponent k, the status."""
+    """See screen.normalized: the scaled matrix, the even exponent k, the status."""
     largest = max_abs(a)
     finite = largest <= largest_of(a.dtype)
     a = tl.where(finite, a, 0.0)
@@ -93,7 +93,7 @@ def steps_of(row, tol):
 def without_negatives(
     a, first, second, third, table_ptr, n, N: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """(A + |A|)/2, not held, of a held A: see normalize.without_rounded_negatives.
+    """(A + |A|)/2, not held, of a held A: see spectrum.without_rounded_negatives.
 
     |A| = A sign A by minimax steps for eigenvalues above n·e of the largest. The memory is for one
     matrix each.
@@ -133,8 +133,8 @@ def prepared(
     """What all methods begin with.
 
     Returns:
-        A as normalize.normalized makes it, held in the first memory; its exponent; its status, with
-        normalize.definiteness; lower and upper bound of λ_min, 0 where A has no factor; what
+        A as screen.normalized makes it, held in the first memory; its exponent; its status, with
+        screen.definiteness; lower and upper bound of λ_min, 0 where A has no factor; what
         ``measured`` says of A.
     """
     a, k, status = normalized(load(a_ptr, matrix, n, N), n, eps, max_skew)

@@ -15,67 +15,77 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matroot import checks, normalize, spd
-from matroot.backends.backend import FusedRoots, GradientProblem, RootProblem, kind
-from matroot.backends.passes import Chosen, Limits, Passes, Scaled, constant
-from matroot.checks import Status
+from matroot import context, spd, spectrum
+from matroot.functions import InvSqrt, Sqrt, belonging, roots_in_order, wanted_roots
+from matroot.gradients import GradientRule, Kept, Lyapunov
+from matroot.gradients.rule import Cotangents
+from matroot.kernels.kernel import Solved
+from matroot.kernels.passes import Chosen, Passes, Scaled, constant
+from matroot.methods import Minimax
+from matroot.request import Request
 from matroot.schedules import CONSTANT, steps_of_five
+from matroot.screen import Status
 
 
-def _takes(a: Tensor, *others: Tensor | None) -> bool:
-    """Whether this is for tensors of an accelerator that have values, and nothing traces them.
+def _unfit(a: Tensor, *others: Tensor | None) -> str | None:
+    """Why this is not for these tensors; None: they are an accelerator's, and nothing traces them.
 
     A program for torch.compile is made of single operations, which the compiler joins by itself.
     """
-    if not spd.on_accelerator(a) or a.device.type == "meta" or a.is_complex():
-        return False
-    if torch.compiler.is_compiling() or checks.jit_tracing():
-        return False
+    if not context.on_accelerator(a) or a.device.type == "meta" or a.is_complex():
+        return f"few passes are for real numbers on an accelerator, not {a.dtype} on {a.device}"
+    if torch.compiler.is_compiling() or context.jit_tracing():
+        return "operations are traced"
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return not any(
-        t is not None and (wrapped(t) or checks.stands_for_others(t)) for t in (a, *others)
-    )
+    for t in (a, *others):
+        if t is not None and (wrapped(t) or context.stands_for_others(t)):
+            return "few passes are for plain tensors"
+    return None
 
 
-def _solves_exactly(rule: object) -> bool:
-    # Kernels know rules by name, not by type: they lie above.
-    return kind(rule) == "Lyapunov" and rule.steps is None  # type: ignore[attr-defined]
+def _solves_exactly(rule: GradientRule | None) -> bool:
+    return type(rule) is Lyapunov and rule.steps is None
 
 
-def takes_roots(problem: RootProblem, a: Tensor) -> bool:
-    """Whether ``roots`` is for this call."""
-    method = problem.method
-    return (
-        kind(method) == "Minimax"
-        and method.step_degree == 5
-        and (problem.rule is None or _solves_exactly(problem.rule))
-        and _takes(a)
-    )
+def _method(request: Request) -> Minimax:
+    method = request.method
+    assert isinstance(method, Minimax)
+    return method
 
 
-def roots(passes: Passes, problem: RootProblem, a: Tensor) -> FusedRoots:
-    """The roots by ``Minimax`` of degree 5; see ``Minimax.solve`` and ``attach.evaluate``."""
-    method = problem.method
+def declines(request: Request, a: Tensor) -> str | None:
+    """Why ``values`` is not for this call, None if it is."""
+    method = _method(request)
+    if method.step_degree != 5:
+        return "few passes are for steps of degree 5"
+    if request.rule is not None and not _solves_exactly(request.rule):
+        return f"few passes know no constants of {request.rule!r}"
+    return _unfit(a)
+
+
+def values(passes: Passes, request: Request, a: Tensor) -> Solved:
+    """The roots by ``Minimax`` of degree 5; see ``Minimax.solve`` and ``solve.evaluate``."""
+    method = _method(request)
     n, batch = a.shape[-1], a.shape[:-2]
-    scaled = passes.scaled(a.reshape(-1, n, n), problem.eps)
-    begun = _begun(passes, problem, scaled)
+    scaled = passes.scaled(a.reshape(-1, n, n), request.eps)
+    begun = _begun(passes, request, scaled)
     flag = None if method.max_cond is not None else Flag.of(begun.chosen.interval[:, 0])
     regular = flag is not None and flag.known_to_hold()
-    if problem.input_dtype != a.dtype and not regular:
-        clipped = normalize.without_rounded_negatives(scaled.x, problem.input_dtype)
-        begun = _begun(passes, problem, replace(scaled, x=clipped))
+    if request.input_dtype != a.dtype and not regular:
+        clipped = spectrum.without_rounded_negatives(scaled.x, request.input_dtype)
+        begun = _begun(passes, request, replace(scaled, x=clipped))
         flag, regular = None, False
-    y, z, p = _iterated(passes, problem, begun)
+    y, z, p = _iterated(passes, request, begun)
     chosen = begun.chosen
     if method.max_cond is not None:
         scale = chosen.steps[:, -2, 1]
         rest = passes.combination(
             constant((-1.0,), scale.dtype, scale.device).expand_as(scale), scale, p
         )
-        chosen = _with_promise(problem, chosen, rest)
+        chosen = _with_promise(request, chosen, rest)
         flag = Flag.of(chosen.bounds[:, 0])
     elif flag is None or not flag.known_to_hold():
-        chosen = _checked(passes, problem, begun, y, z)
+        chosen = _checked(passes, request, begun, y, z)
     sqrt, inv_sqrt = (
         None if t is None else _own(passes.finished(t, chosen.factors[:, i]), a.shape)
         for i, t in enumerate((y, z))
@@ -83,11 +93,10 @@ def roots(passes: Passes, problem: RootProblem, a: Tensor) -> FusedRoots:
     bounds = chosen.bounds.reshape(*batch, 2)
     if flag is not None:
         flag.remember(bounds)
-    return FusedRoots(
+    return Solved(
         info=chosen.info.reshape(*batch, 3),
-        sqrt=sqrt if problem.sqrt else None,
-        inv_sqrt=inv_sqrt if problem.inv_sqrt else None,
-        constants=() if problem.rule is None else (bounds,),
+        values=roots_in_order(request.solved, sqrt, inv_sqrt),
+        constants=() if request.rule is None else (bounds,),
     )
 
 
@@ -108,27 +117,26 @@ class _Begun:
     chosen: Chosen
 
 
-def _begun(passes: Passes, problem: RootProblem, scaled: Scaled) -> _Begun:
+def _begun(passes: Passes, request: Request, scaled: Scaled) -> _Begun:
     """All that comes before the iteration."""
-    x, max_cond = scaled.x, problem.method.max_cond
+    x, method = scaled.x, _method(request)
+    max_cond = method.max_cond
     n, unit = x.shape[-1], spd.real_eps(x.dtype)
     square, identity = torch.bmm(x, x), spd.identity_like(x)
     inverse, failed = (None, None) if max_cond is not None else _inverse(x, identity)
     steps = steps_of_five(
         x.dtype,
         x.device,
-        2 * unit if problem.method.tol is None else problem.method.tol,
-        problem.method.max_steps,
+        2 * unit if method.tol is None else method.tol,
+        method.max_steps,
         n,
         # Designing a singular matrix for more would let rounding's negative eigenvalues grow.
         1 / (max(n, spd.NULL_UNITS) * unit) if max_cond is None else 1.0,
         # Bounds of λ_max are at most n^{1/4} times too high and n^{1/2} times too low.
         None if max_cond is None else 1.01 * max_cond * n**0.75,
     )
-    limits = Limits(
-        checks.max_skew(problem.input_dtype), spd.null_share(n, x.dtype), problem.regular, max_cond
-    )
-    chosen = passes.chosen(scaled, square, inverse, failed, limits, steps)
+    limits = request.thresholds(n)
+    chosen = passes.chosen(scaled, square, inverse, failed, limits, max_cond, steps)
     return _Begun(x, square, identity, failed, chosen)
 
 
@@ -140,39 +148,39 @@ def _inverse(x: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _iterated(
-    passes: Passes, problem: RootProblem, begun: _Begun
+    passes: Passes, request: Request, begun: _Begun
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Y and Z of ``Steps``, the wanted ones, and P before the last step."""
     h, identity = begun.chosen.steps, begun.identity
     z = passes.combination(h[:, 0, 0], h[:, 0, 1], begun.x, h[:, 0, 2], begun.square)
     y = torch.bmm(begun.x, z)
-    p, count = begun.x, h.shape[1] - 2
+    p, count, wanted = begun.x, h.shape[1] - 2, wanted_roots(request.solved)
     for step in range(1, count):
         p = torch.bmm(z, y)
         rest = passes.combination(h[:, step, 1], h[:, step, 2], p)
         d = torch.baddbmm(identity, p, rest, beta=CONSTANT)
         last = step == count - 1
-        new_y = torch.baddbmm(y, y, d) if problem.sqrt or not last else y
-        z = torch.baddbmm(z, d, z) if problem.inv_sqrt or not last else z
+        new_y = torch.baddbmm(y, y, d) if wanted.sqrt or not last else y
+        z = torch.baddbmm(z, d, z) if wanted.inv_sqrt or not last else z
         y = new_y
-    return y if problem.sqrt else None, z if problem.inv_sqrt else None, p
+    return y if wanted.sqrt else None, z if wanted.inv_sqrt else None, p
 
 
-def _with_promise(problem: RootProblem, chosen: Chosen, rest: Tensor) -> Chosen:
+def _with_promise(request: Request, chosen: Chosen, rest: Tensor) -> Chosen:
     """By P − I before the last step, which is the caller's: whether a promised condition held.
 
     Where it did, P is near I, and A regular. Where it did not, P = Z A Z tells by a Cholesky
     factorisation whether A is indefinite; or singular, if that is asked: an eigenvalue of A at that
     limit is multiplied by at least ``max_cond`` in P.
     """
-    n, unit, max_cond = rest.shape[-1], spd.real_eps(rest.dtype), problem.method.max_cond
+    n, unit, limits = rest.shape[-1], spd.real_eps(rest.dtype), request.thresholds(rest.shape[-1])
     deviation = torch.linalg.vector_norm(rest, dim=(-2, -1))
     kept = deviation <= chosen.steps[:, -1, 0]
     p = spd.add_to_diagonal_(rest, 1 + 2 * (n * unit) ** 0.5)
     tests, kinds = [p], [Status.INDEFINITE]
-    if problem.regular:
-        share = spd.null_share(n, p.dtype) * max_cond
-        shift = 2 * (n * unit) ** 0.5 + min(share, 0.5)
+    max_cond = _method(request).max_cond
+    if limits.singular is not None and max_cond is not None:
+        shift = 2 * (n * unit) ** 0.5 + min(limits.singular * max_cond, 0.5)
         tests, kinds = [p, spd.add_to_diagonal_(p.clone(), -shift)], [*kinds, Status.SINGULAR]
     together = p if len(tests) == 1 else torch.cat(tests)
     failed = torch.linalg.cholesky_ex(together).info.reshape(len(tests), -1) != 0
@@ -184,17 +192,17 @@ def _with_promise(problem: RootProblem, chosen: Chosen, rest: Tensor) -> Chosen:
 
 
 def _checked(
-    passes: Passes, problem: RootProblem, begun: _Begun, y: Tensor | None, z: Tensor | None
+    passes: Passes, request: Request, begun: _Begun, y: Tensor | None, z: Tensor | None
 ) -> Chosen:
     """With the status of matrices that have no Cholesky factor.
 
-    See ``normalize.definiteness`` and ``methods.coupled.grown``. Both factorisations are one call.
+    See ``screen.definiteness`` and ``methods.coupled.grown``. Both factorisations are one call.
     """
     chosen, x, n = begun.chosen, begun.x, begun.x.shape[-1]
     c = chosen.interval[:, 1]
     one, unit = torch.ones_like(c), spd.real_eps(x.dtype)
     trace = spd.trace(x)
-    tests = [passes.combination(n * spd.real_eps(problem.input_dtype) * c, one, x)]
+    tests = [passes.combination(n * spd.real_eps(request.input_dtype) * c, one, x)]
     if y is not None:
         root = passes.finished(y, chosen.steps[:, -2, 0] / c.sqrt())
         size = torch.linalg.vector_norm(root, dim=(-2, -1))
@@ -276,15 +284,20 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def takes_gradient(problem: GradientProblem) -> bool:
-    """Whether ``gradient`` is for this call."""
-    if problem.sqrt is None or not problem.constants or not _solves_exactly(problem.rule):
-        return False
-    given = (problem.inv_sqrt, *problem.constants, problem.g_sqrt, problem.g_inv)
-    return _takes(problem.sqrt, *given)
+def gradient_declines(request: Request, a: Tensor) -> str | None:
+    """Why ``gradient`` is not for this call, None if it is."""
+    if not _solves_exactly(request.rule):
+        return "few passes are for the exact gradient by the Lyapunov equation"
+    return _unfit(a)
 
 
-def gradient(passes: Passes, problem: GradientProblem) -> Tensor:
+def fits_gradient(kept: Kept, g: Cotangents) -> bool:
+    """Whether what was kept and the cotangents are such that ``gradient`` is for them."""
+    s, constants = kept.sqrt, kept.constants
+    return s is not None and len(constants) > 0 and _unfit(s, *kept.values, *constants, *g) is None
+
+
+def gradient(passes: Passes, kept: Kept, g: Cotangents) -> Tensor:
     """X of S X + X S = G_S − Z G_Z Z, Hermitian, by Smith's squaring with one shift.
 
     With U = (S/μ + I)⁻¹ and W = I − 2U = (S − μ)(S + μ)⁻¹,
@@ -295,19 +308,20 @@ def gradient(passes: Passes, problem: GradientProblem) -> Tensor:
     long as twenty of them. As many doublings as any matrix may need do no harm to others: where W
     has vanished, X stays.
     """
-    s, z = problem.sqrt, problem.inv_sqrt
+    s, z = kept.sqrt, kept.inv_sqrt
     assert s is not None
+    g_sqrt, g_inv = belonging(Sqrt, kept.functions, g), belonging(InvSqrt, kept.functions, g)
     shape, n = s.shape, s.shape[-1]
-    flag = Flag.recalled(problem.constants[0])
-    bounds = problem.constants[0].reshape(-1, 2)
+    flag = Flag.recalled(kept.constants[0])
+    bounds = kept.constants[0].reshape(-1, 2)
     s = s.reshape(-1, n, n)
-    right, negative = problem.g_sqrt, False
+    right, negative = g_sqrt, False
     if right is not None:
         right = right.reshape(-1, n, n)
-    if problem.g_inv is not None:
+    if g_inv is not None:
         assert z is not None
         z = z.reshape(-1, n, n)
-        left = torch.bmm(z, problem.g_inv.reshape(-1, n, n))
+        left = torch.bmm(z, g_inv.reshape(-1, n, n))
         if right is None:
             right, negative = torch.bmm(left, z), True
         else:

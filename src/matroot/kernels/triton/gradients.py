@@ -7,7 +7,7 @@ import math
 import triton
 import triton.language as tl
 
-from matroot.backends.triton.arithmetic import (
+from matroot.kernels.triton.arithmetic import (
     IN_REGISTERS,
     exponent,
     get,

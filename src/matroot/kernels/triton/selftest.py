@@ -15,20 +15,22 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from matroot import autodiff, schedules, spd
+from matroot import context, schedules, spd
 from matroot.accuracy import Quantity, tolerance
-from matroot.backends import large
-from matroot.backends.backend import GradientProblem, RootProblem
-from matroot.backends.triton import launch
-from matroot.backends.triton.launch import BOUNDS, DOUBLE, NORM, NOTHING, Variant
-from matroot.checks import Status
+from matroot.functions import BOTH
+from matroot.gradients import Kept, Lyapunov
+from matroot.kernels import large
+from matroot.kernels.triton import launch
+from matroot.kernels.triton.launch import BOUNDS, DOUBLE, NORM, NOTHING, Variant
+from matroot.methods import Minimax
+from matroot.request import Request
+from matroot.screen import Status
 
 SWITCH = "MATROOT_TRITON"
 PASSES = 144
@@ -66,31 +68,30 @@ _VERDICTS: dict[tuple[Variant, torch.device], Verdict] = {}
 _ONE_AT_A_TIME = threading.RLock()
 
 
-def passed(
-    kernel: str, size: int, option: tuple[bool, ...], precision: str, device: torch.device
-) -> bool:
-    """Whether this program may be used: see launch.Variant. Tested if it is to be and was not yet.
+def passed(variant: Variant, device: torch.device) -> bool:
+    """Whether this program may be used. Tested if it is to be and was not yet.
 
     Raises:
         RuntimeError: it is to be tested while a CUDA graph is captured.
     """
-    key = (Variant(kernel, size, option, precision), device)
+    key = (variant, device)
     verdict = _VERDICTS.get(key)
     if verdict is not None and verdict.passed:
         return True
-    if spd.pretending() or switch() == "on":
+    if context.pretending() or switch() == "on":
         return True
     if verdict is None:
-        autodiff.refuse_capture(device)
+        context.refuse_capture(device)
         with _ONE_AT_A_TIME:
             verdict = _VERDICTS.get(key)
             if verdict is None:
                 verdict = _VERDICTS[key] = _verdict(*key)
                 if not verdict.passed:
                     warnings.warn(
-                        f"matroot's fused GPU kernel {kernel!r} for matrices up to {size}×{size} "
-                        f"fails its self-test on {_name(device)}: {verdict.said}. PyTorch's "
-                        "operations are used in its place: slower, and right. Please report it",
+                        f"matroot's fused GPU kernel {variant.kernel!r} for matrices up to "
+                        f"{variant.size}×{variant.size} fails its self-test on {_name(device)}: "
+                        f"{verdict.said}. PyTorch's operations are used in its place: slower, "
+                        "and right. Please report it",
                         RuntimeWarning,
                         stacklevel=2,
                     )
@@ -99,6 +100,18 @@ def passed(
 
 # As torch.compiler.assume_constant_result does: asked while tracing, not traced.
 passed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def failure(variant: Variant, device: torch.device) -> str | None:
+    """Why this program is not used, where its test has said so."""
+    verdict = _VERDICTS.get((variant, device))
+    if verdict is None or verdict.passed or context.pretending() or switch() == "on":
+        return None
+    return f"its kernel {variant.kernel!r} failed its self-test: {verdict.said}"
+
+
+# As torch.compiler.assume_constant_result does: asked while tracing, not traced.
+failure._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def verdicts(device: torch.device) -> str:
@@ -344,20 +357,19 @@ def _lyapunov(variant: Variant, device: torch.device) -> Findings:
 
 def _passes(variant: Variant, device: torch.device) -> Findings:
     """Roots and gradients by the products of a library and the passes between: see large.py."""
-    from matroot.backends.triton.passes import ByKernels
+    from matroot.kernels.triton.passes import ByKernels
 
     known, kernels = _known(variant, device), ByKernels()
-    told = SimpleNamespace(max_cond=None, tol=None, max_steps=None, steps=None)
+    nothing = known.a.new_empty(0)
 
     def roots(sqrt: bool, inv_sqrt: bool, regular: bool, constants: int) -> tuple[Tensor, ...]:
-        rule = told if constants else None
-        end = (0.0, known.a.dtype)
-        problem = RootProblem(told, rule, sqrt, inv_sqrt, regular, *end)
-        found = large.roots(kernels, problem, known.a)
-        tensors = (found.info, found.sqrt, found.inv_sqrt, *found.constants)
+        functions = BOTH if inv_sqrt else BOTH[:1]
+        rule = Lyapunov() if constants else None
+        request = Request(functions, Minimax(), rule, 0.0, "raise", known.a.dtype)
+        found = large.values(kernels, request, known.a)
         # In place of what was not asked for, nothing.
-        numbers = [known.a.new_empty(0) if t is None else t for t in tensors]
-        return tuple(t.cpu() for t in (*numbers, known.a.new_empty(0))[:4])
+        values = (*found.values, nothing)[:2]
+        return tuple(t.cpu() for t in (found.info, *values, *found.constants, nothing)[:4])
 
     s, z = known.values.clamp(min=0).sqrt(), known.values.abs().clamp(min=1e-30).rsqrt()
     yield from _roots_are_right(known, variant, roots, s, z, BOUNDS)
@@ -370,7 +382,9 @@ def _passes(variant: Variant, device: torch.device) -> Findings:
         g_inv: Tensor | None,
     ) -> Tensor:
         assert constants is not None
-        return large.gradient(kernels, GradientProblem(told, s, z, (constants,), g_sqrt, g_inv))
+        values, g = ((s,), (g_sqrt,)) if z is None else ((s, z), (g_sqrt, g_inv))
+        kept = Kept(BOTH[: len(values)], values, (constants,), False)
+        return large.gradient(kernels, kept, g)
 
     calls = [(True, False, True), (True, True, True)]
     yield from _gradients_are_right(variant, device, 0, gradient, calls)

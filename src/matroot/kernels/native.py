@@ -1,0 +1,467 @@
+"""Whole solves on a CPU by compiled kernels, one matrix at a time in its caches."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matroot import context, screen, spd
+from matroot.functions import InvSqrt, Sqrt, belonging, only_roots, roots_in_order, wanted_roots
+from matroot.gradients import GradientRule, Kept, Lyapunov, Spectral
+from matroot.gradients.rule import Cotangents
+from matroot.kernels.kernel import Family, GradientKernel, Solved, ValueKernel
+from matroot.methods import Eigh, Minimax, Pade, Taylor
+from matroot.request import Request
+from matroot.schedules import OCTAVE, OCTAVES, schedules
+from matroot.screen import Status, Thresholds
+from matroot.spectrum import Spectrum
+
+# Beyond, one matrix no longer fits the caches, nor the work one thread: LAPACK and PyTorch's
+# products do the work, and kernels only the passes between.
+LARGEST = 256
+
+
+def _load() -> ModuleType | None:
+    """The compiled module; None where it was not built."""
+    name = "matroot.kernels._native"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return None
+
+
+_MODULE: Any = _load()
+
+
+def available() -> bool:
+    """Whether the kernels were built."""
+    return _MODULE is not None
+
+
+def _declines(a: Tensor) -> str | None:
+    if _MODULE is None:
+        return "its kernels were not built: installation found no C++ compiler that could"
+    if context.on_accelerator(a):
+        return f"its kernels run on a CPU, not on {a.device.type}"
+    if spd.computing_dtype(a.dtype) not in (torch.float32, torch.float64):
+        return f"its kernels know real numbers, not {a.dtype}"
+    if context.jit_tracing():
+        return "torch.jit.trace records PyTorch's operations"
+    if torch.compiler.is_compiling():
+        return "torch.compile and torch.export trace PyTorch's operations"
+    return context.operations_are_watched(a)
+
+
+def _have_memory(*tensors: Tensor | None) -> bool:
+    """Whether a kernel can be given these."""
+    given = [t for t in tensors if t is not None]
+    # PyTorch offers no public question for storage; what vmap wraps has none.
+    return context.operations_are_watched(*given) is None and all(
+        context.host_reads_are_free(t) and torch._C._has_storage(t) for t in given
+    )
+
+
+def _in_memory(a: Tensor) -> Tensor:
+    """A with its numbers one after the other as they are: no lazy sign, no unwritten zeros."""
+    if a._is_zerotensor():
+        return torch.zeros_like(a, memory_format=torch.contiguous_format)
+    return a.resolve_neg().contiguous()
+
+
+def _address(a: Tensor | None) -> int:
+    return 0 if a is None else a.data_ptr()
+
+
+def _info(a: Tensor) -> Tensor:
+    return a.new_empty((*a.shape[:-2], 3), dtype=torch.int64)
+
+
+def _memory(request: Request, a: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """For S and Z, those that are wanted."""
+    sqrt, inv_sqrt = wanted_roots(request.solved)
+    return torch.empty_like(a) if sqrt else None, torch.empty_like(a) if inv_sqrt else None
+
+
+def _is_exact(rule: GradientRule | None) -> bool:
+    """Whether the gradient is that of the Lyapunov equation solved to rounding."""
+    return type(rule) is Lyapunov and rule.steps is None
+
+
+def _solved(
+    request: Request,
+    info: Tensor,
+    roots: tuple[Tensor | None, Tensor | None],
+    constants: tuple[Tensor, ...],
+    statuses: int,
+) -> Solved:
+    """What was found; ``statuses`` has bit k where status k occurs."""
+    left = info[..., 0] == Status.DIVERGED if statuses & 1 << Status.DIVERGED else None
+    values = roots_in_order(request.solved, *roots)
+    return Solved(info, values, constants, statuses == 1 << Status.OK, left)
+
+
+def _eigh(
+    a: Tensor,
+    roots: tuple[Tensor | None, Tensor | None],
+    eigenpairs: tuple[Tensor | None, Tensor | None],
+    info: Tensor,
+    limits: Thresholds,
+    *,
+    of_root: bool = False,
+    eps: float = 0.0,
+) -> int:
+    """The kernel by eigendecomposition; see EighTask in native/isa.hpp."""
+    sqrt, inv_sqrt = roots
+    s, vectors = eigenpairs
+    assert limits.indefinite is not None
+    statuses: int = _MODULE.eigh(
+        a.dtype == torch.float64,
+        a.data_ptr(),
+        _address(sqrt),
+        _address(inv_sqrt),
+        _address(s),
+        _address(vectors),
+        of_root,
+        info.data_ptr(),
+        math.prod(a.shape[:-2]),
+        a.shape[-1],
+        eps,
+        limits.skew,
+        limits.indefinite,
+        -1.0 if limits.singular is None else limits.singular,
+        limits.null,
+        torch.get_num_threads(),
+    )
+    return statuses
+
+
+def _eigh_declines(request: Request, a: Tensor) -> str | None:
+    rule = request.rule
+    if not only_roots(request.solved):
+        return "its kernels know the two roots"
+    if rule is not None and type(rule) is not Spectral and not _is_exact(rule):
+        return f"its kernel for Eigh knows no constants of {rule!r}"
+    return None
+
+
+def _by_eigh(request: Request, a: Tensor) -> Solved | None:
+    if not _have_memory(a):
+        return None
+    a = _in_memory(a)
+    if a.shape[-1] > LARGEST:
+        return _by_lapack(request, a)
+    eigenpairs: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+    constants: tuple[Tensor, ...] = ()
+    if type(request.rule) is Spectral:
+        constants = eigenpairs = (a.new_empty(a.shape[:-1]), torch.empty_like(a))
+    info, roots = _info(a), _memory(request, a)
+    limits = request.thresholds(a.shape[-1])
+    statuses = _eigh(a, roots, eigenpairs, info, limits, eps=request.eps)
+    return _solved(request, info, roots, constants, statuses)
+
+
+def _by_lapack(request: Request, a: Tensor) -> Solved:
+    n, limits = a.shape[-1], request.thresholds(a.shape[-1])
+    x = torch.empty_like(a).view(-1, n, n)
+    found = a.new_empty((len(x), 2), dtype=torch.int64)
+    _MODULE.prepare(
+        a.dtype == torch.float64,
+        a.data_ptr(),
+        x.data_ptr(),
+        found.data_ptr(),
+        len(x),
+        n,
+        request.eps,
+        limits.skew,
+        torch.get_num_threads(),
+    )
+    pairs = Spectrum.of(x)
+    definite = screen.definiteness(x, limits, eigenvalues=pairs.values)
+    status = torch.maximum(found[:, 0], definite)
+    ok = status == Status.OK
+    scale = torch.where(ok, spd.power_of_two(found[:, 1] // 2, a), torch.nan)[:, None]
+    s = pairs.values.clamp(min=0).sqrt() * scale
+    left_out = pairs.null | (pairs.values < 0)
+
+    def assembled(eigenvalues: Tensor) -> Tensor:
+        root = torch.bmm(pairs.vectors * eigenvalues[:, None, :], pairs.vectors.mT)
+        _symmetrise(root)
+        return root.view(a.shape)
+
+    wanted = wanted_roots(request.solved)
+    values = roots_in_order(
+        request.solved,
+        assembled(s) if wanted.sqrt else None,
+        assembled(torch.where(left_out, 0 * s, 1 / s)) if wanted.inv_sqrt else None,
+    )
+    constants: tuple[Tensor, ...] = ()
+    if type(request.rule) is Spectral:
+        constants = (s.view(a.shape[:-1]), pairs.vectors.view(a.shape))
+    info = torch.stack([status, torch.ones_like(status), ok.long()], -1).view(*a.shape[:-2], 3)
+    diverged = status == Status.DIVERGED
+    left = diverged.view(a.shape[:-2]) if diverged.any() else None
+    return Solved(info, values, constants, bool(ok.all()), left)
+
+
+def _symmetrise(x: Tensor) -> None:
+    """X becomes (X + Xᵀ)/2."""
+    n = x.shape[-1]
+    threads = torch.get_num_threads()
+    _MODULE.symmetrise(x.dtype == torch.float64, x.data_ptr(), x.numel() // n**2, n, threads)
+
+
+def _minimax_declines(request: Request, a: Tensor) -> str | None:
+    method, rule = request.method, request.rule
+    assert isinstance(method, Minimax)
+    if a.shape[-1] > LARGEST:
+        return f"its kernel for Minimax holds matrices up to n = {LARGEST}"
+    if method.step_degree != 5 or method.max_cond is not None:
+        return "its kernel for Minimax knows neither max_cond nor steps of degree 3"
+    if request.input_dtype != request.computing_dtype:
+        return "its kernel for Minimax knows no half precision"
+    if rule is not None and not _is_exact(rule):
+        return f"its kernel for Minimax knows no constants of {rule!r}"
+    return None
+
+
+def _by_minimax(request: Request, a: Tensor) -> Solved | None:
+    if not _have_memory(a):
+        return None
+    a, method = _in_memory(a), request.method
+    assert isinstance(method, Minimax)
+    table, limits = schedules(5, a.dtype, a.device), request.thresholds(a.shape[-1])
+    info, roots = _info(a), _memory(request, a)
+    constants = (a.new_empty((*a.shape[:-2], 2)),) if request.rule else ()
+    statuses = _MODULE.minimax(
+        a.dtype == torch.float64,
+        a.data_ptr(),
+        *map(_address, roots),
+        constants[0].data_ptr() if constants else 0,
+        info.data_ptr(),
+        math.prod(a.shape[:-2]),
+        a.shape[-1],
+        request.eps,
+        limits.skew,
+        table.data_ptr(),
+        table.shape[1],
+        OCTAVE,
+        OCTAVES,
+        2 * spd.real_eps(a.dtype) if method.tol is None else method.tol,
+        method.max_steps or 0,
+        torch.get_num_threads(),
+    )
+    left = 1 << Status.DIVERGED
+    if statuses & left:
+        others = statuses & ~left
+        statuses = others | _singular_by_eigh(request, a, info, roots, constants)
+    return _solved(request, info, roots, constants, statuses)
+
+
+def _singular_by_eigh(
+    request: Request,
+    a: Tensor,
+    info: Tensor,
+    roots: tuple[Tensor | None, Tensor | None],
+    constants: tuple[Tensor, ...],
+) -> int:
+    """Those that may be singular, which the iteration left, as ``Minimax`` has them: by ``Eigh``.
+
+    In place; returns which statuses occur among them.
+    """
+    left = info[..., 0] == Status.DIVERGED
+    x = a[left]
+    s = x.new_empty(x.shape[:-1]) if constants else None
+    x_info, x_roots = _info(x), _memory(request, x)
+    limits = request.thresholds(x.shape[-1])
+    statuses = _eigh(x, x_roots, (s, None), x_info, limits, eps=request.eps)
+    info[left] = x_info
+    for whole, part in zip(roots, x_roots, strict=True):
+        if whole is not None and part is not None:
+            whole[left] = part
+    if s is not None:
+        high = s.amax(-1)
+        null = math.sqrt(2 * limits.null) * high
+        low = s.amin(-1)
+        constants[0][left] = torch.stack([torch.where(low <= null, 0.0 * low, low), high], -1)
+    return statuses
+
+
+def _published_declines(request: Request, a: Tensor) -> str | None:
+    method, rule = request.method, request.rule
+    assert isinstance(method, (Pade, Taylor))
+    if a.shape[-1] > LARGEST:
+        return f"its kernel for {type(method).__name__} holds matrices up to n = {LARGEST}"
+    if method.polynomials is None:
+        return f"its kernel evaluates polynomials, which lose too much for {method!r}"
+    if rule is not None and type(rule) is not Lyapunov:
+        return f"its kernel for {type(method).__name__} knows no constants of {rule!r}"
+    return None
+
+
+def _by_published(request: Request, a: Tensor) -> Solved | None:
+    polynomials = _polynomials(request.method)
+    if polynomials is None or not _have_memory(a):
+        return None
+    a, n, limits = _in_memory(a), a.shape[-1], request.thresholds(a.shape[-1])
+    info, roots = _info(a), _memory(request, a)
+    norms = type(request.rule) is Lyapunov and request.rule.steps is not None
+    constants = (a.new_empty(a.shape[:-2]),) if norms else ()
+    # Beyond doubt on the side where the reference has a root; what is closer is left to it.
+    units = -(2 * spd.null_units(n, a.dtype) + n / 8) if request.regular else n / 2
+    statuses = _MODULE.published(
+        a.dtype == torch.float64,
+        a.data_ptr(),
+        *map(_address, roots),
+        constants[0].data_ptr() if constants else 0,
+        info.data_ptr(),
+        math.prod(a.shape[:-2]),
+        n,
+        request.eps,
+        limits.skew,
+        units * spd.real_eps(a.dtype),
+        polynomials.data_ptr(),
+        polynomials.shape[1] - 1,
+        type(request.method) is Pade,
+        torch.get_num_threads(),
+    )
+    return _solved(request, info, roots, constants, statuses)
+
+
+@functools.cache
+def _polynomials(method: Any) -> Tensor | None:
+    """The coefficients of P and Q, shape (2, degree + 1); None where it does not use them."""
+    found = method.polynomials
+    return None if found is None else torch.tensor(found, dtype=torch.float64, device="cpu")
+
+
+def _spectral_declines(request: Request, a: Tensor) -> str | None:
+    return None if only_roots(request.solved) else "its kernels know the two roots"
+
+
+def _by_spectrum(request: Request, kept: Kept, g: Cotangents) -> Tensor | None:
+    if not _have_memory(*kept.values, *kept.constants, *g):
+        return None
+    s, vectors = kept.constants
+    return _divided(s, vectors, None, None, 0, kept, g)
+
+
+def _lyapunov_declines(request: Request, a: Tensor) -> str | None:
+    if a.shape[-1] > LARGEST:
+        return f"its kernel for Lyapunov holds matrices up to n = {LARGEST}"
+    return None
+
+
+def _by_lyapunov(request: Request, kept: Kept, g: Cotangents) -> Tensor | None:
+    """By the eigenpairs of S, found again: as exact as S, and faster than products.
+
+    So are the steps of the sign iteration: they are taken on the eigenvalues.
+    """
+    rule, root = request.rule, kept.sqrt
+    assert isinstance(rule, Lyapunov)
+    steps, norms = rule.steps or 0, None
+    if root is None or not _have_memory(*kept.values, *kept.constants, *g):
+        return None
+    if steps:
+        if not kept.constants:
+            return None
+        norms = _in_memory(kept.constants[0])
+    root = _in_memory(root)
+    z = None if kept.inv_sqrt is None else _in_memory(kept.inv_sqrt)
+    info, s, vectors = _info(root), root.new_empty(root.shape[:-1]), torch.empty_like(root)
+    limits = screen.thresholds(root.shape[-1], root.dtype)._replace(skew=1.0)
+    statuses = _eigh(root, (None, None), (s, vectors), info, limits, of_root=True)
+    if statuses & 1 << Status.DIVERGED:
+        return None
+    return _divided(s, vectors, z, norms, steps, kept, g)
+
+
+def _divided(
+    s: Tensor,
+    vectors: Tensor,
+    z: Tensor | None,
+    norms: Tensor | None,
+    steps: int,
+    kept: Kept,
+    g: Cotangents,
+) -> Tensor:
+    """Division by s_i + s_j in the basis of the eigenvectors, or steps; see SpectralTask."""
+    n = vectors.shape[-1]
+    # A matrix that has an inverse root has no null space.
+    null = math.sqrt(spd.null_share(n, s.dtype)) if kept.inv_sqrt is None else 0.0
+    s, vectors = _in_memory(s), _in_memory(vectors)
+    g_sqrt, g_inv = (belonging(kind, kept.functions, g) for kind in (Sqrt, InvSqrt))
+    g_sqrt, g_inv = (None if x is None else _in_memory(x) for x in (g_sqrt, g_inv))
+    if n > LARGEST:
+        return _divided_by_passes(s, vectors, g_sqrt, g_inv, null)
+    x = torch.empty_like(vectors)
+    _MODULE.spectral(
+        s.dtype == torch.float64,
+        s.data_ptr(),
+        vectors.data_ptr(),
+        _address(z),
+        _address(g_sqrt),
+        _address(g_inv),
+        x.data_ptr(),
+        math.prod(x.shape[:-2]),
+        n,
+        null,
+        _address(norms),
+        steps,
+        torch.get_num_threads(),
+    )
+    return x
+
+
+def _divided_by_passes(
+    s: Tensor, vectors: Tensor, g_sqrt: Tensor | None, g_inv: Tensor | None, null: float
+) -> Tensor:
+    """``_divided`` of large matrices, Z exact."""
+
+    def rotated(g: Tensor) -> Tensor:
+        r = vectors.mT @ g @ vectors
+        _symmetrise(r)
+        return r
+
+    q = None if g_inv is None else rotated(g_inv)
+    r = rotated(g_sqrt) if g_sqrt is not None else torch.zeros_like(vectors)
+    n = vectors.shape[-1]
+    _MODULE.divide(
+        s.dtype == torch.float64,
+        r.data_ptr(),
+        _address(q),
+        s.data_ptr(),
+        r.numel() // n**2,
+        n,
+        null,
+        torch.get_num_threads(),
+    )
+    x = vectors @ r @ vectors.mT
+    _symmetrise(x)
+    return x
+
+
+_PUBLISHED = (ValueKernel("published", _published_declines, _by_published),)
+
+NATIVE = Family(
+    name="native",
+    declines=_declines,
+    values={
+        Eigh: (ValueKernel("eigh", _eigh_declines, _by_eigh),),
+        Minimax: (ValueKernel("minimax", _minimax_declines, _by_minimax),),
+        Pade: _PUBLISHED,
+        Taylor: _PUBLISHED,
+    },
+    gradients={
+        Spectral: (GradientKernel("spectral", _spectral_declines, _by_spectrum),),
+        Lyapunov: (GradientKernel("lyapunov", _lyapunov_declines, _by_lyapunov),),
+    },
+    method=Eigh(),
+)

@@ -1,0 +1,78 @@
+"""A call, all but its numbers: what methods, gradient rules and kernels are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from matroot import screen, spd
+from matroot.functions import BOTH, Functions, InvSqrt
+from matroot.gradients import ExplicitRule, GradientRule, Kept
+from matroot.methods import Method
+from matroot.screen import Thresholds
+
+Singular = Literal["raise", "pinv"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be computed of Hermitian matrices, and how.
+
+    Attributes:
+        functions: what was asked for.
+        method: the forward method, with its options.
+        rule: the gradient rule; None where no derivative is wanted.
+        eps: the ridge.
+        singular: ``"raise"`` where a singular matrix has no inverse root, ``"pinv"`` where its
+            null eigenvalues are left out.
+        input_dtype: the dtype that the user gave.
+        solved: what is computed, that which was asked for last: the derivative of the inverse root
+            may need the root too.
+        definite: whether matrices with negative eigenvalues have no result.
+        regular: whether singular matrices have no result.
+    """
+
+    functions: Functions
+    method: Method
+    rule: GradientRule | None
+    eps: float
+    singular: Singular
+    input_dtype: torch.dtype
+    # Made once, and read by tracers, which know no cached properties.
+    solved: Functions = field(init=False)
+    definite: bool = field(init=False)
+    regular: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        rule, solved, regular, definite = self.rule, self.functions, False, True
+        for function in self.functions:
+            regular = regular or function.regular
+            definite = definite and function.definite
+        if isinstance(rule, ExplicitRule) and len(solved) == 1 and type(solved[0]) is InvSqrt:
+            spared = rule.takes_eigenpairs and self.method.spectral and self.singular == "raise"
+            if rule.needs_sqrt and not spared:
+                solved = BOTH
+        object.__setattr__(self, "solved", solved)
+        object.__setattr__(self, "definite", definite)
+        object.__setattr__(self, "regular", regular and self.singular == "raise")
+
+    @property
+    def computing_dtype(self) -> torch.dtype:
+        """What it is computed in."""
+        return spd.computing_dtype(self.input_dtype)
+
+    def thresholds(self, n: int) -> Thresholds:
+        """What decides whether n×n matrices have a result."""
+        return screen.thresholds(n, self.input_dtype, definite=self.definite, regular=self.regular)
+
+    def without_derivative(self) -> Request:
+        """The same where no derivative is wanted."""
+        return replace(self, rule=None)
+
+    def kept(self, saved: tuple[Tensor, ...]) -> Kept:
+        """What the forward pass saved, by name: the values and the constants of the derivative."""
+        count = len(self.solved)
+        return Kept(self.solved, saved[:count], saved[count:], self.singular == "pinv")
