@@ -42,8 +42,6 @@ import typer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import matroot  # noqa: E402
-from matroot.kernels import triton as kernels  # noqa: E402
-from matroot.kernels.triton import launch, selftest  # noqa: E402
 from matroot.bench import baselines  # noqa: E402
 from matroot.bench.measure import (  # noqa: E402
     APPROXIMATE,
@@ -57,6 +55,8 @@ from matroot.bench.measure import (  # noqa: E402
 )
 from matroot.bench.rows import Row, append, pick, provenance  # noqa: E402
 from matroot.gradients import Lyapunov  # noqa: E402
+from matroot.kernels import triton as kernels  # noqa: E402
+from matroot.kernels.triton import launch, selftest  # noqa: E402
 from matroot.methods import Minimax, Pade  # noqa: E402
 from matroot.testing import (  # noqa: E402
     exact,

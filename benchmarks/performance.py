@@ -26,10 +26,10 @@ from numerics import (
 from torch import Tensor
 
 import matroot
-from matroot.kernels import native
 from matroot.bench import baselines
 from matroot.bench.rows import Row, pick
 from matroot.gradients import Lyapunov, Spectral
+from matroot.kernels import native
 from matroot.methods import Eigh, Minimax, Pade
 from matroot.testing import by_eigh, exact, exact_gradient, random_spd, relative_error
 

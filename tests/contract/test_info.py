@@ -1,16 +1,20 @@
 """What sqrtm_ex and explain say is so."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import matroot
 from instances import CONVERGED, PUBLISHED
-from matroot import attach
-from matroot.gradients import Lyapunov, Spectral
-from matroot.methods import Eigh, Minimax, NewtonSchulz
+from matroot import kernels
+from matroot.gradients import GRADIENTS, Lyapunov, Spectral
+from matroot.methods import METHODS, Eigh, Minimax, NewtonSchulz
 from matroot.testing import random_spd
 
 ROOTS = ("sqrt", "inv_sqrt", "both")
+F32 = torch.float32
+DTYPES = (F32, torch.float64, torch.bfloat16, torch.complex128)
 
 
 @pytest.mark.parametrize("root", ROOTS)
@@ -146,34 +150,70 @@ def test_arguments():
         matroot.explain(torch.eye(2), root="cube")
 
 
+@pytest.fixture
+def recorder(monkeypatch):
+    """What kernels have done, as (direction, family, kernel), by recorders in their tables."""
+    done = []
+
+    def recording(direction, family, kernel):
+        def run(*arguments):
+            found = kernel.run(*arguments)
+            done.append((direction, family.name, kernel.name, found is not None))
+            return found
+
+        return dataclasses.replace(kernel, run=run)
+
+    for family in kernels.FAMILIES.values():
+        for direction, table in (("forward", family.values), ("backward", family.gradients)):
+            for kind, entries in list(table.items()):
+                found = tuple(recording(direction, family, kernel) for kernel in entries)
+                monkeypatch.setitem(table, kind, found)
+    return done
+
+
+def ran(done, direction):
+    """The family whose kernel did it, "torch" if none did."""
+    found = [family for way, family, _, success in done if way == direction and success]
+    return found[-1] if found else "torch"
+
+
 @pytest.mark.parametrize("root", ROOTS)
-@pytest.mark.parametrize("singular", ["raise", "pinv"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex128], ids=str)
-def test_explain_tells_what_runs(root, singular, dtype, monkeypatch):
-    a = random_spd(4, 2, cond=5, dtype=dtype).requires_grad_()
-    plans = []
-    evaluate = attach.evaluate
-    monkeypatch.setattr(
-        attach,
-        "evaluate",
-        lambda plan, x, **kw: plans.append((plan, x.dtype)) or evaluate(plan, x, **kw),
-    )
-    matroot.sqrtm_ex(a, root=root, singular=singular)
-    (plan, computing), explanation = (
-        plans[0],
-        matroot.explain(a, root=root, singular=singular),
-    )
-    assert explanation.method == plan.method
-    assert explanation.gradient == plan.rule
-    assert explanation.backend == plan.ops.name
-    assert explanation.dtype == computing
+@pytest.mark.parametrize("rule", ["auto", *GRADIENTS])
+@pytest.mark.parametrize("method", ["auto", *METHODS])
+def test_explain_tells_what_runs(method, rule, root, recorder):
+    options = {"method": method, "gradient": rule}
+    if rule in GRADIENTS and GRADIENTS[rule].needs_eigenpairs and not spectral(method):
+        return  # Refused: see test_errors.
+    for dtype in DTYPES:
+        for singular in ("raise", "pinv"):
+            if singular == "pinv" and not spectral(method):
+                continue
+            for n in (4, 260) if (dtype, rule, singular) == (F32, "auto", "raise") else (4,):
+                a = random_spd(n, 2, cond=5, dtype=dtype)
+                for derivative in (False, True):
+                    x = a.clone().requires_grad_(derivative)
+                    explained = matroot.explain(x, root=root, singular=singular, **options)
+                    recorder.clear()
+                    roots = matroot.sqrtm_ex(x, root=root, singular=singular, **options)
+                    assert ran(recorder, "forward") == explained.backend, (dtype, derivative)
+                    if derivative:
+                        total = sum(t.real.sum() for t in roots[:2] if t is not None)
+                        torch.autograd.grad(total, x)
+                        assert ran(recorder, "backward") == explained.gradient_backend, dtype
+
+
+def spectral(method):
+    return method == "auto" or METHODS[method].spectral
 
 
 def test_explain_reads_well():
+    text = str(matroot.explain(torch.eye(3), method="newton_schulz"))
+    assert "forward   torch\n" in text
+    assert "no kernel for NewtonSchulz" in text
     text = str(matroot.explain(torch.eye(3), method="pade"))
     assert "Pade(order=5): asked for" in text
     assert "Lyapunov(steps=None): products only" in text
-    assert "backend 'torch' takes it" in text
+    assert "backend 'torch' takes" in text
     assert matroot.explain(torch.eye(3)).method == Eigh()
     assert matroot.explain(torch.eye(3)).gradient == Spectral()
     elsewhere = matroot.explain(torch.eye(3, device="meta"))

@@ -1,22 +1,22 @@
 """What calls start on an accelerator, counted on a CPU; and that what they find there is right.
 
-``context.pretended_accelerator`` takes a GPU's path with a CPU's numbers: where values cannot be looked
-at, whole calls are few passes between products (kernels/large.py).
+``context.pretended_accelerator`` takes a GPU's path with a CPU's numbers: where values cannot be
+looked at, whole calls are few passes between products (kernels/large.py).
 """
 
 import pytest
 import torch
 
 import matroot
-from matroot import attach, context, plan, schedules, spd
+from matroot import context, functions, plan, schedules, screen, solve, spd
+from matroot.gradients import Lyapunov
 from matroot.kernels import large, triton
-from matroot.kernels.backend import GradientProblem
-from matroot.kernels.passes import ByOperations, Limits
+from matroot.kernels.passes import ByOperations
 from matroot.kernels.triton import passes
 from matroot.kernels.triton.passes import ByKernels
-from matroot.screen import Status
-from matroot.gradients import Lyapunov
 from matroot.methods import Minimax
+from matroot.request import Request
+from matroot.screen import Status
 from matroot.testing import (
     count_launches,
     exact,
@@ -232,7 +232,7 @@ def test_every_pass(n, dtype):
     if n > 1:
         x[3, 0, 1] += 30
     x[4] = 0
-    limits = Limits(1e-3, spd.null_share(n, dtype), True, None)
+    limits = screen.thresholds(n, dtype, regular=True)
     steps = schedules.steps_of_five(
         dtype, x.device, 2 * spd.real_eps(dtype), None, n, 1 / (4 * spd.real_eps(dtype)), None
     )
@@ -241,7 +241,7 @@ def test_every_pass(n, dtype):
         scaled = p.scaled(x, 1e-7)
         square = scaled.x @ scaled.x
         inverse, failed = large._inverse(scaled.x, spd.identity_like(x))
-        chosen = p.chosen(scaled, square, inverse, failed, limits, steps)
+        chosen = p.chosen(scaled, square, inverse, failed, limits, None, steps)
         d, c, e = chosen.steps[:, 0].nan_to_num().unbind(-1)
         found.append(
             [
@@ -302,8 +302,8 @@ def test_bad_matrices_are_nan_and_touch_nobody(method, root, backend):
         assert torch.equal(x[0], y[0])
         assert x[1:].isnan().all()
     with context.pretended_accelerator():
-        call = plan.resolve(root, a, 0.0, method, Lyapunov(), backend, "raise")
-        info = attach.evaluate(call, a).info
+        call = plan.resolve(functions.ROOTS[root], a, 0.0, method, Lyapunov(), backend, "raise")
+        info = solve.evaluate(call, a).info
     assert info[:, 0].tolist() == list(STATUSES.values())
     assert info[:, 2].tolist() == [1, 0, 0, 0, 0, 0]
 
@@ -329,9 +329,11 @@ def test_singular_matrices(backend):
     for method in (Minimax(), Minimax(max_cond=1e2)):
         options = {"method": method, "backend": backend}
         assert solved(matroot.inv_sqrtm, a, g, **options)[0].isnan().all()
-        call = plan.resolve("inv_sqrt", a, 0.0, method, Lyapunov(), backend, "raise")
+        call = plan.resolve(
+            functions.ROOTS["inv_sqrt"], a, 0.0, method, Lyapunov(), backend, "raise"
+        )
         with context.pretended_accelerator():
-            status = attach.evaluate(call, a).info[:, 0]
+            status = solve.evaluate(call, a).info[:, 0]
         assert status.tolist() == [Status.SINGULAR] * 2
 
 
@@ -371,9 +373,11 @@ def test_second_derivatives_and_transforms_take_the_general_path():
 
 def test_what_is_declined():
     a = random_spd(4, dtype=torch.complex64)
-    problem = GradientProblem(Lyapunov(steps=8), a.real, None, (), a.real, None)
+    method, rule = Minimax(), Lyapunov(steps=8)
+    request = Request(functions.ROOTS["sqrt"], method, rule, 0.0, "raise", a.dtype)
     with context.pretended_accelerator():
-        assert not large.takes_gradient(problem)
+        assert "exact gradient" in large.gradient_declines(request, a.real)
+        assert "real numbers" in large.declines(request.without_derivative(), a)
         assert relative_error(matroot.sqrtm(a), exact(a)) < 1e-5
         found = matroot.sqrtm(a.real @ a.real.mT, method=Minimax(step_degree=3), backend="torch")
     assert relative_error(found, exact(a.real @ a.real.mT)) < 1e-3

@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import matroot
-from matroot.kernels import native
+from matroot.functions import Sqrt
 from matroot.gradients import Spectral
+from matroot.kernels import native
 from matroot.methods import METHODS, Method
 from matroot.testing import random_spd, relative_error
 
@@ -145,23 +146,23 @@ def test_plain_subclasses_and_parameters():
 def test_a_method_of_the_users_with_a_known_name_is_asked(name):
     asked = []
 
-    def solve(self, a, root, ops):
-        asked.append(root)
-        return METHODS["svd"]().solve(a, root, ops)
+    def solve(self, a, functions):
+        asked.append(functions)
+        return METHODS["svd"]().solve(a, functions)
 
     members = {"summary": "mine", "solve": solve, "spectral": True, "polynomials": None}
     for base in (Method, METHODS["eigh"]):
         mine = dataclasses.dataclass(frozen=True)(type(name, (base,), dict(members)))
         a = random_spd(4, cond=5)
         found = matroot.sqrtm(a, method=mine())
-        assert asked.pop() == "sqrt"
+        assert asked.pop() == (Sqrt(),)
         assert relative_error(found, matroot.sqrtm(a)) < 1e-13
 
 
 def test_a_rule_of_the_users_with_a_known_name_is_asked():
     class Spectral2(Spectral):
-        def vjp(self, roots, g_sqrt, g_inv, ops):
-            return torch.full_like(g_sqrt, 7.0)
+        def vjp(self, kept, g):
+            return torch.full_like(g[0], 7.0)
 
     Spectral2.__name__ = "Spectral"
     a = random_spd(4, cond=5).requires_grad_()

@@ -16,9 +16,9 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 import matroot
+from matroot.gradients import Lyapunov, Spectral
 from matroot.kernels import TRITON, triton
 from matroot.kernels.triton import launch
-from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import Eigh, Minimax, NewtonSchulz, Pade, Taylor
 from matroot.testing import (
     by_eigh,

@@ -10,10 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import matroot
+from matroot.gradients import Lyapunov
 from matroot.kernels import TRITON, TRITON_DOUBLE, triton
 from matroot.kernels.triton import selftest
 from matroot.kernels.triton.launch import DOUBLE, Variant
-from matroot.gradients import Lyapunov
 from matroot.methods import Eigh, Minimax, Pade, Taylor
 from matroot.nn import DecorrelatedBatchNorm1d, functional
 from matroot.testing import exact, exact_gradient, random_spd, relative_error, tolerance
@@ -239,7 +239,7 @@ def test_whitening_in_single_precision_asks_for_them_on_a_gpu(monkeypatch):
     assert functional._fused(OnGpu(64, torch.bfloat16), OnGpu(64)) is TRITON_DOUBLE
     # What comes in double stays with the products of a library, as every public call.
     assert functional._fused(OnGpu(64), OnGpu(64)) is None
-    assert matroot.kernels.select("auto", OnGpu(64)) is TRITON
+    assert matroot.kernels.select("auto", OnGpu(64))[0] is TRITON
     assert not triton._fits("tf32x3", OnGpu(64))
     assert functional._fused(OnGpu(129, torch.float32), OnGpu(129)) is None
     on_cpu = torch.eye(3)

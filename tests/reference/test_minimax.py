@@ -5,8 +5,8 @@ import torch
 
 import matroot
 from matroot import spd
-from matroot.kernels import native
 from matroot.gradients import Lyapunov, Spectral
+from matroot.kernels import native
 from matroot.methods import Eigh, Minimax
 from matroot.schedules import best_cubic, best_quintic, schedules
 from matroot.testing import (

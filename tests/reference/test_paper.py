@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import matroot
-from matroot.kernels import TORCH
 from matroot.bench import claims, paper
 from matroot.bench.cases import Settings
 from matroot.bench.rows import pick
+from matroot.functions import ROOTS
 from matroot.gradients import Lyapunov
 from matroot.methods import NewtonSchulz, Pade, Taylor
 from matroot.testing import (
@@ -109,7 +109,7 @@ def test_errors_on_one_eigenvalue(method, x, percent, half_digit):
 def test_products_of_the_forward_pass(method, root, count):
     a = random_spd(8, 3)
     with torch.no_grad(), Products() as products:
-        method.solve(a, root, TORCH)
+        method.solve(a, ROOTS[root])
     assert products.count == count
 
 

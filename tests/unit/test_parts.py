@@ -65,13 +65,12 @@ def test_scaling_by_powers_of_four_is_exact(value):
 def test_the_solvers_agree_on_general_right_hand_sides(n, dtype, cond):
     s = testing.random_spd(n, 2, cond=cond, dtype=dtype)
     r = torch.randn_like(s)
-    ops = matroot.kernels.TORCH
     values, q = torch.linalg.eigh(s)
-    by_spectrum = BySpectrum().solve(s, r, (values, q), ops)
+    by_spectrum = BySpectrum().solve(s, r, (values, q))
     assert testing.relative_error(s @ by_spectrum + by_spectrum @ s, r).max() < 1e-4
     tolerance = 100 * cond * torch.finfo(dtype).eps
-    assert testing.relative_error(BySmith().solve(s, r, (), ops), by_spectrum).max() < tolerance
-    by_sign = BySign(50).solve(s, r, (), ops)
+    assert testing.relative_error(BySmith().solve(s, r, ()), by_spectrum).max() < tolerance
+    by_sign = BySign(50).solve(s, r, ())
     assert testing.relative_error(by_sign, by_spectrum).max() < 10 * tolerance
 
 
@@ -80,7 +79,7 @@ def test_small_eigenvalues_that_are_not_rounding_are_kept():
     for dtype in (torch.float32, torch.float64):
         smallest = 1.5 * null_share(torch.eye(3, dtype=dtype), of_rounded_matrix=True)
         s = torch.diag(torch.tensor([1.0, 0.5, smallest], dtype=dtype))[None]
-        x = BySmith().solve(s, torch.ones_like(s), (), matroot.kernels.TORCH)
+        x = BySmith().solve(s, torch.ones_like(s), ())
         torch.testing.assert_close(x[0, 2, 2].item(), 1 / (2 * smallest), rtol=1e-2, atol=0)
 
 
