@@ -37,7 +37,7 @@ class SpectralFunction(ABC):
     A new one needs ``values``, ``slope`` and the attributes ``domain`` and ``bounded_slope``. The
     default of ``difference`` integrates the slope between close points. It is accurate to ten units
     where f grows like a power of x; not where f is nearly constant beside its size, or varies a lot
-    between x and 2x/3, so that a function's own formula is better wherever there is one.
+    between x and 3x/4, so that a function's own formula is better wherever there is one.
     """
 
     @property
@@ -79,7 +79,7 @@ class SpectralFunction(ABC):
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
         """f[x, y], the first divided difference: f'(x) where x = y."""
         apart = x - y
-        near = apart.abs() * 3 <= torch.maximum(x.abs(), y.abs())
+        near = apart.abs() * 4 <= torch.maximum(x.abs(), y.abs())
         start = torch.where(near, y, 1.0)
         along = torch.where(near, apart, 0.0)
         integral = torch.zeros_like(apart)
@@ -96,7 +96,7 @@ class SpectralFunction(ABC):
         """
         a, b, c = _descending(x, y, z)
         apart = a - c
-        near = apart * 3 <= torch.maximum(a.abs(), c.abs())
+        near = apart * 4 <= torch.maximum(a.abs(), c.abs())
         start = torch.where(near, c, 1.0)
         first, second = torch.where(near, b - c, 0.0), torch.where(near, a - b, 0.0)
         integral = torch.zeros_like(apart)
@@ -107,8 +107,8 @@ class SpectralFunction(ABC):
         return torch.where(near, integral, _recursion(self, a, b, c, near))
 
 
-# Nodes and weights of the eight-point rule on [0, 1]. Over an interval [2x/3, x] it is exact to
-# double precision for what is analytic away from 0: its error falls like (5 + √24)^-16.
+# Nodes and weights of the eight-point rule on [0, 1]. Over an interval [3x/4, x] it is exact to
+# double precision for what is analytic away from 0: its error falls like (7 + √48)^-16.
 _GAUSS_LEGENDRE = tuple(
     ((1 + sign * node) / 2, weight / 2)
     for node, weight in (
