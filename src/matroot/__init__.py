@@ -1,4 +1,4 @@
-"""Square roots and inverse square roots of symmetric positive semi-definite matrices."""
+"""Square roots and other functions of symmetric positive semi-definite matrices."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matroot import gradients, methods, nn
     from matroot.distances import bures_wasserstein_distance, frechet_distance
-    from matroot.functional import SqrtmResult, inv_sqrtm, sqrtm, sqrtm_ex, sqrtm_pair
+    from matroot.functional import (
+        SqrtmResult,
+        expm,
+        inv_sqrtm,
+        logm,
+        powm,
+        sqrtm,
+        sqrtm_ex,
+        sqrtm_pair,
+    )
     from matroot.lyapunov import solve_lyapunov
     from matroot.plan import explain
 
@@ -14,11 +23,14 @@ __all__ = [
     "SqrtmResult",
     "bures_wasserstein_distance",
     "explain",
+    "expm",
     "frechet_distance",
     "gradients",
     "inv_sqrtm",
+    "logm",
     "methods",
     "nn",
+    "powm",
     "solve_lyapunov",
     "sqrtm",
     "sqrtm_ex",
@@ -32,11 +44,14 @@ _MODULES = {
     "SqrtmResult": "functional",
     "bures_wasserstein_distance": "distances",
     "explain": "plan",
+    "expm": "functional",
     "frechet_distance": "distances",
     "gradients": "gradients",
     "inv_sqrtm": "functional",
+    "logm": "functional",
     "methods": "methods",
     "nn": "nn",
+    "powm": "functional",
     "solve_lyapunov": "lyapunov",
     "sqrtm": "functional",
     "sqrtm_ex": "functional",

@@ -22,6 +22,7 @@ class Named:
         relative: how a ridge relative to the matrix is.
         otherwise: what else helps there, a clause.
         things: what a batch is made of.
+        lacks: what a singular matrix has not.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Named:
     relative: str = ""
     otherwise: str = ""
     things: str = "matrices"
+    lacks: str = "inverse root"
 
 
 def raise_if_bad(
@@ -100,6 +102,9 @@ def _reason(status: int, named: Named, bad: Tensor, limits: Thresholds, eps: flo
             f"of the matrix ({cancelled})"
         )
     share = limits.null
+    if limits.indefinite is None:
+        values = values.abs().sort().values
+        ratio = float(values[0] / values[-1]) if values[-1] > 0 else -math.inf
     rank = int((values > share * values[-1]).sum())
     how = f"λ_min/λ_max = {ratio:.1e}, zero up to {share:.1e}"
     if not values[-1] > 0:
@@ -107,5 +112,5 @@ def _reason(status: int, named: Named, bad: Tensor, limits: Thresholds, eps: flo
     remedies = ridge + (f", {named.otherwise}" if named.otherwise else "")
     return (
         f"singular ({first}rank {rank} of {n}, {how}), so "
-        f"{'they have' if len(bad) > 1 else 'it has'} no inverse root; {remedies}"
+        f"{'they have' if len(bad) > 1 else 'it has'} no {named.lacks}; {remedies}"
     )

@@ -8,13 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import checks, context, errors, pseudo, solve, spd
-from matroot.functions import BOTH, INV_SQRT, ROOTS, SQRT, InvSqrt, Root, Sqrt, belonging
+from matroot import call, checks, context, errors
+from matroot.functions import Exp, InvSqrt, Log, OnRange, Sqrt, power
 from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.methods import METHODS, Method
 from matroot.overrides import overridable
-from matroot.plan import Plan, resolve
-from matroot.request import Request, Singular
+from matroot.plan import resolve
+from matroot.request import Singular
+from matroot.residuals import residuals
+from matroot.roots import BOTH, INV_SQRT, ROOTS, SQRT, Root, belonging
 
 _NAMED = errors.Named(
     "a",
@@ -88,7 +90,7 @@ def sqrtm(
                 [0.0000, 9.0000]])
     """
     plan = resolve((SQRT,), a, eps, method, gradient, backend, "raise")
-    return _values(plan, a, check_errors, relative_eps)[0]
+    return call.values(plan, a, check_errors, relative_eps, named=_NAMED)[0]
 
 
 @overridable
@@ -149,7 +151,7 @@ def inv_sqrtm(
     """
     _checked_cut_off(rtol, singular)
     plan = resolve((INV_SQRT,), a, eps, method, gradient, backend, singular)
-    return _values(plan, a, check_errors, relative_eps, rtol)[0]
+    return call.values(plan, a, check_errors, relative_eps, rtol, named=_NAMED)[0]
 
 
 @overridable
@@ -198,8 +200,190 @@ def sqrtm_pair(
     """
     _checked_cut_off(rtol, singular)
     plan = resolve(BOTH, a, eps, method, gradient, backend, singular)
-    sqrt, inv_sqrt = _values(plan, a, check_errors, relative_eps, rtol)
+    sqrt, inv_sqrt = call.values(plan, a, check_errors, relative_eps, rtol, named=_NAMED)
     return sqrt, inv_sqrt
+
+
+@overridable
+def powm(
+    a: Tensor,
+    p: float,
+    *,
+    eps: float = 0.0,
+    relative_eps: float = 0.0,
+    method: str | Method = "auto",
+    gradient: str | GradientRule = "auto",
+    backend: str = "auto",
+    check_errors: bool | None = None,
+    singular: Singular = "raise",
+) -> Tensor:
+    """A real power of symmetric (Hermitian) matrices.
+
+    P = (A + eps·I)^p = Q diag(λ^p) Qᴴ for A + eps·I = Q diag(λ) Qᴴ. For a p that is not whole A is
+    positive semi-definite, and definite where p < 0; for a whole p it may be indefinite.
+
+    Args:
+        a: shape (..., n, n); see ``sqrtm``.
+        p: the exponent, a finite number. ±1/2 are ``sqrtm`` and ``inv_sqrtm``, to the bit.
+        eps: see ``sqrtm``.
+        relative_eps: see ``sqrtm``.
+        method: a spectral one (``"eigh"``, ``"svd"``) for any p; the others, which are made of
+            products, for ±1/4 and ±1/8: roots of roots. ``"auto"`` is ``Eigh()``, but for the roots
+            of roots on an accelerator ``Minimax()``.
+        gradient: ``"spectral"`` (by divided differences), ``"unrolled"``, and for roots of roots
+            those of ``sqrtm``.
+        backend: see ``sqrtm``.
+        check_errors: see ``sqrtm``.
+        singular: for p < 0, see ``inv_sqrtm``: ``"pinv"`` leaves null eigenvalues out.
+
+    Returns:
+        P, the shape, dtype and device of ``a``, exactly Hermitian.
+
+    Raises:
+        TypeError: see ``sqrtm``; or ``p`` is not a real number.
+        ValueError: see ``sqrtm``; ``p`` is not finite, or the method or rule does not know it.
+        torch.linalg.LinAlgError: see ``inv_sqrtm``.
+
+    Note:
+        One eigendecomposition and a product. The gradient by divided differences is exact at
+        repeated eigenvalues; there are two derivatives, of roots and roots of roots any number.
+        Where A is singular and p < 1, the derivative is 0 on null × null space (minimum norm).
+
+    References:
+        N. J. Higham, Functions of Matrices, SIAM 2008, chapters 3 and 7.
+
+    Example:
+        >>> import torch, matroot
+        >>> matroot.powm(torch.tensor([[16.0, 0.0], [0.0, 81.0]]), -1 / 4)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.3333]])
+    """
+    function, named = power(p), replace(_NAMED, lacks=f"power {p:g}")
+    if singular == "pinv" and p < 0 and not isinstance(function, InvSqrt):
+        function = OnRange(function)
+    halvings = _halvings(p)
+    on_accelerator = isinstance(a, Tensor) and context.on_accelerator(a)
+    if halvings and singular == "raise" and not _spectral(method, on_accelerator):
+        # The inverse root first: there a singular matrix shows, in a root of a root no longer.
+        first = SQRT if p > 0 else INV_SQRT
+        plan = resolve((first,), a, eps, method, gradient, backend, singular)
+        (x,) = call.values(plan, a, check_errors, relative_eps, named=named)
+        for _ in range(halvings):
+            plan = resolve((SQRT,), x, 0.0, method, gradient, backend, singular)
+            (x,) = call.values(plan, x, False, named=named)
+        return x
+    plan = resolve((function,), a, eps, method, gradient, backend, singular)
+    return call.values(plan, a, check_errors, relative_eps, named=named)[0]
+
+
+def _halvings(p: float) -> int:
+    """How many roots of A^{±1/2} are A^p, 0 where it is none of those by products."""
+    return {0.25: 1, 0.125: 2}.get(abs(p), 0)
+
+
+def _spectral(method: str | Method, on_accelerator: bool) -> bool:
+    """Whether roots of roots are made of eigenvalues."""
+    return not on_accelerator if method == "auto" else METHODS.resolve(method).spectral
+
+
+@overridable
+def logm(
+    a: Tensor,
+    *,
+    eps: float = 0.0,
+    relative_eps: float = 0.0,
+    method: str | Method = "auto",
+    gradient: str | GradientRule = "auto",
+    backend: str = "auto",
+    check_errors: bool | None = None,
+    singular: Singular = "raise",
+) -> Tensor:
+    """The logarithm of symmetric (Hermitian) positive definite matrices.
+
+    L = log(A + eps·I) = Q diag(log λ) Qᴴ: the one Hermitian L with exp(L) = A + eps·I.
+
+    Args:
+        a: shape (..., n, n); see ``sqrtm``.
+        eps: see ``sqrtm``.
+        relative_eps: see ``sqrtm``.
+        method: a spectral one, ``"eigh"`` or ``"svd"``; ``"auto"`` is ``Eigh()``.
+        gradient: ``"spectral"`` (by divided differences) or ``"unrolled"``.
+        backend: see ``sqrtm``.
+        check_errors: see ``sqrtm``.
+        singular: see ``inv_sqrtm``; ``"pinv"`` takes the logarithm on the range of A and 0 on its
+            null space.
+
+    Returns:
+        L, the shape, dtype and device of ``a``, exactly Hermitian.
+
+    Raises:
+        TypeError: see ``sqrtm``.
+        ValueError: see ``sqrtm``; or the method or rule does not know the logarithm.
+        torch.linalg.LinAlgError: see ``inv_sqrtm``.
+
+    Note:
+        One eigendecomposition and a product; two derivatives, exact at repeated eigenvalues. Small
+        eigenvalues decide: an error of rounding in A is multiplied by up to κ/‖L‖.
+
+    References:
+        N. J. Higham, Functions of Matrices, SIAM 2008, chapter 11.
+
+    Example:
+        >>> import torch, matroot
+        >>> matroot.logm(torch.tensor([[1.0, 0.0], [0.0, torch.e]]))
+        tensor([[0., 0.],
+                [0., 1.]])
+    """
+    named = replace(_NAMED, lacks="logarithm")
+    function = OnRange(Log()) if singular == "pinv" else Log()
+    plan = resolve((function,), a, eps, method, gradient, backend, singular)
+    return call.values(plan, a, check_errors, relative_eps, named=named)[0]
+
+
+@overridable
+def expm(
+    a: Tensor,
+    *,
+    method: str | Method = "auto",
+    gradient: str | GradientRule = "auto",
+    backend: str = "auto",
+    check_errors: bool | None = None,
+) -> Tensor:
+    """The exponential of symmetric (Hermitian) matrices.
+
+    E = exp(A) = Q diag(exp λ) Qᴴ, positive definite.
+
+    Args:
+        a: any Hermitian matrices, shape (..., n, n); dtypes as of ``sqrtm``.
+        method: a spectral one, ``"eigh"`` or ``"svd"``; ``"auto"`` is ``Eigh()``.
+        gradient: ``"spectral"`` (by divided differences) or ``"unrolled"``.
+        backend: see ``sqrtm``.
+        check_errors: see ``sqrtm``.
+
+    Returns:
+        E, the shape, dtype and device of ``a``, exactly Hermitian. Where exp λ overflows it is
+        infinite or NaN, as that of ``torch.matrix_exp``.
+
+    Raises:
+        TypeError: see ``sqrtm``.
+        ValueError: see ``sqrtm``; or the method or rule does not know the exponential.
+        torch.linalg.LinAlgError: where errors are checked: NaN or infinity, or a skew part above
+            1e-3 (half: 1e-2) of the norm.
+
+    Note:
+        One eigendecomposition and a product; two derivatives, exact at repeated eigenvalues.
+
+    References:
+        N. J. Higham, Functions of Matrices, SIAM 2008, chapter 10.
+
+    Example:
+        >>> import torch, matroot
+        >>> matroot.expm(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+        tensor([[1.0000, 0.0000],
+                [0.0000, 2.7183]])
+    """
+    plan = resolve((Exp(),), a, 0.0, method, gradient, backend, "raise")
+    return call.values(plan, a, check_errors, named=_NAMED)[0]
 
 
 class SqrtmResult(NamedTuple):
@@ -280,96 +464,15 @@ def sqrtm_ex(
         values: tuple[Tensor, ...] = tuple(a.clone() for _ in plan.request.functions)
         info, x = a.new_ones(*a.shape[:-2], 3, dtype=torch.long), a
     else:
-        found, x = _evaluated(plan, a, relative_eps, rtol)
+        found, x = call.evaluated(plan, a, relative_eps, rtol)
         info, values = found.info, found.values
     functions = plan.request.functions
     sqrt, inv_sqrt = belonging(Sqrt, functions, values), belonging(InvSqrt, functions, values)
     with torch.no_grad(), context.no_autocast(a):
-        residual, inv_residual, ratio = _residuals(plan.request, x, sqrt, inv_sqrt)
+        residual, inv_residual, ratio = residuals(plan.request, x, sqrt, inv_sqrt)
         told = info[..., 2]
         converged = (told > 0) & (ratio <= torch.where(told == 1, 100.0, 1.0))
     return SqrtmResult(sqrt, inv_sqrt, residual, inv_residual, info[..., 1], converged)
-
-
-def _residuals(
-    request: Request, a: Tensor, sqrt: Tensor | None, inv_sqrt: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """‖S² − A‖_F/‖A‖_F, ‖Z A Z − I‖_F/√n, and the larger of both over the level of rounding."""
-    x, n, dtype = a.detach(), max(a.shape[-1], 1), request.input_dtype
-    if a.numel() == 0:
-        zeros = torch.zeros(a.shape[:-2], dtype=spd.real_dtype(x.dtype), device=a.device)
-        return None if sqrt is None else zeros, None if inv_sqrt is None else zeros, zeros
-    identity = spd.identity_like(x)
-    # In units in which nothing overflows: 4^j for A, 2^j for its root.
-    j = torch.where(spd.max_abs(x).isfinite(), spd.even_exponent(x, request.eps), 0)
-    half = torch.div(j, 2, rounding_mode="floor")
-    ridge = spd.times_power_of_two(request.eps * identity.expand_as(x), -j)
-    y = spd.hermitian_part(spd.times_power_of_two(x, -j)) + ridge
-    norm = spd.frobenius_norm(y)[..., 0, 0]
-    level = 16 * n**0.5 * spd.real_eps(x.dtype)
-    if dtype != x.dtype:
-        level += spd.real_eps(dtype)
-    residual = inv_residual = None
-    ratio = torch.zeros_like(norm)
-    if sqrt is not None:
-        s = spd.times_power_of_two(sqrt.detach().to(x.dtype), -half)
-        residual = spd.frobenius_norm(s @ s - y)[..., 0, 0] / spd.positive_or_one(norm)
-        ratio = residual / level
-    if inv_sqrt is not None:
-        z = spd.times_power_of_two(inv_sqrt.detach().to(x.dtype), half)
-        p = z @ y @ z
-        rest = p @ p - p if request.singular == "pinv" else p - identity
-        inv_residual = spd.frobenius_norm(rest)[..., 0, 0] / n**0.5
-        unit = 2 * spd.real_eps(x.dtype) + (spd.real_eps(dtype) if dtype != x.dtype else 0)
-        least = unit * norm * spd.frobenius_norm(z)[..., 0, 0].square() / n**0.5
-        ratio = torch.maximum(ratio, inv_residual / spd.positive_or_one(least))
-    return residual, inv_residual, ratio
-
-
-def _values(
-    plan: Plan,
-    a: Tensor,
-    check_errors: bool | None,
-    relative_eps: float = 0.0,
-    rtol: float | None = None,
-    named: errors.Named = _NAMED,
-) -> tuple[Tensor, ...]:
-    """The one path behind every public function; the values asked for, in their order.
-
-    Layers say what their errors are to call the matrices, and what helps there.
-    """
-    checks.ridge(relative_eps, a.dtype, "relative_eps")
-    check = checks.checking(check_errors, a)
-    if a.numel() == 0:
-        return tuple(a.clone() for _ in plan.request.functions)
-    found, x = _evaluated(plan, a, relative_eps, rtol)
-    if check and not found.all_ok:
-        limits = plan.request.thresholds(x.shape[-1])
-        errors.raise_if_bad(named, found.info[..., 0], x, limits, plan.request.eps)
-    return found.values
-
-
-def _evaluated(
-    plan: Plan, a: Tensor, relative_eps: float, rtol: float | None
-) -> tuple[solve.Evaluated, Tensor]:
-    """What was found, the roots in a's dtype, and A with the relative ridge, computing dtype."""
-    dtype = spd.computing_dtype(a.dtype)
-    with context.no_autocast(a):
-        x = a if a.dtype == dtype else a.to(dtype)
-        if relative_eps:
-            x = _relatively_ridged(x, relative_eps)
-        found = solve.run(plan, x) if rtol is None else pseudo.run(plan, x, rtol)
-        if a.dtype != dtype:
-            found = replace(found, values=tuple(value.to(a.dtype) for value in found.values))
-    return found, x
-
-
-def _relatively_ridged(x: Tensor, relative_eps: float) -> Tensor:
-    """A + relative_eps·‖A‖_F I, in units in which nothing overflows."""
-    seen = x.detach()
-    k = torch.where(spd.max_abs(seen).isfinite(), spd.exponent(seen), 0)
-    norm = spd.frobenius_norm(spd.times_power_of_two(x, -k))
-    return x + spd.times_power_of_two(relative_eps * norm, k) * spd.identity_like(x)
 
 
 def _checked_cut_off(rtol: float | None, singular: Singular) -> None:

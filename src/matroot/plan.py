@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, checks, context, spd
-from matroot.functions import ROOTS, Functions, Root
 from matroot.gradients import GRADIENTS, ExplicitRule, GradientRule, Lyapunov, Spectral
 from matroot.kernels import (
     FAMILIES,
@@ -23,6 +22,7 @@ from matroot.kernels import (
 from matroot.methods import METHODS, Eigh, Method, Minimax
 from matroot.registry import name_of
 from matroot.request import Request, Singular
+from matroot.roots import ROOTS, Functions, Root, only_roots
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,13 @@ def resolve(
     checks.one_of("singular", singular, ("raise", "pinv"))
     eps = checks.ridge(eps, a.dtype)
     families = select(backend, a)
-    method = _method(a, singular, families)[0] if method == "auto" else METHODS.resolve(method)
+    if method == "auto":
+        method = _method(functions, a, singular, families)[0]
+    else:
+        method = METHODS.resolve(method)
     rule = _gradient(method)[0] if gradient == "auto" else GRADIENTS.resolve(gradient)
     _check_fit(method, rule)
+    _check_known(functions, method, rule)
     if singular == "pinv" and not method.spectral:
         raise ValueError(f'singular="pinv" needs a spectral method, got {name_of(method)!r}')
     if context.jit_tracing() and context.onnx_export_running():
@@ -139,6 +143,16 @@ def _check_fit(method: str | Method, rule: GradientRule) -> None:
             f"({', '.join(repr(m) for m in METHODS if METHODS[m].spectral)}), "
             f"got method {name_of(method)!r}"
         )
+
+
+def _check_known(functions: Functions, method: Method, rule: GradientRule) -> None:
+    for function in functions:
+        if not method.supports(function):
+            known = ", ".join(repr(m) for m in METHODS if METHODS[m].spectral)
+            raise ValueError(f"method {name_of(method)!r} does not know {function!r}; {known} do")
+        if not rule.supports(function):
+            known = ", ".join(repr(g) for g in GRADIENTS if GRADIENTS[g].any_function)
+            raise ValueError(f"gradient {name_of(rule)!r} does not know {function!r}; {known} do")
 
 
 def explain(
@@ -179,7 +193,8 @@ def explain(
     plan = resolve(ROOTS[root], a, 0.0, method, gradient, backend, singular)
     asked, rule = "asked for", plan.request.rule
     assert rule is not None
-    method_why = _method(a, singular, plan.families)[1] if method == "auto" else asked
+    auto = _method(plan.request.functions, a, singular, plan.families)
+    method_why = auto[1] if method == "auto" else asked
     rule_why = _gradient(plan.request.method)[1] if gradient == "auto" else asked
     dtype = spd.computing_dtype(a.dtype)
     name = str(dtype).removeprefix("torch.")
@@ -248,10 +263,14 @@ def _answer(plan: Plan, family: Family, a: Tensor) -> str:
     return f"takes it ({'; '.join(parts + notes)})"
 
 
-def _method(a: Tensor, singular: Singular, families: tuple[Family, ...]) -> tuple[Method, str]:
+def _method(
+    functions: Functions, a: Tensor, singular: Singular, families: tuple[Family, ...]
+) -> tuple[Method, str]:
     """The method that ``"auto"`` means, and why."""
     if singular == "pinv":
         return Eigh(), "the pseudo-inverse root needs eigenvalues"
+    if not only_roots(functions):
+        return Eigh(), "functions other than the two roots are made of eigenvalues"
     if context.exporting():
         return Minimax(), "products only, which every exporter knows"
     best = families[0].method

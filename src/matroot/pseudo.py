@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, screen, solve, spd, spectrum
-from matroot.functions import INV_SQRT, SQRT
 from matroot.lyapunov import BySpectrum, lyapunov
 from matroot.plan import Plan
+from matroot.roots import INV_SQRT, SQRT
 from matroot.screen import Status
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from matroot import screen, spd
-from matroot.functions import BOTH, Functions, InvSqrt
+from matroot.functions import InvSqrt
 from matroot.gradients import ExplicitRule, GradientRule, Kept
 from matroot.methods import Method
+from matroot.roots import BOTH, Functions, only_roots
 from matroot.screen import Thresholds
 
 Singular = Literal["raise", "pinv"]
@@ -33,6 +34,7 @@ class Request:
             may need the root too.
         definite: whether matrices with negative eigenvalues have no result.
         regular: whether singular matrices have no result.
+        roots_only: whether ``solved`` are the two roots, of which there is more than eigenpairs.
     """
 
     functions: Functions
@@ -45,18 +47,20 @@ class Request:
     solved: Functions = field(init=False)
     definite: bool = field(init=False)
     regular: bool = field(init=False)
+    roots_only: bool = field(init=False)
 
     def __post_init__(self) -> None:
         rule, solved, regular, definite = self.rule, self.functions, False, True
         for function in self.functions:
-            regular = regular or function.regular
-            definite = definite and function.definite
+            regular = regular or function.domain in ("definite", "regular")
+            definite = definite and function.domain in ("definite", "semidefinite")
         if isinstance(rule, ExplicitRule) and len(solved) == 1 and type(solved[0]) is InvSqrt:
             spared = rule.takes_eigenpairs and self.method.spectral and self.singular == "raise"
             if rule.needs_sqrt and not spared:
                 solved = BOTH
         object.__setattr__(self, "solved", solved)
         object.__setattr__(self, "definite", definite)
+        object.__setattr__(self, "roots_only", only_roots(solved))
         object.__setattr__(self, "regular", regular and self.singular == "raise")
 
     @property
@@ -73,6 +77,14 @@ class Request:
         return replace(self, rule=None)
 
     def kept(self, saved: tuple[Tensor, ...]) -> Kept:
-        """What the forward pass saved, by name: the values and the constants of the derivative."""
+        """What the forward pass saved, by name.
+
+        The values and the constants of the derivative; and A where the derivative is not made of
+        the values, as that of the roots is.
+        """
+        a = None
+        if not self.roots_only:
+            a, *saved_after = saved
+            saved = tuple(saved_after)
         count = len(self.solved)
-        return Kept(self.solved, saved[:count], saved[count:], self.singular == "pinv")
+        return Kept(self.solved, saved[:count], saved[count:], self.singular == "pinv", a)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from matroot.functions import Functions, InvSqrt, Sqrt, belonging
+from matroot.functions import InvSqrt, Sqrt
+from matroot.roots import Functions, belonging
 from matroot.spd import Bounds
 from matroot.spectrum import Spectrum
 

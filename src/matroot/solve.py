@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,7 +86,8 @@ def _by_method(request: Request, x: Tensor) -> Evaluated:
     products_only = context.exporting() and not request.method.factorises
     if request.input_dtype != x.dtype and not (request.method.spectral or products_only):
         a = spectrum.without_rounded_negatives(a, request.input_dtype)
-    solution = request.method.solve(a, request.solved)
+    # Of functions other than the roots a method is asked for eigenpairs alone.
+    solution = request.method.solve(a, request.solved if request.roots_only else ())
     if not products_only:
         pairs = solution.spectrum
         seen = None if pairs is None else pairs.values.detach()
@@ -94,6 +96,9 @@ def _by_method(request: Request, x: Tensor) -> Evaluated:
     if solution.diverged is not None:
         status = torch.where(solution.diverged & (status == Status.OK), Status.DIVERGED, status)
     ok = (status == Status.OK)[:, None, None]
+    if not request.roots_only:
+        solution = _by_eigenpairs(request, solution, k)
+        k = torch.zeros_like(k)
     values = _scaled_back(solution, k, ok, x)
     constants: tuple[Tensor, ...] = ()
     if request.rule is not None:
@@ -107,6 +112,14 @@ def _by_method(request: Request, x: Tensor) -> Evaluated:
     info = torch.stack([status, steps, torch.where(ok[:, 0, 0], told, 0)], -1)
     info, *rest = (t.reshape((*batch, *t.shape[1:])) for t in (info, *constants))
     return Evaluated(info, values, tuple(rest))
+
+
+def _by_eigenpairs(request: Request, solution: Solution, k: Tensor) -> Solution:
+    """The functions of A = 2ᵏ X by the eigenpairs of X, which are scaled back first."""
+    assert solution.spectrum is not None
+    pairs = solution.spectrum.scaled(k)
+    values = tuple([pairs.assembled(function) for function in request.solved])
+    return replace(solution, functions=request.solved, values=values, spectrum=pairs)
 
 
 def _scaled_back(solution: Solution, k: Tensor, ok: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -178,6 +191,11 @@ def apply(plan: Plan, x: Tensor) -> Evaluated:
     return Evaluated(info, tuple(rest[:count]), tuple(rest[count:]))
 
 
+def _saved(plan: Plan, x: Tensor, found: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What ``Request.kept`` is to be made of."""
+    return tuple(found) if plan.request.roots_only else (x, *found)
+
+
 class _Values(torch.autograd.Function):
     """Functions of A with the derivative of an ExplicitRule."""
 
@@ -191,7 +209,7 @@ class _Values(torch.autograd.Function):
         info, *rest = output
         ctx.mark_non_differentiable(info, *rest[len(ctx.plan.request.solved) :])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*rest)
+        ctx.save_for_backward(*_saved(*inputs, rest))
 
     @staticmethod
     def backward(ctx: Any, _info: None, *g: Tensor | None) -> tuple[None, Tensor | None]:
@@ -217,7 +235,7 @@ class _ForwardValues(_Values):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Plan, Tensor], output: tuple[Tensor, ...]) -> None:
         _Values.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*output[1:])
+        ctx.save_for_forward(*_saved(*inputs, output[1:]))
 
     @staticmethod
     def jvp(ctx: Any, _plan: None, e: Tensor) -> tuple[Tensor | None, ...]:

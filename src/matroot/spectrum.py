@@ -8,13 +8,13 @@ again by itself in double precision, and comes back as NaN if that fails too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from matroot import context, spd
-from matroot.functions import SpectralFunction
+from matroot.functions import OnRange, SpectralFunction
 
 # A factorisation of matrices (b, n, n): its tensors, batch first.
 Factorisation = Callable[[Tensor], tuple[Tensor, ...]]
@@ -47,11 +47,36 @@ class Spectrum:
         """By ``eigh``."""
         return cls.from_pairs(*eigh(a))
 
+    def scaled(self, k: Tensor) -> Spectrum:
+        """The eigenpairs of 2ᵏ A, k of shape (...)."""
+        return replace(self, values=spd.times_power_of_two(self.values[..., None], k)[..., 0])
+
     def assembled(self, function: SpectralFunction) -> Tensor:
-        """f(A) = Q diag(f(λ)) Qᴴ, shape (..., n, n)."""
-        null = self.null | (self.values < 0) if function.definite else self.null
-        values = function.values(self.values, null)
+        """f(A) = Q diag(f(λ)) Qᴴ, shape (..., n, n), null eigenvalues left out where f has no f(0).
+
+        Eigenvalues that rounding left below zero count as zero where f takes no negative ones.
+        """
+        zero = self.values <= 0
+        at_zero = torch.zeros_like(self.values)
+        if function.domain == "real":
+            zero = torch.zeros_like(zero)
+        elif function.domain == "semidefinite":
+            at_zero = function.values(at_zero)
+        else:
+            zero = self.null if function.domain == "regular" else self.null | zero
+        # The double where keeps the derivative at zero eigenvalues finite when this is unrolled.
+        values = function.values(torch.where(zero, 1.0, self.values))
+        values = torch.where(zero, at_zero, values)
         return (self.vectors * values[..., None, :]) @ self.vectors.mH
+
+    def arguments(self, function: SpectralFunction) -> Tensor:
+        """The eigenvalues as derivatives take them: exactly 0 where they are zero to rounding."""
+        zero = torch.zeros_like(self.null)
+        if function.domain != "real" or isinstance(function, OnRange):
+            zero = self.null
+        if function.domain in ("semidefinite", "definite"):
+            zero = zero | (self.values < 0)
+        return torch.where(zero, 0.0, self.values)
 
 
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import matroot
-from matroot import context, functions, plan, schedules, screen, solve, spd
+from matroot import context, plan, roots, schedules, screen, solve, spd
 from matroot.gradients import Lyapunov
 from matroot.kernels import large, triton
 from matroot.kernels.passes import ByOperations
@@ -302,7 +302,7 @@ def test_bad_matrices_are_nan_and_touch_nobody(method, root, backend):
         assert torch.equal(x[0], y[0])
         assert x[1:].isnan().all()
     with context.pretended_accelerator():
-        call = plan.resolve(functions.ROOTS[root], a, 0.0, method, Lyapunov(), backend, "raise")
+        call = plan.resolve(roots.ROOTS[root], a, 0.0, method, Lyapunov(), backend, "raise")
         info = solve.evaluate(call, a).info
     assert info[:, 0].tolist() == list(STATUSES.values())
     assert info[:, 2].tolist() == [1, 0, 0, 0, 0, 0]
@@ -329,9 +329,7 @@ def test_singular_matrices(backend):
     for method in (Minimax(), Minimax(max_cond=1e2)):
         options = {"method": method, "backend": backend}
         assert solved(matroot.inv_sqrtm, a, g, **options)[0].isnan().all()
-        call = plan.resolve(
-            functions.ROOTS["inv_sqrt"], a, 0.0, method, Lyapunov(), backend, "raise"
-        )
+        call = plan.resolve(roots.ROOTS["inv_sqrt"], a, 0.0, method, Lyapunov(), backend, "raise")
         with context.pretended_accelerator():
             status = solve.evaluate(call, a).info[:, 0]
         assert status.tolist() == [Status.SINGULAR] * 2
@@ -374,7 +372,7 @@ def test_second_derivatives_and_transforms_take_the_general_path():
 def test_what_is_declined():
     a = random_spd(4, dtype=torch.complex64)
     method, rule = Minimax(), Lyapunov(steps=8)
-    request = Request(functions.ROOTS["sqrt"], method, rule, 0.0, "raise", a.dtype)
+    request = Request(roots.ROOTS["sqrt"], method, rule, 0.0, "raise", a.dtype)
     with context.pretended_accelerator():
         assert "exact gradient" in large.gradient_declines(request, a.real)
         assert "real numbers" in large.declines(request.without_derivative(), a)

@@ -9,9 +9,9 @@ import matroot
 from matroot.bench import claims, paper
 from matroot.bench.cases import Settings
 from matroot.bench.rows import pick
-from matroot.functions import ROOTS
 from matroot.gradients import Lyapunov
 from matroot.methods import NewtonSchulz, Pade, Taylor
+from matroot.roots import ROOTS
 from matroot.testing import (
     Products,
     random_spd,

@@ -9,8 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from matroot import spd
-from matroot.functions import Functions, InvSqrt, Sqrt, belonging, roots_in_order
+from matroot.functions import InvSqrt, SpectralFunction, Sqrt
 from matroot.lyapunov import Solver, lyapunov
+from matroot.roots import Functions, belonging, roots_in_order
 from matroot.solution import Solution
 
 
@@ -23,12 +24,14 @@ class Kept:
         values: f(A) for each of them, shape (..., n, n).
         constants: what the rule's ``prepare`` returned, batch dimensions first.
         pseudo: whether null eigenvalues were left out.
+        a: A, shape (..., n, n), where the derivative is not made of the values.
     """
 
     functions: Functions
     values: tuple[Tensor, ...]
     constants: tuple[Tensor, ...]
     pseudo: bool
+    a: Tensor | None = None
 
     @property
     def sqrt(self) -> Tensor | None:
@@ -51,12 +54,18 @@ class GradientRule(ABC):
     Attributes:
         summary: one line for tables and help texts.
         max_derivative: the highest order of derivative, None for any.
+        any_function: whether it knows functions other than the two roots.
         needs_eigenpairs: whether it needs those that spectral methods (eigh, svd) find.
     """
 
     summary: ClassVar[str]
     max_derivative: ClassVar[int | None] = None
     needs_eigenpairs: ClassVar[bool] = False
+    any_function: ClassVar[bool] = False
+
+    def supports(self, function: SpectralFunction) -> bool:
+        """Whether the rule knows the derivative of this function."""
+        return self.any_function or type(function) in (Sqrt, InvSqrt)
 
 
 class ExplicitRule(GradientRule):

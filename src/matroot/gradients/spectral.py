@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from matroot import spd, spectrum
-from matroot.functions import SQRT, InvSqrt, Sqrt, belonging
+from matroot.frechet import frechet
+from matroot.functions import InvSqrt, SpectralFunction, Sqrt
 from matroot.gradients.rule import Cotangents, ImplicitRule, Kept
 from matroot.lyapunov import BySpectrum, Solver
+from matroot.roots import SQRT, belonging, only_roots
 from matroot.solution import Solution
+from matroot.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Spectral(ImplicitRule):
     """
 
     summary = "division by s_i + s_j"
-
     takes_eigenpairs = True
+    any_function = True
 
     @property
     def solver(self) -> Solver:
@@ -38,6 +41,9 @@ class Spectral(ImplicitRule):
 
     def prepare(self, a: Tensor, solution: Solution, scale: Tensor) -> tuple[Tensor, ...]:
         """See ExplicitRule.prepare."""
+        if not only_roots(solution.functions):
+            assert solution.spectrum is not None
+            return solution.spectrum.values, solution.spectrum.vectors
         if solution.spectrum is not None:
             roots, vectors = solution.spectrum.values.clamp(min=0).sqrt(), solution.spectrum.vectors
         else:
@@ -50,6 +56,8 @@ class Spectral(ImplicitRule):
 
         There −Z G Z is −(Qᴴ G Q)_ij/(s_i s_j), which saves two products and their rounding.
         """
+        if kept.a is not None:
+            return _daleckii_krein_vjp(kept, g)
         g_sqrt, g_inv = belonging(Sqrt, kept.functions, g), belonging(InvSqrt, kept.functions, g)
         if g_inv is None or kept.pseudo or torch.is_grad_enabled():
             kept, added = _with_sqrt(kept)
@@ -66,9 +74,34 @@ class Spectral(ImplicitRule):
 
     def jvp(self, kept: Kept, e: Tensor) -> tuple[Tensor, ...]:
         """See ExplicitRule.jvp."""
+        if kept.a is not None:
+            right, pairs = spd.hermitian_part(e), _pairs(kept)
+            return tuple(spd.hermitian_part(_along(kept, pairs, f, right)) for f in kept.functions)
         kept, added = _with_sqrt(kept)
         derivatives = super().jvp(kept, e)
         return derivatives[:-1] if added else derivatives
+
+
+def _pairs(kept: Kept) -> Spectrum:
+    """The eigenpairs that were kept."""
+    return Spectrum.from_pairs(*kept.constants)
+
+
+def _along(kept: Kept, pairs: Spectrum, function: SpectralFunction, e: Tensor) -> Tensor:
+    """The derivative of a function in the direction E, to be differentiated once more."""
+    assert kept.a is not None
+    return frechet(function, kept.a, pairs.arguments(function), pairs.vectors, e)
+
+
+def _daleckii_krein_vjp(kept: Kept, g: Cotangents) -> Tensor:
+    """Σ L_f(A)[G_f] over the functions that have a cotangent: L is self-adjoint."""
+    pairs, total = _pairs(kept), None
+    for function, cotangent in zip(kept.functions, g, strict=True):
+        if cotangent is not None:
+            x = _along(kept, pairs, function, spd.hermitian_part(cotangent))
+            total = x if total is None else total + x
+    assert total is not None
+    return spd.hermitian_part(total)
 
 
 def _with_sqrt(kept: Kept) -> tuple[Kept, bool]:

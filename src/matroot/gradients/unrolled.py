@@ -16,4 +16,5 @@ class Unrolled(GradientRule):
     memory grows with the steps.
     """
 
+    any_function = True
     summary = "autograd through the method's own operations"

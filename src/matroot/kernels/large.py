@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from matroot import context, spd, spectrum
-from matroot.functions import InvSqrt, Sqrt, belonging, roots_in_order, wanted_roots
+from matroot.functions import InvSqrt, Sqrt
 from matroot.gradients import GradientRule, Kept, Lyapunov
 from matroot.gradients.rule import Cotangents
 from matroot.kernels.kernel import Solved
 from matroot.kernels.passes import Chosen, Passes, Scaled, constant
 from matroot.methods import Minimax
 from matroot.request import Request
+from matroot.roots import belonging, roots_in_order, wanted_roots
 from matroot.schedules import CONSTANT, steps_of_five
 from matroot.screen import Status
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from matroot import context, screen, spd
-from matroot.functions import InvSqrt, Sqrt, belonging, only_roots, roots_in_order, wanted_roots
+from matroot.functions import InvSqrt, Sqrt
 from matroot.gradients import GradientRule, Kept, Lyapunov, Spectral
 from matroot.gradients.rule import Cotangents
 from matroot.kernels.kernel import Family, GradientKernel, Solved, ValueKernel
 from matroot.methods import Eigh, Minimax, Pade, Taylor
 from matroot.request import Request
+from matroot.roots import belonging, only_roots, roots_in_order, wanted_roots
 from matroot.schedules import OCTAVE, OCTAVES, schedules
 from matroot.screen import Status, Thresholds
 from matroot.spectrum import Spectrum

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from matroot import context, spd
-from matroot.functions import Wanted
+from matroot.roots import Wanted
 
 
 def diverged(y: Tensor, z: Tensor, trace: Tensor, wanted: Wanted) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from matroot import spectrum
-from matroot.functions import Functions
 from matroot.methods.method import Method
+from matroot.roots import Functions
 from matroot.solution import Solution
 from matroot.spectrum import Spectrum
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from matroot.functions import Functions, InvSqrt, SpectralFunction, Sqrt
+from matroot.functions import InvSqrt, SpectralFunction, Sqrt
+from matroot.roots import Functions
 from matroot.solution import Solution
 
 

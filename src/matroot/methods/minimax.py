@@ -18,10 +18,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from matroot import checks, context, spd, spectrum
-from matroot.functions import Functions, Wanted, roots_in_order, wanted_roots
 from matroot.methods.coupled import diverged
 from matroot.methods.eigh import Eigh
 from matroot.methods.method import Method
+from matroot.roots import Functions, Wanted, roots_in_order, wanted_roots
 from matroot.schedules import OCTAVE, OCTAVES, fixed_schedule, largest_errors, schedules
 from matroot.solution import Solution
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from matroot import checks, spd
-from matroot.functions import Functions, roots_in_order, wanted_roots
 from matroot.methods.coupled import diverged
 from matroot.methods.method import Method
+from matroot.roots import Functions, roots_in_order, wanted_roots
 from matroot.solution import Solution
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from matroot import checks, context, spd
-from matroot.functions import Functions, Wanted, roots_in_order, wanted_roots
 from matroot.methods.method import Method
 from matroot.methods.polynomial import evaluate, powers_for
+from matroot.roots import Functions, Wanted, roots_in_order, wanted_roots
 from matroot.solution import Solution
 
 # Powers lose a factor cond(P) = 4^m: harmless to m = 5, fatal in float32 from m = 12.

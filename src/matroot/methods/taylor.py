@@ -15,9 +15,9 @@ from typing import Literal
 from torch import Tensor
 
 from matroot import checks, spd
-from matroot.functions import Functions, roots_in_order, wanted_roots
 from matroot.methods.method import Method
 from matroot.methods.polynomial import evaluate, powers_for
+from matroot.roots import Functions, roots_in_order, wanted_roots
 from matroot.solution import Solution
 
 

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matroot import checks, context, errors, spd
-from matroot.functional import _values
-from matroot.functions import INV_SQRT, SQRT
+from matroot import call, checks, context, errors, spd
 from matroot.gradients import GradientRule, Lyapunov
 from matroot.kernels import TRITON_DOUBLE, Family, ValueKernel
 from matroot.methods import Method, Minimax
 from matroot.overrides import overridable
 from matroot.plan import resolve
 from matroot.request import Request, Singular
+from matroot.roots import INV_SQRT, SQRT
 from matroot.statistics import Moments, Shrinkage, moments
 
 
@@ -103,7 +102,7 @@ def _inverse_root(
     plan = resolve(
         (INV_SQRT,), wide, eps, method, gradient, backend, singular, input_dtype=rounded_in
     )
-    (root,) = _values(plan, wide, None, rtol=rtol, named=named)
+    (root,) = call.values(plan, wide, None, rtol=rtol, named=named)
     return root.to(covariance.dtype)
 
 
@@ -329,7 +328,7 @@ def whiten_and_color(
             ridged = goal.covariance + torch.diag_embed(_ridge(goal.covariance, eps, unit))
             plan = resolve((SQRT,), ridged, 0.0, method, gradient, "auto", "raise")
             named = errors.Named("the covariance of style", **remedies)
-            (coloring,) = _values(plan, ridged, None, named=named)
+            (coloring,) = call.values(plan, ridged, None, named=named)
         y = (coloring @ whitening) @ found.centered + goal.mean
         y = y.reshape(content.shape)
         if not (isinstance(blending, (int, float)) and blending == 1):

@@ -8,14 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from matroot import checks, context, errors
-from matroot.functional import _values
-from matroot.functions import SQRT
+from matroot import call, checks, context, errors
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.nn.functional import power_normalization
 from matroot.overrides import Leaf
 from matroot.plan import check_names, resolve
+from matroot.roots import SQRT
 from matroot.statistics import Shrinkage, check_shrinkage, moments, pack_triangle
 
 Normalization = Literal["sqrt", "power", "none"]
@@ -129,7 +128,7 @@ class _CovariancePooling(Leaf):
             otherwise="or shrink with shrinkage=",
         )
         plan = resolve((SQRT,), covariance, self.eps, self.method, self.gradient, "auto", "raise")
-        (root,) = _values(plan, covariance, None, named=named)
+        (root,) = call.values(plan, covariance, None, named=named)
         return root
 
     def _check(self, x: Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from matroot import context, spd
-from matroot.functions import InvSqrt, Sqrt, belonging, roots_in_order, wanted_roots
+from matroot.functions import InvSqrt, Sqrt
 from matroot.gradients import GradientRule, Kept, Lyapunov
 from matroot.gradients.rule import Cotangents
 from matroot.kernels import large
@@ -28,6 +28,7 @@ from matroot.kernels.triton.passes import ByKernels
 from matroot.kernels.triton.selftest import PASSES, passed
 from matroot.methods import Minimax, Pade, Taylor
 from matroot.request import Request
+from matroot.roots import belonging, roots_in_order, wanted_roots
 from matroot.schedules import STEPS
 
 _BY_KERNELS, _BY_OPERATIONS = ByKernels(), ByOperations()

@@ -23,13 +23,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from matroot import context, schedules, spd
 from matroot.accuracy import Quantity, tolerance
-from matroot.functions import BOTH
 from matroot.gradients import Kept, Lyapunov
 from matroot.kernels import large
 from matroot.kernels.triton import launch
 from matroot.kernels.triton.launch import BOUNDS, DOUBLE, NORM, NOTHING, Variant
 from matroot.methods import Minimax
 from matroot.request import Request
+from matroot.roots import BOTH
 from matroot.screen import Status
 
 SWITCH = "MATROOT_TRITON"
