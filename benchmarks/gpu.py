@@ -1077,7 +1077,15 @@ def _compiled(name: str, n: int, capability: int, double: bool) -> Compiled:
     start = time.perf_counter()
     function, constants = _kernel(name, double)
     constants["N"] = n
-    floats = {"eps", "max_skew", "below", "tol", "share"}
+    floats = {
+        "eps",
+        "skew_limit",
+        "indefinite_limit",
+        "singular_limit",
+        "null_limit",
+        "tol",
+        "share",
+    }
     signature, values = {}, {}
     for i, parameter in enumerate(function.params):
         kind = "fp32" if parameter.name in floats else "i32"

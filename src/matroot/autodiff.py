@@ -50,9 +50,12 @@ def differentiated(*inputs: Tensor) -> bool:
         return not context.exporting()
     if context.transforms_active():
         return True
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        return True
-    return any(tangent(x) is not None for x in inputs)
+    if torch.is_grad_enabled():
+        for x in inputs:
+            if x.requires_grad:
+                return True
+    # PyTorch offers no public question for whether forward mode is on.
+    return forward_ad._current_level >= 0 and any(tangent(x) is not None for x in inputs)
 
 
 def in_one_step(function: type[F]) -> type[F]:

@@ -24,8 +24,12 @@ def values(
 
     Layers say what their errors are to call the matrices, and what helps there.
     """
-    checks.ridge(relative_eps, a.dtype, "relative_eps")
-    check = checks.checking(check_errors, a)
+    if type(relative_eps) is not float or relative_eps:
+        checks.ridge(relative_eps, a.dtype, "relative_eps")
+    if check_errors is None and plan.chosen is not None:
+        check = plan.chosen.readable
+    else:
+        check = checks.checking(check_errors, a)
     if a.numel() == 0:
         return tuple(a.clone() for _ in plan.request.functions)
     found, x = evaluated(plan, a, relative_eps, rtol)
@@ -39,7 +43,7 @@ def evaluated(
     plan: Plan, a: Tensor, relative_eps: float, rtol: float | None
 ) -> tuple[solve.Evaluated, Tensor]:
     """What was found, the roots in a's dtype, and A with the relative ridge, computing dtype."""
-    dtype = spd.computing_dtype(a.dtype)
+    dtype = plan.request.computing_dtype
     with context.no_autocast(a):
         x = a if a.dtype == dtype else a.to(dtype)
         if relative_eps:

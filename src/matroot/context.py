@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _pretending = False
+_AS_IT_IS = nullcontext()
 
 
 def on_accelerator(a: Tensor) -> bool:
@@ -38,7 +39,7 @@ def no_autocast(a: Tensor) -> AbstractContextManager[object]:
     # Autocast knows no meta device and raises when asked.
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
-    return nullcontext()
+    return _AS_IT_IS
 
 
 def exporting() -> bool:
@@ -92,6 +93,22 @@ def host_reads_are_free(a: Tensor) -> bool:
 
 # Types whose memory is their values.
 PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(a: Tensor) -> bool:
+    """Whether this is an ordinary tensor whose values PyTorch computes here and now.
+
+    Nobody traces, watches or has wrapped it, and it stands for nothing else.
+    """
+    return (
+        type(a) in PLAIN
+        and not torch.compiler.is_compiling()
+        and a.layout is torch.strided
+        and not _pretending
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_tracing()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(a)
+    )
 
 
 def stands_for_others(a: Tensor) -> bool:

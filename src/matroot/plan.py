@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +20,27 @@ from matroot.kernels import (
     ValueKernel,
     select,
 )
+from matroot.kernels.triton.selftest import switch
 from matroot.methods import METHODS, Eigh, Method, Minimax
 from matroot.registry import name_of
 from matroot.request import Request, Singular
 from matroot.roots import ROOTS, Functions, Root, only_roots
+
+
+class Chosen(NamedTuple):
+    """Kernels that take a call.
+
+    Attributes:
+        values: for the values where a derivative is wanted.
+        plain: for the values where none is.
+        gradients: for the gradient.
+        readable: whether the host may look at values at no cost.
+    """
+
+    values: tuple[ValueKernel, ...]
+    plain: tuple[ValueKernel, ...]
+    gradients: tuple[GradientKernel, ...]
+    readable: bool
 
 
 @dataclass(frozen=True)
@@ -34,11 +52,27 @@ class Plan:
         plain: the same where no derivative is wanted.
         families: the kernels that are asked, in this order; what none of them takes is done by the
             method and the rule.
+        chosen: what they said, for plain tensors of one kind; None where it depends on the tensor.
     """
 
     request: Request
     plain: Request
     families: tuple[Family, ...]
+    chosen: Chosen | None = None
+
+    def value_kernels(self, request: Request, a: Tensor) -> tuple[ValueKernel, ...]:
+        """The kernels to try for the values, the best first."""
+        if self.chosen is not None:
+            return self.chosen.plain if request is self.plain else self.chosen.values
+        found = [family.accepts(request, a) for family in self.families]
+        return tuple([kernel for kernel in found if isinstance(kernel, ValueKernel)])
+
+    def gradient_kernels(self, a: Tensor) -> tuple[GradientKernel, ...]:
+        """The kernels to try for the gradient, the best first."""
+        if self.chosen is not None:
+            return self.chosen.gradients
+        found = [family.accepts_gradient(self.request, a) for family in self.families]
+        return tuple([kernel for kernel in found if isinstance(kernel, GradientKernel)])
 
     def of(self, request: Request) -> Plan:
         """The same families for another request."""
@@ -104,6 +138,48 @@ def resolve(
         TypeError: an argument of the wrong type.
         ValueError: no square matrices, an unknown name, or things that do not go together.
     """
+    arguments = (functions, a, eps, method, gradient, backend, singular, input_dtype)
+    if not context.is_plain(a) or a.ndim < 2:
+        return _resolved(*arguments)
+    tested = switch() if a.is_cuda else None
+    key = (functions, a.dtype, a.device, a.shape[-2:], tested, type(eps), *arguments[2:])
+    try:
+        plan = _PLANS.get(key)
+    except TypeError:  # A method or rule of the user's that cannot be hashed.
+        return _resolved(*arguments)
+    if plan is None:
+        plan = _resolved(*arguments)
+        plan = replace(
+            plan,
+            chosen=Chosen(
+                plan.value_kernels(plan.request, a),
+                plan.value_kernels(plan.plain, a),
+                plan.gradient_kernels(a),
+                context.host_reads_are_free(a),
+            ),
+        )
+        if len(_PLANS) >= _MOST_PLANS:
+            _PLANS.clear()
+        _PLANS[key] = plan
+    return plan
+
+
+# Plans of calls on plain tensors: making one takes longer than small matrices do.
+_PLANS: dict[Hashable, Plan] = {}
+_MOST_PLANS = 1024
+
+
+def _resolved(
+    functions: Functions,
+    a: Tensor,
+    eps: float,
+    method: str | Method,
+    gradient: str | GradientRule,
+    backend: str,
+    singular: Singular,
+    input_dtype: torch.dtype | None,
+) -> Plan:
+    """See ``resolve``."""
     checks.square_matrices("a", a)
     checks.one_of("singular", singular, ("raise", "pinv"))
     eps = checks.ridge(eps, a.dtype)

@@ -34,6 +34,7 @@ class Request:
             may need the root too.
         definite: whether matrices with negative eigenvalues have no result.
         regular: whether singular matrices have no result.
+        computing_dtype: what it is computed in.
         roots_only: whether ``solved`` are the two roots, of which there is more than eigenpairs.
     """
 
@@ -48,6 +49,7 @@ class Request:
     definite: bool = field(init=False)
     regular: bool = field(init=False)
     roots_only: bool = field(init=False)
+    computing_dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
         rule, solved, regular, definite = self.rule, self.functions, False, True
@@ -60,13 +62,9 @@ class Request:
                 solved = BOTH
         object.__setattr__(self, "solved", solved)
         object.__setattr__(self, "definite", definite)
+        object.__setattr__(self, "computing_dtype", spd.computing_dtype(self.input_dtype))
         object.__setattr__(self, "roots_only", only_roots(solved))
         object.__setattr__(self, "regular", regular and self.singular == "raise")
-
-    @property
-    def computing_dtype(self) -> torch.dtype:
-        """What it is computed in."""
-        return spd.computing_dtype(self.input_dtype)
 
     def thresholds(self, n: int) -> Thresholds:
         """What decides whether n×n matrices have a result."""

@@ -14,7 +14,7 @@ from matroot import autodiff, context, screen, spd, spectrum
 from matroot.functions import Sqrt
 from matroot.gradients import ExplicitRule
 from matroot.gradients.rule import Cotangents
-from matroot.kernels import GradientKernel, Solved, ValueKernel
+from matroot.kernels import Solved
 from matroot.plan import Plan
 from matroot.request import Request
 from matroot.screen import Status
@@ -55,12 +55,10 @@ def evaluate(plan: Plan, x: Tensor, *, prepare: bool = False, fuse: bool = True)
     request = plan.request if prepare else plan.plain
     if fuse:
         seen = x.detach() if x.requires_grad else x
-        for family in plan.families:
-            kernel = family.accepts(request, seen)
-            if isinstance(kernel, ValueKernel):
-                found = kernel.run(request, seen)
-                if found is not None:
-                    return _completed(request, seen, found)
+        for kernel in plan.value_kernels(request, seen):
+            found = kernel.run(request, seen)
+            if found is not None:
+                return _completed(request, seen, found)
     return _by_method(request, x)
 
 
@@ -158,12 +156,10 @@ def _vjp(plan: Plan, saved: tuple[Tensor, ...], g: Cotangents) -> Tensor:
     kept = request.kept(saved)
     # A kernel's result has no derivative of its own.
     if not torch.is_grad_enabled():
-        for family in plan.families:
-            kernel = family.accepts_gradient(request, saved[0])
-            if isinstance(kernel, GradientKernel):
-                x = kernel.run(request, kept, g)
-                if x is not None:
-                    return x
+        for kernel in plan.gradient_kernels(saved[0]):
+            x = kernel.run(request, kept, g)
+            if x is not None:
+                return x
     return request.rule.vjp(kept, g)
 
 

@@ -66,13 +66,14 @@ KEYS = """
 import itertools, sys
 sys.path.insert(0, sys.argv[1])
 import gpu, torch
+from matroot import screen
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 backend = make_backend(GPUTarget("cuda", 90, 32))
 memory = {"info_ptr": torch.zeros(8, dtype=torch.int64)}
-floats = {"eps", "max_skew", "below", "tol", "share"}
+floats = {"eps", "tol", "share", *(f"{x}_limit" for x in screen.Thresholds._fields)}
 binaries = 0
 for size, name in itertools.product(gpu.launch.LAUNCHES, gpu.KERNELS):
     kernel, constants = gpu._kernel(name, False)

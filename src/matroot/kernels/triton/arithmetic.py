@@ -1,6 +1,6 @@
 """What the kernels are made of: one program that works on one matrix, padded with zeros to N×N.
 
-Between operations a matrix rests where ``put`` leaves it: up to N = 32 in registers, beyond in
+Between operations a matrix is where ``put`` leaves it: up to N = 32 in registers, beyond in
 memory of the program's own, which the caches hold. Both kinds are called ``held`` here: ``get``
 makes the numbers of either, and ``product`` multiplies either. Padding stays zero, or its own
 block, in every operation.
@@ -64,15 +64,6 @@ def told(x, high, low, dtype: tl.constexpr):
         return bits.to(tl.float64, bitcast=True)
     else:
         return x
-
-
-@triton.jit
-def null_share(n, dtype: tl.constexpr):
-    """See spd.null_share."""
-    if dtype == tl.float64:
-        return tl.maximum(tl.cast(n, dtype), 8.0) * eps_of(dtype)
-    else:
-        return ZERO_UNITS * eps_of(dtype)
 
 
 @triton.jit

@@ -147,6 +147,7 @@ def lyapunov_kernel(
     steps,
     sqrt,
     inv,
+    regular,
     known,
     N: tl.constexpr,
     SIGN: tl.constexpr,
@@ -168,13 +169,15 @@ def lyapunov_kernel(
         share: eigenvalues of S up to this share of the largest are zero.
         steps: of the matrix sign function, used if SIGN.
         sqrt: 1 if there is G_S, else 0.
-        inv: 1 if there is G_Z, so that A is known to be regular; 2 if it is known without; else 0.
+        inv: 1 if there is G_Z, else 0.
+        regular: 1 if A is known to be regular, as it is where there is G_Z, else 0.
         known: 1 if there are constants, else 0.
         N: the power of 2, at least 16, that n is padded to.
         SIGN: take steps of the matrix sign function instead of solving to rounding.
         PRECISION: of products, as tl.dot names it.
     """
-    # Who rests where: S; what stands left and right of another matrix; R, X; what comes between.
+    # The scratch matrices hold: S; what stands left and right of another matrix; R, X; what comes
+    # between.
     first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
@@ -227,7 +230,7 @@ def lyapunov_kernel(
                     g = unit * hermitian_part(load(g_sqrt_ptr, matrix, n, N))
                     x = put(get(x, N) + g, third)
                 # The forward pass has decided that a matrix with an inverse root is regular.
-                wanted = inv == 0
+                wanted = regular == 0
                 if SIGN:
                     needed, shift = wanted, -share
                 else:

@@ -135,14 +135,14 @@ class _Compiled:
             self._program[programs, 1, 1](*told)
 
 
-def _launch(variant: Variant, like: Tensor, *arguments: Any) -> None:
+def _launch(variant: Variant, like: Tensor, **arguments: Any) -> None:
     """Run a kernel on a batch (..., n, n).
 
     Args:
         variant: the program.
         like: of the batch's shape.
-        arguments: the kernel's, but for ``memory_ptr``, ``batch`` and ``n``, which come first, and
-            its constants, which come last.
+        arguments: the kernel's by name and in its order, but for ``memory_ptr``, ``batch`` and
+            ``n``, which come first, and its constants, which come last.
 
     Raises:
         RuntimeError: it is to be compiled while a CUDA graph is captured.
@@ -157,22 +157,25 @@ def _launch(variant: Variant, like: Tensor, *arguments: Any) -> None:
     if resident is not None:
         programs = min(batch, _programs(device, resident))
         numbers = programs * needs * size**2
-    told = (like.new_empty(numbers), batch, n, *arguments, size, *variant.option, variant.precision)
+    memory, constants = like.new_empty(numbers), (size, *variant.option, variant.precision)
+    told = (memory, batch, n, *arguments.values())
     on_gpu = device.type == "cuda"
     if on_gpu and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            _launch(variant, like, *arguments)
+            _launch(variant, like, **arguments)
         return
     key = (variant, warps, device.index if on_gpu else -1)
     compiled = _COMPILED.get(key)
     if compiled is not None:
-        compiled(programs, *told)
+        compiled(programs, *told, *constants)
         return
     context.refuse_capture(device)
-    constants = dict(zip(("N", *options, "PRECISION"), told[-2 - len(options) :], strict=True))
-    program = _kernel(variant.kernel)[(programs,)](
-        *told[: -2 - len(options)], num_warps=warps, **constants
-    )
+    named = dict(zip(("N", *options, "PRECISION"), constants, strict=True))
+    kernel = _kernel(variant.kernel)
+    expected = ("memory_ptr", "batch", "n", *arguments, *named)
+    if tuple(kernel.arg_names) != expected:
+        raise TypeError(f"{variant.kernel} takes {tuple(kernel.arg_names)}, got {expected}")
+    program = kernel[(programs,)](*told, num_warps=warps, **named)
     if program is not None:  # The interpreter compiles nothing.
         _COMPILED[key] = _Compiled(program, key[-1])
 
@@ -204,9 +207,16 @@ def _outputs(
 
 
 @functools.cache
-def _thresholds(dtype: torch.dtype) -> tuple[float, float]:
-    """What skewness is rounding; the unit of rounding, of the user's dtype."""
-    return screen.thresholds(1, dtype).skew, spd.real_eps(dtype)
+def _limits(n: int, dtype: torch.dtype, regular: bool) -> dict[str, float]:
+    """``screen.thresholds`` as the kernels take them."""
+    found = screen.thresholds(n, dtype, regular=regular)
+    assert found.indefinite is not None
+    return {
+        "skew_limit": found.skew,
+        "indefinite_limit": found.indefinite,
+        "singular_limit": -1.0 if found.singular is None else found.singular,
+        "null_limit": found.null,
+    }
 
 
 @functools.lru_cache(1024)
@@ -244,26 +254,25 @@ def minimax(
     """
     a = a.contiguous()
     info, s, z, known = found = _outputs(a, sqrt, inv_sqrt, constants)
-    n, (skew, unit) = a.shape[-1], _thresholds(dtype)
+    n, (eps_high, eps_low) = a.shape[-1], _words(eps)
     _launch(
         Variant("minimax", _SIZES[n], (dtype != a.dtype,), precision),
         a,
-        a,
-        s,
-        z,
-        known,
-        info,
-        schedules(5, a.dtype, a.device),
-        eps,
-        *_words(eps),
-        skew,
-        n * unit,
-        tol,
-        max_steps,
-        int(sqrt),
-        int(inv_sqrt),
-        int(regular),
-        constants,
+        a_ptr=a,
+        sqrt_ptr=s,
+        inv_sqrt_ptr=z,
+        constants_ptr=known,
+        info_ptr=info,
+        table_ptr=schedules(5, a.dtype, a.device),
+        eps=eps,
+        eps_high=eps_high,
+        eps_low=eps_low,
+        **_limits(n, dtype, regular),
+        tol=tol,
+        max_steps=max_steps,
+        sqrt=int(sqrt),
+        inv=int(inv_sqrt),
+        constants=constants,
     )
     return found
 
@@ -291,28 +300,27 @@ def published(
     """
     a = a.contiguous()
     info, s, z, known = found = _outputs(a, sqrt, inv_sqrt, constants)
-    n, (skew, unit) = a.shape[-1], _thresholds(dtype)
+    n, (eps_high, eps_low) = a.shape[-1], _words(eps)
     degree = len(p) - 1
     _launch(
         Variant("published", _SIZES[n], (dtype != a.dtype, pade), precision),
         a,
-        a,
-        s,
-        z,
-        known,
-        info,
-        schedules(5, a.dtype, a.device),
-        _coefficients(tuple(p), tuple(q), a.dtype, a.device),
-        eps,
-        *_words(eps),
-        skew,
-        n * unit,
-        -(-degree // 3),
-        degree,
-        int(sqrt),
-        int(inv_sqrt),
-        int(regular),
-        constants,
+        a_ptr=a,
+        sqrt_ptr=s,
+        inv_sqrt_ptr=z,
+        constants_ptr=known,
+        info_ptr=info,
+        table_ptr=schedules(5, a.dtype, a.device),
+        coefficients_ptr=_coefficients(tuple(p), tuple(q), a.dtype, a.device),
+        eps=eps,
+        eps_high=eps_high,
+        eps_low=eps_low,
+        **_limits(n, dtype, regular),
+        blocks=-(-degree // 3),
+        degree=degree,
+        sqrt=int(sqrt),
+        inv=int(inv_sqrt),
+        constants=constants,
     )
     return found
 
@@ -356,17 +364,18 @@ def lyapunov(
     _launch(
         Variant("lyapunov", _SIZES[n], (steps > 0,), precision),
         s,
-        s,
-        s if z is None else z.contiguous(),
-        s if constants is None else constants.contiguous(),
-        s if g_sqrt is None else g_sqrt.contiguous(),
-        s if g_inv is None else g_inv.contiguous(),
-        x,
-        _null_share(n, s.dtype),
-        steps,
-        int(g_sqrt is not None),
-        1 if g_inv is not None else 2 * int(regular),
-        int(constants is not None),
+        s_ptr=s,
+        z_ptr=s if z is None else z.contiguous(),
+        constants_ptr=s if constants is None else constants.contiguous(),
+        g_sqrt_ptr=s if g_sqrt is None else g_sqrt.contiguous(),
+        g_inv_ptr=s if g_inv is None else g_inv.contiguous(),
+        x_ptr=x,
+        share=_null_share(n, s.dtype),
+        steps=steps,
+        sqrt=int(g_sqrt is not None),
+        inv=int(g_inv is not None),
+        regular=int(regular),
+        known=int(constants is not None),
     )
     return x
 

@@ -20,7 +20,6 @@ from matroot.kernels.triton.arithmetic import (
     measured,
     memory_of,
     norm,
-    null_share,
     plus_diagonal,
     positive_or_one,
     power_of_two,
@@ -57,7 +56,7 @@ def half_digits(dtype):
 
 
 @triton.jit
-def normalized(a, n, eps, max_skew):
+def normalized(a, n, eps, skew_limit):
     """See screen.normalized: the scaled matrix, the even exponent k, the status."""
     largest = max_abs(a)
     finite = largest <= largest_of(a.dtype)
@@ -66,7 +65,7 @@ def normalized(a, n, eps, max_skew):
     k = tl.where(finite, k + (k & 1), 0)
     a = times_power_of_two(a, -k)
     other = tl.trans(a)
-    asymmetric = 0.5 * norm(a - other) > max_skew * norm(a)
+    asymmetric = 0.5 * norm(a - other) > skew_limit * norm(a)
     status = tl.where(asymmetric, ASYMMETRIC, OK)
     status = tl.where(finite, status, NONFINITE)
     a = plus_diagonal(a * 0.5 + other * 0.5, times_power_of_two(eps, -k), n)
@@ -123,9 +122,9 @@ def prepared(
     fourth,
     n,
     eps,
-    max_skew,
-    below,
-    regular,
+    skew_limit,
+    indefinite_limit,
+    singular_limit,
     N: tl.constexpr,
     HALF: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -137,7 +136,7 @@ def prepared(
         screen.definiteness; lower and upper bound of λ_min, 0 where A has no factor; what
         ``measured`` says of A.
     """
-    a, k, status = normalized(load(a_ptr, matrix, n, N), n, eps, max_skew)
+    a, k, status = normalized(load(a_ptr, matrix, n, N), n, eps, skew_limit)
     a = put(a, first)
     zero = tl.cast(0.0, a_ptr.dtype.element_ty)
     high, at_least, sum, square, low, low_at_most = zero, zero, zero, zero, zero, zero
@@ -148,7 +147,7 @@ def prepared(
         if (low <= 0) & ((stage < 2) | changed):
             high, at_least, sum, square = measured(get(a, N), n)
             shifted = stage % 2 == 1
-            shift = tl.where(shifted, below * positive_or_one(high), 0.0)
+            shift = tl.where(shifted, indefinite_limit * positive_or_one(high), 0.0)
             shifted_a = plus_diagonal(get(a, N), shift, n)
             inverted, factorised = inverse(shifted_a, second, n, PRECISION)
             if shifted:
@@ -170,7 +169,7 @@ def prepared(
                 )
                 low = tl.where(found, 1.0 / positive_or_one(most), 0.0)
                 low_at_most = tl.where(found, 1.0 / positive_or_one(least), 0.0)
-    singular = (regular != 0) & (low_at_most <= at_least * null_share(n, low.dtype))
+    singular = (singular_limit >= 0) & (low_at_most <= at_least * singular_limit)
     status = tl.maximum(status, tl.where(singular, SINGULAR, OK))
     status = tl.maximum(status, tl.where(indefinite & (low <= 0), INDEFINITE, OK))
     return a, k, status, low, low_at_most, high, at_least, sum, square
@@ -219,13 +218,14 @@ def minimax_kernel(
     eps,
     eps_high,
     eps_low,
-    max_skew,
-    below,
+    skew_limit,
+    indefinite_limit,
+    singular_limit,
+    null_limit,
     tol,
     max_steps,
     sqrt,
     inv,
-    regular,
     constants,
     N: tl.constexpr,
     HALF: tl.constexpr,
@@ -247,19 +247,20 @@ def minimax_kernel(
         eps: the ridge.
         eps_high: the upper half of its bits in float64, which are wanted where A is in that.
         eps_low: the lower half.
-        max_skew: share of the norm that a skew part may have.
-        below: eigenvalues below −below of the largest make a matrix indefinite.
+        skew_limit: these four are Thresholds, ``singular`` below 0 for None.
+        indefinite_limit: …
+        singular_limit: …
+        null_limit: …
         tol: see Minimax.
         max_steps: see Minimax.
         sqrt: 1 if the root is wanted, else 0.
         inv: 1 if the inverse root is wanted, else 0.
-        regular: 1 if a singular matrix has no result, else 0.
         constants: 0, 1 or 2.
         N: the power of 2, at least 16, that n is padded to.
         HALF: whether A was given in half precision.
         PRECISION: of products, as tl.dot names it.
     """
-    # Who rests where, one after the other: A, D; A⁻¹, Y; A², P; Z.
+    # The scratch matrices hold, one after the other: A, D; A⁻¹, Y; A², P; Z.
     first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
@@ -276,9 +277,9 @@ def minimax_kernel(
             fourth,
             n,
             eps,
-            max_skew,
-            below,
-            regular,
+            skew_limit,
+            indefinite_limit,
+            singular_limit,
             N,
             HALF,
             PRECISION,
@@ -329,7 +330,7 @@ def minimax_kernel(
         factor = tl.where(good, square_root(r), float("nan"))
         unit = tl.where(good, power_of_two(half, r.dtype), float("nan"))
         if constants == 1:
-            null = low_at_most <= at_least * (2.0 * null_share(n, r.dtype))
+            null = low_at_most <= at_least * (2.0 * null_limit)
             tl.store(constants_ptr + 2 * matrix, tl.where(null, 0.0, tl.sqrt(low)) * unit)
             tl.store(constants_ptr + 2 * matrix + 1, tl.sqrt(high) * unit)
         if constants == 2:
@@ -396,13 +397,14 @@ def published_kernel(
     eps,
     eps_high,
     eps_low,
-    max_skew,
-    below,
+    skew_limit,
+    indefinite_limit,
+    singular_limit,
+    null_limit,
     blocks,
     degree,
     sqrt,
     inv,
-    regular,
     constants,
     N: tl.constexpr,
     HALF: tl.constexpr,
@@ -423,7 +425,8 @@ def published_kernel(
 
     The other arguments are those of minimax_kernel.
     """
-    # Who rests where, one after the other: A, Z, inverses; Z², quotients; Z³, what they miss; P; Q.
+    # The scratch matrices hold, one after the other: A, Z, inverses; Z², quotients; Z³, what they
+    # miss; P; Q.
     first = memory_of(memory_ptr, N, 5)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
@@ -440,9 +443,9 @@ def published_kernel(
             fourth,
             n,
             eps,
-            max_skew,
-            below,
-            regular,
+            skew_limit,
+            indefinite_limit,
+            singular_limit,
             N,
             HALF,
             PRECISION,
