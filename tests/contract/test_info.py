@@ -7,7 +7,7 @@ import torch
 
 import matroot
 from instances import CONVERGED, PUBLISHED
-from matroot import kernels
+from matroot import kernels, plan
 from matroot.gradients import GRADIENTS, Lyapunov, Spectral
 from matroot.methods import METHODS, Eigh, Minimax, NewtonSchulz
 from matroot.testing import random_spd
@@ -168,6 +168,8 @@ def recorder(monkeypatch):
             for kind, entries in list(table.items()):
                 found = tuple(recording(direction, family, kernel) for kernel in entries)
                 monkeypatch.setitem(table, kind, found)
+    # Plans that were made before, and those made here, know other tables.
+    monkeypatch.setattr(plan, "_PLANS", {})
     return done
 
 
