@@ -220,6 +220,20 @@ def test_second_derivative_maps_are_differentiable_in_their_directions():
     assert gradgradcheck(second, (e, g), check_fwd_over_rev=True)
 
 
+@pytest.mark.parametrize("dtype", DOUBLES, ids=str)
+def test_first_derivative_map_is_differentiable_in_any_direction(dtype):
+    a, e = any_matrices(2, 3, dtype)
+    a = (a @ a.mH).requires_grad_()
+    e.requires_grad_()
+
+    def first(a, e):
+        # Also where neither is Hermitian: the derivative by A is that of its Hermitian part.
+        v, q = torch.linalg.eigh((a + a.mH).detach() / 2)
+        return frechet(Power(1 / 3), a, v, q, e)
+
+    assert gradcheck(first, (a, e), check_forward_ad=True)
+
+
 def test_third_derivatives_are_refused():
     a = matrix([0.5, 1.0, 2.0])
     f = loss(Power(1 / 3), any_matrices(1, 3)[0])
@@ -334,6 +348,9 @@ def test_null_eigenvalues_are_exactly_zero():
     assert torch.equal(eigenvalues(Exp(), rounded), rounded)
     assert eigenvalues(Log(), rounded).isnan().all()
     assert eigenvalues(Power(-1), rounded).isnan().all()
+    # As is what rounding makes of a zero, up to n units; more is indefinite.
+    assert eigenvalues(Sqrt(), rounded * torch.tensor([1.9, 1, 1, 1])).isfinite().all()
+    assert eigenvalues(Sqrt(), rounded * torch.tensor([2.1, 1, 1, 1])).isnan().all()
     zero = torch.zeros(3, dtype=torch.float64)
     assert torch.equal(eigenvalues(Sqrt(), zero), zero)
     assert not differences(Power(1 / 3), zero).any()
