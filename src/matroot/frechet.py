@@ -15,6 +15,7 @@ the curvature is unbounded, of D the terms with three.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ from torch import Tensor
 from matroot import autodiff, context, spd
 from matroot.functions import SpectralFunction
 
-# Numbers in each of the some sixteen tensors that a block of second differences is made with: 64
-# MiB in all.
-_BLOCK = 2**19
+# Numbers in each of the some sixteen tensors that a block of second differences is made with. On a
+# CPU they stay in its cache; an accelerator is better fed with more: 64 MiB in all.
+_BLOCK_ON_CPU = 2**15
+_BLOCK_ON_ACCELERATOR = 2**19
 
 
 def frechet(
@@ -111,28 +113,42 @@ def _first_order(function: SpectralFunction, values: Tensor, vectors: Tensor, e:
 def _second_order(
     function: SpectralFunction, values: Tensor, vectors: Tensor, e: Tensor, g: Tensor
 ) -> Tensor:
-    """D(A)[E, G], by blocks of rows i and of k."""
+    """D(A)[E, G], by blocks of the three indices.
+
+    Second differences do not depend on the order of their points, so that those of one block serve
+    for up to six.
+    """
     n = values.shape[-1]
     e, g = vectors.mH @ e @ vectors, vectors.mH @ g @ vectors
-    batch = max(1, values[..., :1].numel())
-    inner = max(1, min(n, _BLOCK // (batch * n)))
-    outer = max(1, min(n, _BLOCK // (batch * n * inner)))
-    rows = []
-    for i in range(0, n, outer):
-        row = torch.zeros_like(e[..., i : i + outer, :])
-        for k in range(0, n, inner):
-            weights = _second_differences(
-                function,
-                values[..., i : i + outer, None, None],
-                values[..., None, k : k + inner, None],
-                values[..., None, None, :],
-            )
-            for left, right in ((e, g), (g, e)):
-                first = left[..., i : i + outer, k : k + inner, None]
-                second = right[..., None, k : k + inner, :]
-                row = row + (weights * first * second).sum(-2)
-        rows.append(row)
-    return vectors @ torch.cat(rows, -2) @ vectors.mH
+    blocks = _blocks(n, values)
+    found: dict[tuple[int, int], Tensor] = {}
+    for triple in itertools.combinations_with_replacement(range(len(blocks)), 3):
+        x, y, z = (values[..., blocks[b]] for b in triple)
+        weights = _second_differences(
+            function, x[..., :, None, None], y[..., None, :, None], z[..., None, None, :]
+        )
+        orders = {tuple(triple[o] for o in order): order for order in _ORDERS}
+        for (i, k, j), order in orders.items():
+            turned = weights.movedim([o - 3 for o in order], [-3, -2, -1])
+            first, second = (blocks[i], blocks[k]), (blocks[k], blocks[j])
+            products = e[..., *first][..., None] * g[..., *second][..., None, :, :]
+            products = products + g[..., *first][..., None] * e[..., *second][..., None, :, :]
+            part = (turned * products).sum(-2)
+            found[i, j] = found[i, j] + part if (i, j) in found else part
+    many = range(len(blocks))
+    whole = torch.cat([torch.cat([found[i, j] for j in many], -1) for i in many], -2)
+    return vectors @ whole @ vectors.mH
+
+
+_ORDERS = tuple(itertools.permutations(range(3)))
+
+
+def _blocks(n: int, values: Tensor) -> list[slice]:
+    """The n indices in blocks, so that a block of triples for the whole batch has a good size."""
+    most = _BLOCK_ON_ACCELERATOR if context.on_accelerator(values) else _BLOCK_ON_CPU
+    each = most * n // values.numel()
+    size = max(1, min(n, round(each ** (1 / 3))))
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 class _Frechet(torch.autograd.Function):
@@ -147,10 +163,14 @@ class _Frechet(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.function, *tensors = inputs
+        # So that a tangent of zeros is known from none.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return (None,) * 5
         a, e, values, vectors = ctx.saved_tensors
         by_a = by_e = None
         if ctx.needs_input_grad[1]:
@@ -208,10 +228,14 @@ class _Second(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.function, *tensors = inputs
+        # So that a tangent of zeros is known from none.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, w: Tensor | None) -> tuple[Tensor | None, ...]:
+        if w is None:
+            return (None,) * 6
         a, e, g, values, vectors = ctx.saved_tensors
         if ctx.needs_input_grad[1]:
             raise _third_derivative(ctx.function)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from matroot import context, spd
-from matroot.functions import OnRange, SpectralFunction
+from matroot.functions import OnRange, SpectralFunction, Sqrt
 
 # A factorisation of matrices (b, n, n): its tensors, batch first.
 Factorisation = Callable[[Tensor], tuple[Tensor, ...]]
@@ -56,14 +56,9 @@ class Spectrum:
 
         Eigenvalues that rounding left below zero count as zero where f takes no negative ones.
         """
-        zero = self.values <= 0
-        at_zero = torch.zeros_like(self.values)
-        if function.domain == "real":
-            zero = torch.zeros_like(zero)
-        elif function.domain == "semidefinite":
+        zero, at_zero = self._zero(function), torch.zeros_like(self.values)
+        if function.domain == "semidefinite":
             at_zero = function.values(at_zero)
-        else:
-            zero = self.null if function.domain == "regular" else self.null | zero
         # The double where keeps the derivative at zero eigenvalues finite when this is unrolled.
         values = function.values(torch.where(zero, 1.0, self.values))
         values = torch.where(zero, at_zero, values)
@@ -71,12 +66,21 @@ class Spectrum:
 
     def arguments(self, function: SpectralFunction) -> Tensor:
         """The eigenvalues as derivatives take them: exactly 0 where they are zero to rounding."""
-        zero = torch.zeros_like(self.null)
-        if function.domain != "real" or isinstance(function, OnRange):
-            zero = self.null
-        if function.domain in ("semidefinite", "definite"):
-            zero = zero | (self.values < 0)
-        return torch.where(zero, 0.0, self.values)
+        zero = self._zero(function)
+        return torch.where(zero | self.null if type(function) is Sqrt else zero, 0.0, self.values)
+
+    def _zero(self, function: SpectralFunction) -> Tensor:
+        """Which eigenvalues count as zero; of a function on all reals none does.
+
+        Of the square root those above 0 count as they are: it makes less of them than rounding is.
+        """
+        if function.domain == "real" and not isinstance(function, OnRange):
+            return torch.zeros_like(self.null)
+        if type(function) is Sqrt:
+            return self.values <= 0
+        if function.domain in ("real", "regular"):
+            return self.null
+        return self.null | (self.values <= 0)
 
 
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
