@@ -328,15 +328,13 @@ def _answer(plan: Plan, family: Family, a: Tensor) -> str:
         ("forward", _forward(plan, family, a)),
         ("backward", _backward(plan, family, a)),
     ):
-        what = (
-            f"no kernel: {found.why}" if isinstance(found, Declined) else f"kernel {found.name!r}"
-        )
-        parts.append(f"{name} {what}")
+        said = found.why if isinstance(found, Declined) else f"kernel {found.name!r}"
+        parts.append(f"{name}: {said}")
     asked = family.on_request(a)
     notes = [f"if asked for: {asked}"] if asked else []
     if family.note is not None:
         notes.append(family.note(a))
-    return f"takes it ({'; '.join(parts + notes)})"
+    return f"takes the tensor; {'; '.join(parts + notes)}"
 
 
 def _method(

@@ -12,6 +12,8 @@ from matroot.kernels.triton import launch, selftest
 from matroot.kernels.triton.launch import Variant
 from matroot.kernels.triton.passes import ByKernels
 from matroot.methods import Minimax, Pade
+from matroot.request import Request
+from matroot.roots import BOTH
 from matroot.testing import random_spd, relative_error
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -272,7 +274,7 @@ def test_capture_before_any_use_is_an_error(monkeypatch):
     device = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="run it once before the capture, forward and backward"):
-        selftest.passed(Variant("minimax", 16, (False,), "tf32x3"), device)
+        selftest.passed("minimax", 16, (False,), "tf32x3", device)
     with pytest.raises(RuntimeError, match="a warm-up"):
         schedules.schedules(5, torch.float64, torch.device("cuda", 1))
     with pytest.raises(RuntimeError, match="a warm-up"):
@@ -282,7 +284,7 @@ def test_capture_before_any_use_is_an_error(monkeypatch):
     selftest._VERDICTS[Variant("minimax", 16, (False,), "tf32x3"), device] = selftest.Verdict(
         True, ""
     )
-    assert selftest.passed(Variant("minimax", 16, (False,), "tf32x3"), device)
+    assert selftest.passed("minimax", 16, (False,), "tf32x3", device)
 
 
 @pytest.mark.gpu
@@ -312,13 +314,16 @@ class OnGpu:
 
 
 def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(triton.checks, "stands_for_others", lambda a: False)
+    monkeypatch.setattr(triton.context, "stands_for_others", lambda a: False)
     monkeypatch.setattr(triton, "_GPU_DECLINES", {torch.device("cuda", 0): None})
     select = matroot.kernels.select
     for a in (OnGpu(128), OnGpu(64, torch.bfloat16), OnGpu(129), OnGpu(8, torch.float64)):
         assert select("auto", a)[0] is TRITON
     # Whole calls by one kernel up to n = 128 in single precision; else what is between products.
-    fits = [triton._fits("tf32x3", a) for a in (OnGpu(128), OnGpu(129), OnGpu(8, torch.float64))]
+    fits = []
+    for a in (OnGpu(128), OnGpu(129), OnGpu(8, torch.float64)):
+        request = Request(BOTH, Minimax(), None, 0.0, "raise", a.dtype)
+        fits.append(triton._unfit("tf32x3", request, a) is None)
     assert fits == [True, False, False]
     assert select("auto", OnGpu(8, torch.complex64)) == (TORCH,)
     monkeypatch.setenv("MATROOT_TRITON", "off")

@@ -368,7 +368,7 @@ def test_who_takes_what_and_why(monkeypatch):
     assert (explanation.method, explanation.gradient) == (Minimax(), Lyapunov())
     # By default on a GPU, and never by the interpreter.
     assert (matroot.explain(a).backend == "triton") == (DEVICE == "cuda")
-    assert "backend 'triton' takes it" in str(explanation)
+    assert "backend 'triton' takes the tensor" in str(explanation)
     for tensor, why in (
         (torch.eye(3, dtype=torch.complex64, device=DEVICE), "real numbers, not torch.complex64"),
         (torch.eye(3, device="meta"), "on a CUDA GPU, not on meta"),

@@ -10,12 +10,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import matroot
+from matroot import plan
 from matroot.gradients import Lyapunov
 from matroot.kernels import TRITON, TRITON_DOUBLE, triton
 from matroot.kernels.triton import selftest
 from matroot.kernels.triton.launch import DOUBLE, Variant
 from matroot.methods import Eigh, Minimax, Pade, Taylor
 from matroot.nn import DecorrelatedBatchNorm1d, functional
+from matroot.request import Request
+from matroot.roots import BOTH
 from matroot.testing import exact, exact_gradient, random_spd, relative_error, tolerance
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -232,7 +235,7 @@ class OnGpu:
 
 
 def test_whitening_in_single_precision_asks_for_them_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(triton.checks, "stands_for_others", lambda a: False)
+    monkeypatch.setattr(triton.context, "stands_for_others", lambda a: False)
     monkeypatch.setattr(triton, "_GPU_DECLINES", {torch.device("cuda", 0): None})
     monkeypatch.setattr(triton, "_ROOM", {torch.device("cuda", 0): 128})
     assert functional._fused(OnGpu(64, torch.float32), OnGpu(64)) is TRITON_DOUBLE
@@ -240,7 +243,8 @@ def test_whitening_in_single_precision_asks_for_them_on_a_gpu(monkeypatch):
     # What comes in double stays with the products of a library, as every public call.
     assert functional._fused(OnGpu(64), OnGpu(64)) is None
     assert matroot.kernels.select("auto", OnGpu(64))[0] is TRITON
-    assert not triton._fits("tf32x3", OnGpu(64))
+    request = Request(BOTH, Minimax(), None, 0.0, "raise", torch.float64)
+    assert "do not compute in torch.float64" in triton._unfit("tf32x3", request, OnGpu(64))
     assert functional._fused(OnGpu(129, torch.float32), OnGpu(129)) is None
     on_cpu = torch.eye(3)
     assert functional._fused(on_cpu, on_cpu.double()) is None
@@ -302,7 +306,8 @@ def test_whitening_of_hard_covariances(variances, eps, monkeypatch):
     found = functional.inverse_root(a, eps).cpu() if not INTERPRETED else whitened(a, eps)
     monkeypatch.setattr(functional, "_fused", lambda covariance, wide: None)
     # As where numbers cannot be looked at.
-    monkeypatch.setattr(matroot.checks, "host_reads_are_free", lambda a: False)
+    monkeypatch.setattr(matroot.context, "host_reads_are_free", lambda a: False)
+    monkeypatch.setattr(plan, "_PLANS", {})
     expected = whitened(a.cpu(), eps)
     assert torch.equal(found.isnan(), expected.isnan())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0.0, equal_nan=True)

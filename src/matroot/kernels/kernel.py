@@ -97,7 +97,7 @@ class Family:
 
     def accepts(self, request: Request, a: Tensor) -> ValueKernel | Declined:
         """The kernel for the values of this request."""
-        why = f"no kernel for {type(request.method).__name__}"
+        why = "no kernel for that method"
         for kernel in self.values.get(type(request.method), ()):
             declined = kernel.declines(request, a)
             if declined is None:
@@ -112,7 +112,7 @@ class Family:
             return Declined("no derivative is wanted")
         if request.singular == "pinv":
             return Declined("no kernel knows the derivative of a pseudo-inverse")
-        why = f"no kernel for {type(rule).__name__}"
+        why = "no kernel for that gradient"
         for kernel in self.gradients.get(type(rule), ()):
             declined = kernel.declines(request, a)
             if declined is None:

@@ -60,7 +60,7 @@ def declines(request: Request, a: Tensor) -> str | None:
     if method.step_degree != 5:
         return "few passes are for steps of degree 5"
     if request.rule is not None and not _solves_exactly(request.rule):
-        return f"few passes know no constants of {request.rule!r}"
+        return "few passes are for the exact gradient by the Lyapunov equation"
     return _unfit(a)
 
 

@@ -151,7 +151,7 @@ def _eigh_declines(request: Request, a: Tensor) -> str | None:
     if not only_roots(request.solved):
         return "its kernels know the two roots"
     if rule is not None and type(rule) is not Spectral and not _is_exact(rule):
-        return f"its kernel for Eigh knows no constants of {rule!r}"
+        return "its kernel for Eigh does not know what that gradient needs"
     return None
 
 
@@ -231,7 +231,7 @@ def _minimax_declines(request: Request, a: Tensor) -> str | None:
     if request.input_dtype != request.computing_dtype:
         return "its kernel for Minimax knows no half precision"
     if rule is not None and not _is_exact(rule):
-        return f"its kernel for Minimax knows no constants of {rule!r}"
+        return "its kernel for Minimax does not know what that gradient needs"
     return None
 
 
@@ -301,11 +301,11 @@ def _published_declines(request: Request, a: Tensor) -> str | None:
     method, rule = request.method, request.rule
     assert isinstance(method, (Pade, Taylor))
     if a.shape[-1] > LARGEST:
-        return f"its kernel for {type(method).__name__} holds matrices up to n = {LARGEST}"
+        return f"its kernel for polynomials holds matrices up to n = {LARGEST}"
     if method.polynomials is None:
-        return f"its kernel evaluates polynomials, which lose too much for {method!r}"
+        return "its kernel evaluates polynomials, which lose too much at this order"
     if rule is not None and type(rule) is not Lyapunov:
-        return f"its kernel for {type(method).__name__} knows no constants of {rule!r}"
+        return "its kernel for polynomials does not know what that gradient needs"
     return None
 
 

@@ -23,7 +23,7 @@ from matroot.kernels import large
 from matroot.kernels.kernel import Family, GradientKernel, Solved, ValueKernel
 from matroot.kernels.passes import ByOperations, Passes
 from matroot.kernels.triton import launch, selftest
-from matroot.kernels.triton.launch import BOUNDS, DOUBLE, LARGEST, NORM, NOTHING, Variant
+from matroot.kernels.triton.launch import BOUNDS, DOUBLE, LARGEST, NORM, NOTHING
 from matroot.kernels.triton.passes import ByKernels
 from matroot.kernels.triton.selftest import PASSES, passed
 from matroot.methods import Minimax, Pade, Taylor
@@ -112,7 +112,7 @@ def _auto_declines(a: Tensor) -> str | None:
 def _passes(a: Tensor) -> Passes:
     """What comes between the products of a library where no kernel does all of it."""
     precision = DOUBLE if a.dtype == torch.float64 else "tf32x3"  # Of the test's tolerances.
-    tested = passed(Variant("passes", PASSES, (), precision), a.device)
+    tested = passed("passes", PASSES, (), precision, a.device)
     return _BY_KERNELS if tested else _BY_OPERATIONS
 
 
@@ -155,13 +155,17 @@ def _unfit(precision: str, request: Request, a: Tensor) -> str | None:
     if a.shape[-1] > LARGEST:
         return f"its kernels for whole calls hold matrices up to n = {LARGEST}"
     if request.rule is not None and type(request.rule) is not Lyapunov:
-        return f"its kernels know no constants of {request.rule!r}"
+        return "its kernels do not know what that gradient needs"
     return None
 
 
-def _minimax_variant(precision: str, request: Request, a: Tensor) -> Variant:
+# The fields of a Variant: as such torch.compile would not hand one to a function it does not trace.
+Fields = tuple[str, int, tuple[bool, ...], str]
+
+
+def _minimax_variant(precision: str, request: Request, a: Tensor) -> Fields:
     half = request.input_dtype != request.computing_dtype
-    return Variant("minimax", launch.size_of(a.shape[-1]), (half,), precision)
+    return "minimax", launch.size_of(a.shape[-1]), (half,), precision
 
 
 def _minimax_declines(precision: str, request: Request, a: Tensor) -> str | None:
@@ -170,14 +174,14 @@ def _minimax_declines(precision: str, request: Request, a: Tensor) -> str | None
     if method.step_degree != 5 or method.max_cond is not None:
         return "its kernel for Minimax knows neither max_cond nor steps of degree 3"
     why = _unfit(precision, request, a)
-    return why or selftest.failure(_minimax_variant(precision, request, a), a.device)
+    return why or selftest.failure(*_minimax_variant(precision, request, a), a.device)
 
 
 def _by_minimax(precision: str, request: Request, a: Tensor) -> Solved | None:
     method, dtype = request.method, request.input_dtype
     assert isinstance(method, Minimax)
     run = _callable("minimax", a)
-    if run is None or not passed(_minimax_variant(precision, request, a), a.device):
+    if run is None or not passed(*_minimax_variant(precision, request, a), a.device):
         return None
     constants, wanted = _constants(request.rule, bounds=True), wanted_roots(request.solved)
     info, *roots, known = run(
@@ -195,19 +199,19 @@ def _by_minimax(precision: str, request: Request, a: Tensor) -> Solved | None:
     return Solved(info, values, (known,) if constants != NOTHING else ())
 
 
-def _published_variant(precision: str, request: Request, a: Tensor) -> Variant:
+def _published_variant(precision: str, request: Request, a: Tensor) -> Fields:
     half = request.input_dtype != request.computing_dtype
     option = (half, type(request.method) is Pade)
-    return Variant("published", launch.size_of(a.shape[-1]), option, precision)
+    return "published", launch.size_of(a.shape[-1]), option, precision
 
 
 def _published_declines(precision: str, request: Request, a: Tensor) -> str | None:
     method = request.method
     assert isinstance(method, (Pade, Taylor))
     if method.polynomials is None:
-        return f"its kernel evaluates polynomials, which lose too much for {method!r}"
+        return "its kernel evaluates polynomials, which lose too much at this order"
     why = _unfit(precision, request, a)
-    return why or selftest.failure(_published_variant(precision, request, a), a.device)
+    return why or selftest.failure(*_published_variant(precision, request, a), a.device)
 
 
 def _by_published(precision: str, request: Request, a: Tensor) -> Solved | None:
@@ -216,7 +220,7 @@ def _by_published(precision: str, request: Request, a: Tensor) -> Solved | None:
     run, polynomials = _callable("published", a), method.polynomials
     if run is None or polynomials is None:
         return None
-    if not passed(_published_variant(precision, request, a), a.device):
+    if not passed(*_published_variant(precision, request, a), a.device):
         return None
     constants, wanted = _constants(request.rule, bounds=False), wanted_roots(request.solved)
     info, *roots, known = run(
@@ -234,15 +238,15 @@ def _by_published(precision: str, request: Request, a: Tensor) -> Solved | None:
     return Solved(info, values, (known,) if constants != NOTHING else ())
 
 
-def _lyapunov_variant(precision: str, rule: Lyapunov, a: Tensor) -> Variant:
-    return Variant("lyapunov", launch.size_of(a.shape[-1]), (rule.steps is not None,), precision)
+def _lyapunov_variant(precision: str, rule: Lyapunov, a: Tensor) -> Fields:
+    return "lyapunov", launch.size_of(a.shape[-1]), (rule.steps is not None,), precision
 
 
 def _lyapunov_declines(precision: str, request: Request, a: Tensor) -> str | None:
     rule = request.rule
     assert isinstance(rule, Lyapunov)
     why = _unfit(precision, request, a)
-    return why or selftest.failure(_lyapunov_variant(precision, rule, a), a.device)
+    return why or selftest.failure(*_lyapunov_variant(precision, rule, a), a.device)
 
 
 def _by_lyapunov(precision: str, request: Request, kept: Kept, g: Cotangents) -> Tensor | None:
@@ -254,7 +258,7 @@ def _by_lyapunov(precision: str, request: Request, kept: Kept, g: Cotangents) ->
     constants = kept.constants[0] if kept.constants else None
     z = kept.inv_sqrt if g_inv is not None else None
     run = _callable("lyapunov", s, z, constants, g_sqrt, g_inv)
-    if run is None or not passed(_lyapunov_variant(precision, rule, s), s.device):
+    if run is None or not passed(*_lyapunov_variant(precision, rule, s), s.device):
         return None
     # A matrix that has an inverse root has no null space.
     regular = kept.inv_sqrt is not None
@@ -303,6 +307,6 @@ def _family(name: str, precision: str, on_request: Callable[[Tensor], str | None
 TRITON = _family("triton", "tf32x3", _auto_declines)
 """Products of float32 by three products of TF32, as exact to a digit or two of the last bits."""
 TRITON_TF32 = _family("triton-tf32", "tf32", lambda a: "three digits")
-"""Plain TF32: three digits, a third of the work. Only when asked for."""
+"""Fields TF32: three digits, a third of the work. Only when asked for."""
 TRITON_DOUBLE = _family("triton-double", DOUBLE, lambda a: "float64 is slow on many GPUs")
 """The same in float64, at full rate on data-centre GPUs. For whitening, and when asked for."""

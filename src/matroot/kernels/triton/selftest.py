@@ -68,12 +68,15 @@ _VERDICTS: dict[tuple[Variant, torch.device], Verdict] = {}
 _ONE_AT_A_TIME = threading.RLock()
 
 
-def passed(variant: Variant, device: torch.device) -> bool:
-    """Whether this program may be used. Tested if it is to be and was not yet.
+def passed(
+    kernel: str, size: int, option: tuple[bool, ...], precision: str, device: torch.device
+) -> bool:
+    """Whether this program may be used: see launch.Variant. Tested if it is to be and was not yet.
 
     Raises:
         RuntimeError: it is to be tested while a CUDA graph is captured.
     """
+    variant = Variant(kernel, size, option, precision)
     key = (variant, device)
     verdict = _VERDICTS.get(key)
     if verdict is not None and verdict.passed:
@@ -102,12 +105,14 @@ def passed(variant: Variant, device: torch.device) -> bool:
 passed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def failure(variant: Variant, device: torch.device) -> str | None:
+def failure(
+    kernel: str, size: int, option: tuple[bool, ...], precision: str, device: torch.device
+) -> str | None:
     """Why this program is not used, where its test has said so."""
-    verdict = _VERDICTS.get((variant, device))
+    verdict = _VERDICTS.get((Variant(kernel, size, option, precision), device))
     if verdict is None or verdict.passed or context.pretending() or switch() == "on":
         return None
-    return f"its kernel {variant.kernel!r} failed its self-test: {verdict.said}"
+    return f"its kernel {kernel!r} failed its self-test: {verdict.said}"
 
 
 # As torch.compiler.assume_constant_result does: asked while tracing, not traced.
