@@ -154,7 +154,7 @@ def stylize(
             if _given(ctx, option):
                 raise ValueError(f"--{option} does nothing with --network; leave one of them out")
         recipes.need_recipes()
-        from matroot.recipes.style import load, transfer
+        from matroot.recipes.style.transfer import load, transfer
 
         with working(f"painting by the network of {network}"):
             painted = transfer(load(network), pixels, target)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import matroot
 from matroot import cli
 from matroot.bench import cases, claims, compare, paper, report, rows
+from matroot.bench.candidates import Candidate, once, side_by_side
 from matroot.bench.cases import Case, Settings
 from matroot.bench.measure import APPROXIMATE, Problem, Stopwatch, in_turns, judged, milliseconds
 from matroot.testing import random_spd
@@ -274,7 +275,7 @@ def problem(root="sqrt"):
 def test_the_gate_lets_the_right_root_pass(root):
     given = problem(root)
     function = matroot.sqrtm if root == "sqrt" else matroot.inv_sqrtm
-    found = judged(given, lambda: paper.once(function, given.a, given.g), truncated=False)
+    found = judged(given, lambda: once(function, given.a, given.g), truncated=False)
     assert found["passed"]
     assert found["error"] < 1e-6
     assert found["gradient_error"] < 1e-5
@@ -316,11 +317,11 @@ def test_a_gradient_that_is_not_finite_is_told():
 def test_failures_are_kept_and_timed():
     given = problem()
     candidates = {
-        "right": paper.Candidate(matroot.sqrtm),
-        "wrong": paper.Candidate(lambda a: 1.5 * matroot.sqrtm(a)),
-        "broken": paper.Candidate(lambda a: a.no_such_method()),
+        "right": Candidate(matroot.sqrtm),
+        "wrong": Candidate(lambda a: 1.5 * matroot.sqrtm(a)),
+        "broken": Candidate(lambda a: a.no_such_method()),
     }
-    found = {r["candidate"]: r for r in paper.side_by_side(given, candidates, QUICK)}
+    found = {r["candidate"]: r for r in side_by_side(given, candidates, QUICK)}
     assert found["right"]["passed"]
     assert not found["wrong"]["passed"]
     assert found["wrong"]["ms"]["total"][0] > 0

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from matroot.bench import cases, memory, paper, peers, rows
+from matroot.bench import cases, memory, packages, peers, rows
 from matroot.bench.adapters import ADAPTERS, Absent
+from matroot.bench.candidates import problem_of
 from matroot.bench.capabilities import PROBES, ROOTS, exact_second
 from matroot.bench.cases import Settings
-from matroot.bench.peers import PEERS, Peer, available
+from matroot.bench.packages import PEERS, Peer, available
 from matroot.testing import exact, exact_gradient, random_spd, relative_error, tolerance
 
 CPU = torch.device("cpu")
@@ -97,7 +98,7 @@ def test_a_missing_package_is_named_and_the_others_stay(monkeypatch):
     monkeypatch.setitem(sys.modules, "geoopt", None)
     monkeypatch.delattr(torch.linalg, "matrix_sqrth", raising=False)
     chosen = (MATROOT, GEOOPT, BY_NAME["torch.linalg.matrix_sqrth"])
-    monkeypatch.setattr(peers, "PEERS", chosen)
+    monkeypatch.setattr(packages, "PEERS", chosen)
     found, (first, second) = available(CPU)
     assert found == [MATROOT]
     assert first.startswith("geoopt: ")
@@ -109,13 +110,13 @@ def test_any_other_error_of_an_import_is_an_error(monkeypatch):
     def load():
         raise ImportError("cannot import name 'sqrtm'")
 
-    monkeypatch.setattr(peers, "PEERS", (MATROOT, replace(GEOOPT, load=load)))
+    monkeypatch.setattr(packages, "PEERS", (MATROOT, replace(GEOOPT, load=load)))
     with pytest.raises(ImportError, match="sqrtm"):
         available(CPU)
 
 
 def test_what_runs_on_a_cpu_only_is_left_out_elsewhere(monkeypatch):
-    monkeypatch.setattr(peers, "PEERS", (MATROOT, JAX, NUMPY))
+    monkeypatch.setattr(packages, "PEERS", (MATROOT, JAX, NUMPY))
     found, missing = available(torch.device("cuda"))
     assert found == [MATROOT]
     assert missing == ["jax: measured on a CPU only", "numpy: measured on a CPU only"]
@@ -230,7 +231,7 @@ def test_accuracy_asks_for_the_root_that_there_is(tmp_path):
 @pytest.mark.parametrize("root", ROOTS)
 def test_truth_in_double_precision_is_nobodys_own(root):
     settings = Settings(CPU, torch.float64)
-    problem = paper.problem_of(settings, root, 1, 6, 1e4)
+    problem = problem_of(settings, root, 1, 6, 1e4)
     with mpmath.workdps(40):
         s = mpmath.matrix(problem.s[0].tolist())
         assert s * s == mpmath.matrix(problem.a[0].tolist())

@@ -16,7 +16,7 @@ import torchvision
 from PIL import Image
 
 from matroot.recipes import clips, data, dbn, gcp, video
-from matroot.recipes.training import load_config
+from matroot.recipes.training.configuration import load_config
 
 
 def as_read(x):

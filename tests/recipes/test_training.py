@@ -19,16 +19,13 @@ from typer.testing import CliRunner
 
 from matroot.cli import app
 from matroot.nn import CovariancePooling2d, DecorrelatedBatchNorm2d
-from matroot.recipes import compare, dbn, embedded, gcp, sovit, style, video
+from matroot.recipes import compare, dbn, embedded, gcp, sovit, video
+from matroot.recipes.catalogue import APPLICATIONS, configurations
 from matroot.recipes.methods import NAMES, layer_options
-from matroot.recipes.training import (
-    APPLICATIONS,
-    Classifier,
-    configurations,
-    course,
-    load_config,
-    train,
-)
+from matroot.recipes.style.learner import rate_schedule as style_rate_schedule
+from matroot.recipes.training.classifier import Classifier, rate_schedule
+from matroot.recipes.training.configuration import load_config
+from matroot.recipes.training.loop import train
 
 QUICK = {
     "dbn": {"epochs": 2, "size": 8, "batch_size": 32},
@@ -207,7 +204,7 @@ def test_a_finished_run_takes_more_epochs(name, tmp_path):
 @pytest.mark.parametrize("warmup", [0, 2])
 def test_the_course_of_the_rate_is_that_of_torch(schedule, warmup):
     changes = {"epochs": 6, "schedule": schedule, "milestones": [3, 5], "warmup_epochs": warmup}
-    share = course(load_config("gcp", "small", changes), 60)
+    share = rate_schedule(load_config("gcp", "small", changes), 60)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
     rates = torch.optim.lr_scheduler
     main = rates.CosineAnnealingLR(optimizer, 60 - 10 * warmup)
@@ -224,7 +221,7 @@ def test_the_course_of_the_rate_is_that_of_torch(schedule, warmup):
 
 @pytest.mark.parametrize("steps", [1, 7, 40])
 def test_the_course_of_style_is_one_cycle(steps):
-    share = style.course(steps)
+    share = style_rate_schedule(steps)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 1.0, steps, pct_start=0.15, cycle_momentum=False

@@ -105,7 +105,8 @@ def peers(
     """
     with working("loading the packages"):
         from matroot.bench import rows
-        from matroot.bench.peers import EXPERIMENTS, available
+        from matroot.bench.packages import available
+        from matroot.bench.peers import EXPERIMENTS
 
     settings = _settings(device, dtype, quick)
     chosen = _chosen(only, EXPERIMENTS)

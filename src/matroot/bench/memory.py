@@ -15,7 +15,7 @@ import torch
 
 from matroot.bench.adapters import Absent, Thunk, quiet
 from matroot.bench.measure import describe
-from matroot.bench.peers import PEERS, Peer
+from matroot.bench.packages import PEERS, Peer
 from matroot.bench.rows import Row
 from matroot.testing import random_spd
 

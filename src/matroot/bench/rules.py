@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import matroot
+from matroot.bench.candidates import PHASES, forward_backward, once
 from matroot.bench.measure import Problem, RootName, in_turns, milliseconds
-from matroot.bench.paper import PHASES, forward_backward, once
 from matroot.bench.rows import append, provenance
 from matroot.gradients import GRADIENTS, GradientRule, Lyapunov
 from matroot.methods import METHODS, Method

@@ -1,10 +1,12 @@
-"""What there is to train: names, configurations, one's own data. Loads nothing."""
+"""What there is to train: names, configurations, one's own data. Importing it loads nothing."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
 from importlib import resources
+from types import ModuleType
 
 APPLICATIONS = ("dbn", "sovit", "gcp", "video", "style")
 
@@ -22,6 +24,17 @@ OWN_DATA = {
     "--set data=folder --data-root DIR",
 }
 """How each application reads what a user has."""
+
+
+def application(name: str) -> ModuleType:
+    """The module of an application: ``Settings``, ``datasets`` and ``build`` or ``Learner``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in APPLICATIONS:
+        raise ValueError(f"unknown application {name!r}; known: {', '.join(APPLICATIONS)}")
+    return importlib.import_module(f"matroot.recipes.{name}")
 
 
 def configurations(name: str) -> list[str]:

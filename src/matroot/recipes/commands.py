@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
-from matroot.recipes.catalogue import APPLICATIONS, OWN_DATA, configurations
+from matroot.recipes.catalogue import APPLICATIONS, OWN_DATA, application, configurations
 from matroot.terminal import INTERRUPTED, TERMINATED, interrupted, missing, working
 
 # What both commands take.
@@ -65,12 +65,13 @@ def train(
     """
     need_recipes()
     _no_small_talk()
-    from matroot.recipes.training import load_config, say
-    from matroot.recipes.training import train as run
+    from matroot.recipes.training.configuration import load_config
+    from matroot.recipes.training.loop import say
+    from matroot.recipes.training.loop import train as run
 
     changes = _changes(change, eps)
     settings = load_config(application, config, changes)
-    _refuse_idle(settings.idle(), changes)
+    _refuse_without_effect(settings.without_effect(), changes)
     if method == "pi" and eps is not None:
         raise ValueError("--eps does nothing with --method pi, which is no root; leave it out")
     if output is None:
@@ -125,11 +126,12 @@ def compare(
     _no_small_talk()
     from matroot.recipes.compare import compare as run
     from matroot.recipes.compare import table
-    from matroot.recipes.training import load_config, say
+    from matroot.recipes.training.configuration import load_config
+    from matroot.recipes.training.loop import say
 
     changes = _changes(change, eps)
     settings = load_config(application, config, changes)
-    _refuse_idle(settings.idle(), changes)
+    _refuse_without_effect(settings.without_effect(), changes)
     if output is None:
         output = Path("runs") / "compare" / f"{application}-{Path(config).stem}"
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -196,7 +198,7 @@ def _overview(command: str) -> str:
 
 def _about(name: str) -> str:
     need_recipes()
-    from matroot.recipes.training import application, load_config
+    from matroot.recipes.training.configuration import load_config
 
     kind = application(name).Settings
     small = load_config(name, "small")
@@ -269,18 +271,17 @@ def need_recipes() -> None:
     """Load what trains, which takes seconds; one line where it is not installed."""
     try:
         with working("loading PyTorch and Lightning"):
-            import matroot.recipes.training  # noqa: F401  (asked for here to name what is missing)
+            import matroot.recipes.training.loop  # noqa: F401  (to name what is missing)
     except ModuleNotFoundError as error:
         raise missing("training", error, "cli,recipes") from None
 
 
-def _refuse_idle(idle: dict[str, str], changes: dict[str, Any]) -> None:
+def _refuse_without_effect(without_effect: dict[str, str], changes: dict[str, Any]) -> None:
     """What was asked for has an effect, or is refused."""
     for field in changes:
-        if field in idle:
-            raise ValueError(
-                f"--set {field} does nothing with {idle[field]}; leave one of them out"
-            )
+        if field in without_effect:
+            why = without_effect[field]
+            raise ValueError(f"--set {field} does nothing with {why}; leave one of them out")
 
 
 def _changes(pairs: list[str] | None, eps: float | None) -> dict[str, Any]:

@@ -26,15 +26,12 @@ from matroot.nn import (
     WhiteningColoring2d,
 )
 from matroot.nn.functional import inverse_root, power_normalization
+from matroot.recipes.catalogue import application
 from matroot.recipes.methods import layer_options
-from matroot.recipes.training import (
-    Common,
-    Data,
-    application,
-    learner,
-    read_checkpoint,
-    train,
-)
+from matroot.recipes.training.configuration import Common
+from matroot.recipes.training.folder import RunFolder, read_checkpoint
+from matroot.recipes.training.loaders import Data
+from matroot.recipes.training.loop import learner, train
 from matroot.statistics import moments
 from matroot.terminal import check_folder, working
 
@@ -139,15 +136,15 @@ def compare(
     Finished runs are not trained again, an interrupted one goes on.
 
     Args:
-        name: one of ``training.APPLICATIONS``.
-        config: see ``training.load_config``.
+        name: one of ``catalogue.APPLICATIONS``.
+        config: see ``training.configuration.load_config``.
         methods: names, see ``layer_options``.
         seeds: how many: 0, 1 …
         output: folder; a run is a folder in it.
         gradient: one rule for all methods; None: to each its own.
         root: folder of data that are not embedded.
         on_run: called with method and seed before each run.
-        options: others of ``training.train``.
+        options: others of ``training.loop.train``.
 
     Returns:
         A row a method: ``root_ms`` and ``step_ms``, the latter the median over its runs; mean and
@@ -156,7 +153,7 @@ def compare(
         ``compare.md`` and ``compare.png``. Of several processes only the first has rows.
 
     Raises:
-        ValueError: an unknown method, or what ``training.train`` raises.
+        ValueError: an unknown method, or what ``training.loop.train`` raises.
     """
     if not methods:
         raise ValueError("no methods to compare; give names as in 'auto,mpa,ns'")
@@ -172,13 +169,18 @@ def compare(
     for seed in range(seeds):
         for method in methods:
             on_run(method, seed)
-            folder = output / f"{method}-{seed}"
-            told: Row = {"method": method, "gradient": gradient, "seed": seed, "root": root}
+            asked: Row = {"method": method, "gradient": gradient, "seed": seed, "root": root}
+            folder = _folder(output, method, seed)
             try:
-                results[method].append(train(name, config, folder, **told, **options))
+                results[method].append(train(name, config, folder, **asked, **options))
             except (torch.linalg.LinAlgError, FloatingPointError) as error:
                 failed[method] = str(error).splitlines()[0]
     return _rows(name, config, results, failed, output, gradient, root) or []
+
+
+def _folder(output: Path, method: str, seed: int) -> Path:
+    """The folder of one run."""
+    return output / f"{method}-{seed}"
 
 
 @rank_zero_only
@@ -231,8 +233,8 @@ def _times(
     module = application(name)
     training, test, classes = module.datasets(config, root)
     network = learner(module, config, classes, layer_options(trained, gradient, config.eps), 0)
-    file = output / f"{trained}-{results[trained][0]['seed']}" / "last.ckpt"
-    network.load_state_dict(read_checkpoint(file)["state_dict"])
+    folder = RunFolder(_folder(output, trained, results[trained][0]["seed"]))
+    network.load_state_dict(read_checkpoint(folder.checkpoint)["state_dict"])
     batch = next(iter(Data(training, test, config, 0).train_dataloader()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = [x.to(device) for x in batch]

@@ -26,7 +26,7 @@ from matroot.recipes.data import (
     no_root,
     to_numbers,
 )
-from matroot.recipes.training import Config
+from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
@@ -40,10 +40,10 @@ class Settings(Config):
     size: int = 32
     group_size: int | None = None
 
-    def idle(self) -> dict[str, str]:
+    def without_effect(self) -> dict[str, str]:
         """See ``Common``."""
         fixed = self.data in ("cifar10", "cifar100")
-        return super().idle() | ({"size": f"data={self.data}"} if fixed else {})
+        return super().without_effect() | ({"size": f"data={self.data}"} if fixed else {})
 
 
 def datasets(config: Settings, root: Path | None) -> Split:

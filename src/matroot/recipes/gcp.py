@@ -24,7 +24,7 @@ from matroot.recipes.data import (
     need_root,
     textures,
 )
-from matroot.recipes.training import Config
+from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
@@ -48,10 +48,10 @@ class Settings(Config):
     size: int = 224
     pretrained: bool = False
 
-    def idle(self) -> dict[str, str]:
+    def without_effect(self) -> dict[str, str]:
         """See ``Common``."""
         average = dict.fromkeys(("eps", "reduced"), "pooling=average")
-        return super().idle() | (average if self.pooling == "average" else {})
+        return super().without_effect() | (average if self.pooling == "average" else {})
 
 
 def datasets(config: Settings, root: Path | None) -> Split:

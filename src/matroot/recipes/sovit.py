@@ -18,7 +18,7 @@ from torch import nn
 
 from matroot.nn import SecondOrderHead
 from matroot.recipes.data import Split, crops, image_folders, need_root, textures
-from matroot.recipes.training import Config
+from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
@@ -41,10 +41,10 @@ class Settings(Config):
     drop_path: float = 0.0
     size: int = 224
 
-    def idle(self) -> dict[str, str]:
+    def without_effect(self) -> dict[str, str]:
         """See ``Common``."""
         plain = dict.fromkeys(("eps", "features"), "head=class-token")
-        return super().idle() | (plain if self.head == "class-token" else {})
+        return super().without_effect() | (plain if self.head == "class-token" else {})
 
 
 def datasets(config: Settings, root: Path | None) -> Split:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from matroot.nn import TemporalCovariancePooling
 from matroot.recipes import clips, embedded
 from matroot.recipes.data import Split, Transformed, crops, need_root, no_root
-from matroot.recipes.training import Config
+from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
@@ -45,9 +45,9 @@ class Settings(Config):
     size: int = 224
     pretrained: bool = False
 
-    def idle(self) -> dict[str, str]:
+    def without_effect(self) -> dict[str, str]:
         """See ``Common``."""
-        found = super().idle()
+        found = super().without_effect()
         if self.pooling == "average":
             found |= dict.fromkeys(("eps", "reduced"), "pooling=average")
         if self.data == "motions":
