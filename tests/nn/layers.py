@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -107,6 +108,15 @@ INSTANCES = [
         name="-learned",
     ),
 ]
+
+
+def quick(*names: str):
+    """The table as parameters, these layers in every run, the others only in the slow tests."""
+    assert set(names) <= {str(instance) for instance in INSTANCES}
+    return [
+        pytest.param(i, id=str(i), marks=() if str(i) in names else pytest.mark.slow)
+        for i in INSTANCES
+    ]
 
 
 def settled(layer: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:

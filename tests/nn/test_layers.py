@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call
 
 import matroot
-from nn.layers import INSTANCES, settled
+from nn.layers import INSTANCES, quick, settled
 
 
 @pytest.fixture(params=INSTANCES, ids=str)
@@ -17,7 +17,7 @@ def instance(request):
     return request.param
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_gradients(instance, training):
     inputs = instance.inputs(torch.float64)
     layer = settled(instance.make(dtype=torch.float64), inputs).train(training)
@@ -121,6 +121,16 @@ def test_bad_numbers_are_errors(instance, position):
         layer(*inputs)
 
 
+@pytest.mark.parametrize(
+    "instance",
+    quick(
+        "DecorrelatedBatchNorm2d",
+        "DecorrelatedBatchNorm2d-whitening",
+        "CovariancePooling2d-oas",
+        "TemporalCovariancePooling",
+        "WhiteningColoring2d",
+    ),
+)
 def test_compiled_as_eager(instance):
     inputs = instance.inputs()
     layer = settled(instance.make(), inputs)

@@ -69,8 +69,11 @@ def falls(losses):
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("method", ["auto", "pade"])
 def test_a_residual_network_trains(method, data):
-    model = timm.create_model("resnet18", num_classes=10)
+    # A block a stage, half as wide; the slow tests train the whole network.
+    shape = {"layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256)}
+    model = timm.create_model("resnet18", num_classes=10, **shape)
     convert_batchnorm(model, method=method)
+    assert model.bn1.num_features == 64
     assert isinstance(model.bn1, DecorrelatedBatchNorm2d)
     falls(train(model, data, "single"))
     # What training has left in the running statistics serves in evaluation.

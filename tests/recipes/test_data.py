@@ -14,7 +14,9 @@ import scipy.io
 import torch
 import torchvision
 from PIL import Image
+from typer.testing import CliRunner
 
+from matroot.cli import app
 from matroot.recipes import clips, data, dbn, gcp, video
 from matroot.recipes.training.configuration import load_config
 
@@ -116,6 +118,11 @@ def test_a_broken_picture_is_named_and_ends_the_run(tmp_path, workers):
     changes = {"data": "folder", "workers": workers, "batch_size": 4, "size": 32, "epochs": 1}
     arguments = ["gcp", "--data-root", tmp_path, "-o", tmp_path / "run", "--no-progress"]
     arguments += [f"--set={name}={value}" for name, value in changes.items()]
+    if not workers:
+        found = CliRunner().invoke(app, ["train", *map(str, arguments)])
+        assert isinstance(found.exception, ValueError)
+        assert re.fullmatch(r"unreadable data, item \d+: .*5\.jpg.*", str(found.exception))
+        return
     # A process of its own: reading processes are forked, which JAX, loaded by others, warns of.
     code = "from matroot.cli import main; main()"
     command = [sys.executable, "-c", code, "train", *map(str, arguments)]

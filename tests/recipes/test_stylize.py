@@ -42,10 +42,16 @@ def reference_distance(first: Tensor, second: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("content", "style"),
-    [("astronaut", "grass"), ("coffee", "brick"), ("chelsea", "hubble_deep_field")],
+    ("content", "style", "texture"),
+    [
+        ("astronaut", "grass", 0.8),
+        ("coffee", "brick", 0.0),
+        pytest.param("astronaut", "grass", 0.0, marks=pytest.mark.slow),
+        pytest.param("coffee", "brick", 0.8, marks=pytest.mark.slow),
+        pytest.param("chelsea", "hubble_deep_field", 0.0, marks=pytest.mark.slow),
+        pytest.param("chelsea", "hubble_deep_field", 0.8, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("texture", [0.0, 0.8])
 def test_distance_falls_tenfold_without_seams(content: str, style: str, texture: float) -> None:
     before, goal = photograph(content), photograph(style)
     result = recipe.stylize(before, goal, texture=texture)

@@ -58,6 +58,7 @@ QUICK = {
         "batch_size": 4,
     },
 }
+SLOW = pytest.mark.slow
 MEASURES = ("accuracy", "test_loss", "loss", "improvement")
 
 
@@ -82,8 +83,14 @@ def quick(name, tmp_path, folder="run", **options):
     return train(name, config, tmp_path / folder, progress=False, accelerator="cpu", **options)
 
 
-@pytest.mark.parametrize("name", APPLICATIONS)
-@pytest.mark.parametrize("method", NAMES)
+def combinations():
+    """Every method with every application; in each run every one of both at least once."""
+    for method, name in itertools.product(NAMES, APPLICATIONS):
+        often = name == "gcp" or method == "auto" or (name, method) == ("video", "svd")
+        yield pytest.param(name, method, marks=() if often else SLOW)
+
+
+@pytest.mark.parametrize(("name", "method"), combinations())
 def test_every_method_trains_every_application(name, method, tmp_path):
     if (name, method) in (("gcp", "svd"), ("video", "svd")):
         # Channels that never fire, or are more than positions, repeat the lowest eigenvalue, where
@@ -119,7 +126,13 @@ class EpochsBegun(Callback):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [*((name, {}) for name in APPLICATIONS), ("sovit", {"average": 0.9})]
+    ("name", "changes"),
+    [
+        ("dbn", {}),
+        ("style", {}),
+        ("sovit", {"average": 0.9}),
+        *(pytest.param(name, {}, marks=SLOW) for name in ("sovit", "gcp", "video")),
+    ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_result(name, changes, tmp_path):
     whole = quick(name, tmp_path, "whole", changes=changes)
@@ -360,11 +373,13 @@ def test_flat_pictures_have_an_improvement(tmp_path, monkeypatch):
 
 def program(folder):
     script = folder / "program.py"
-    script.write_text("from matroot.cli import main\nmain()\n")
+    # Where these tests run in the background, a shell has made their children ignore SIGINT.
+    listen = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script.write_text(f"{listen}from matroot.cli import main\nmain()\n")
     return [sys.executable, str(script)]
 
 
-@pytest.mark.parametrize("name", ["gcp", "style"])
+@pytest.mark.parametrize("name", ["style", pytest.param("gcp", marks=SLOW)])
 def test_two_processes_give_one_result(name, tmp_path):
     changes = QUICK[name] | {"epochs": 1}
     told = [f"--set={k}={json.dumps(v)}" for k, v in changes.items()]
@@ -376,7 +391,10 @@ def test_two_processes_give_one_result(name, tmp_path):
     assert json.loads((tmp_path / "run/result.json").read_text())["epochs"] == 1
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=SLOW)],
+)
 def test_a_run_that_is_stopped_says_so(sent, status, tmp_path):
     command = [*program(tmp_path), "train", "gcp", "--no-progress"]
     with subprocess.Popen(
