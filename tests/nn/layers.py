@@ -129,3 +129,20 @@ def settled(layer: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
         for _ in range(3):
             layer(*inputs)
     return layer
+
+
+def correlated(*shape, seed=0, dtype=torch.float64):
+    """Random features, mixed over the channels (dimension 1) and shifted."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(shape[1], shape[1], dtype=torch.float64, generator=generator)
+    x = torch.randn(*shape, dtype=torch.float64, generator=generator)
+    return (torch.einsum("ij,nj...->ni...", mix, x) + 2).to(dtype)
+
+
+def randomize(layer, seed=1):
+    """The layer with parameters between 0.5 and 1.5."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(torch.rand(p.shape, dtype=torch.float64, generator=generator) + 0.5)
+    return layer

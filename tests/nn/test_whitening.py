@@ -16,6 +16,7 @@ from matroot.nn import (
     convert_batchnorm,
 )
 from matroot.testing import exact
+from nn.layers import correlated, randomize
 
 SLOW = pytest.mark.slow
 SHAPES = {
@@ -31,24 +32,9 @@ PLAIN = {
 }
 
 
-def correlated(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(shape[1], shape[1], dtype=torch.float64, generator=generator)
-    x = torch.randn(*shape, dtype=torch.float64, generator=generator)
-    return (torch.einsum("ij,nj...->ni...", mix, x) + 2).to(dtype)
-
-
 def columns(x):
     """Channels × samples."""
     return x.transpose(0, 1).flatten(1)
-
-
-def randomize(layer, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.copy_(torch.rand(p.shape, dtype=torch.float64, generator=generator) + 0.5)
-    return layer
 
 
 @pytest.mark.parametrize(("layer", "shape"), CASES)
@@ -277,75 +263,6 @@ def test_state_copies_and_pickles():
     }
 
 
-def trained_model():
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)
-    )
-    for seed in range(3):
-        model(correlated(4, 3, 9, 9, seed=seed, dtype=torch.float32))
-    return randomize(model)
-
-
-@pytest.mark.parametrize(
-    ("which", "converted"),
-    [("first", [1]), ("all", [1, 4]), (lambda name, layer: layer.num_features == 4, [4])],
-)
-@pytest.mark.parametrize("running", ["covariance", "whitening"])
-def test_a_converted_model_computes_the_same(which, converted, running):
-    model = trained_model().eval()
-    x = correlated(4, 3, 9, 9, seed=7, dtype=torch.float32)
-    expected = model(x)
-    weight = model[1].weight
-    assert convert_batchnorm(model, which, group_size=4, running=running) is model
-    found = [i for i, m in enumerate(model) if isinstance(m, DecorrelatedBatchNorm2d)]
-    assert found == converted
-    torch.testing.assert_close(model(x), expected)
-    assert model[1].weight is weight
-    assert not model[1].training
-    model.train()(x).sum().backward()
-
-
-def test_a_layer_in_two_places_stays_one():
-    plain = nn.BatchNorm1d(4)
-    model = nn.Sequential(plain, nn.Sequential(nn.Linear(4, 4), plain), nn.BatchNorm1d(4))
-    convert_batchnorm(model)
-    assert isinstance(model[0], DecorrelatedBatchNorm1d)
-    assert model[1][1] is model[0]
-    assert type(model[2]) is nn.BatchNorm1d
-
-
-def test_options_of_the_old_layer_can_be_changed():
-    model = nn.Sequential(nn.BatchNorm1d(4, eps=1e-3), nn.BatchNorm1d(4))
-    convert_batchnorm(model, "all", eps=0.1, track_running_stats=False, affine=False)
-    assert (model[0].eps, model[0].running_mean, model[1].weight) == (0.1, None, None)
-    model(correlated(9, 4, dtype=torch.float32))
-
-
-def test_a_layer_alone_is_converted_too():
-    plain = nn.BatchNorm1d(4, affine=False, momentum=None, dtype=torch.float64).eval()
-    ours = convert_batchnorm(plain)
-    assert isinstance(ours, DecorrelatedBatchNorm1d)
-    x = correlated(5, 4)
-    torch.testing.assert_close(ours(x), plain(x))
-    assert ours.momentum is None
-    with pytest.raises(ValueError, match="no layer of batch normalisation"):
-        convert_batchnorm(ours)
-
-
-@pytest.mark.parametrize("running", ["covariance", "whitening"])
-@pytest.mark.parametrize(
-    "variances", [[1e-6, 100.0], [0.0, 20.0], torch.logspace(-6, 5, 64).tolist()]
-)
-def test_conversion_keeps_variances_far_apart(variances, running):
-    plain = nn.BatchNorm2d(len(variances)).eval()
-    plain.running_var.copy_(torch.tensor(variances))
-    x = correlated(2, len(variances), 4, 4, dtype=torch.float32)
-    expected = plain(x)
-    found = convert_batchnorm(nn.Sequential(plain), running=running)(x)
-    scale = expected.abs().amax((0, 2, 3), keepdim=True)
-    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=5e-6)
-
-
 @pytest.mark.parametrize("size", [2, 16])
 def test_channels_of_very_different_scale_are_as_exact_as_in_double_precision(size):
     x = correlated(64, size, 8, 8)
@@ -395,39 +312,6 @@ def test_tracking_can_be_switched_off():
             layer(correlated(9, 3, dtype=torch.float32))
         torch.testing.assert_close(ours.running_mean, plain.running_mean)
         assert ours.num_batches_tracked == plain.num_batches_tracked == int(track)
-
-
-def test_what_batch_normalisation_has_left_out_stays_left_out():
-    x = correlated(9, 3, dtype=torch.float32)
-    without_statistics, switched_off = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
-    without_statistics.running_mean = without_statistics.running_var = None
-    switched_off(x)
-    switched_off.track_running_stats = False
-    without_bias = nn.BatchNorm1d(3)
-    without_bias.register_parameter("bias", None)
-    nn.init.constant_(without_bias.weight, 5.0)
-    for plain in (without_statistics, switched_off, without_bias):
-        ours = convert_batchnorm(copy.deepcopy(plain), group_size=1)
-        torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
-        torch.testing.assert_close(ours.train()(x), plain.train()(x))
-    layer = DecorrelatedBatchNorm1d(3, bias=False)
-    assert [name for name, _ in layer.named_parameters()] == ["weight"]
-
-
-def test_a_conversion_that_fails_changes_nothing():
-    model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(6)))
-    with pytest.raises(ValueError, match=r"1\.0: .*group_size=4 does not divide the 6"):
-        convert_batchnorm(model, "all", group_size=4)
-    assert type(model[0]) is nn.BatchNorm2d
-
-    class Ghost(nn.BatchNorm2d):
-        pass
-
-    mixed = nn.Sequential(Ghost(4), nn.BatchNorm2d(4))
-    with pytest.raises(ValueError, match="0 is a Ghost; only BatchNorm1d"):
-        convert_batchnorm(mixed)
-    convert_batchnorm(mixed, lambda name, layer: type(layer) is nn.BatchNorm2d)
-    assert isinstance(mixed[1], DecorrelatedBatchNorm2d)
 
 
 def test_vmap_in_evaluation():

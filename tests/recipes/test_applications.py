@@ -12,7 +12,7 @@ from matroot import bures_wasserstein_distance
 from matroot.cli import app
 from matroot.nn import CovariancePooling2d, DecorrelatedBatchNorm2d, WhiteningColoring2d
 from matroot.nn.functional import inverse_root
-from matroot.recipes import compare, embedded, style
+from matroot.recipes import compare, style
 from matroot.recipes.methods import NAMES, layer_options
 from matroot.recipes.style import learner
 from matroot.recipes.style.networks import Generator
@@ -80,15 +80,6 @@ def test_style_loss_is_the_distance_of_gaussians():
     expected = (means + bures_wasserstein_distance(a, b, eps=1e-4)) / 4
     torch.testing.assert_close(learner.style_loss(x, y), expected)
     assert learner.style_loss(x, x) < 1e-5
-
-
-def test_photographs_of_train_and_test_are_apart():
-    train, test = (embedded.photos(part) for part in embedded.PARTS)
-    assert not {t.shape for t in train[0]} & {t.shape for t in test[0]}
-    for upper, lower in zip(train[1], test[1], strict=True):
-        assert upper.shape[2] == lower.shape[2]
-        whole = torch.cat([upper, lower], 1)
-        assert whole.shape[1] in (512, 872)
 
 
 def folders(root, names=("trainA", "trainB", "testA", "testB")):
