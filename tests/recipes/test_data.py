@@ -85,7 +85,7 @@ def test_cifar_is_read_as_it_is_unpacked(tmp_path, monkeypatch):
     # A file that was changed is not read, and cannot be fetched anew where there is no network.
     (tmp_path / "cifar-10-batches-py/data_batch_2").write_bytes(b"other")
     monkeypatch.setattr(cifar, "url", "http://127.0.0.1:9/none")
-    with pytest.raises(ValueError, match=r"cifar10: neither in .* nor to be had"):
+    with pytest.raises(ValueError, match=r"cifar10: not in .*, and cannot be downloaded"):
         dbn.datasets(config, tmp_path)
 
 
@@ -255,7 +255,7 @@ def test_folders_of_pictures_that_are_missing(tmp_path):
     for read, write in ((data.cub, write_cub), (data.aircraft, write_aircraft)):
         folder = write(tmp_path)
         (folder / "images").rename(folder / "pictures")
-        one_line(read, tmp_path, as_read, as_read, match="images is no folder")
+        one_line(read, tmp_path, as_read, as_read, match="images is not a folder")
 
 
 @pytest.mark.parametrize("missing", ["variants.txt", "images_variant_test.txt"])

@@ -11,6 +11,9 @@ def test_train_and_test_are_apart(data):
     train_x, test_x = (
         getattr(embedded, data)(part).tensors[0].flatten(1) for part in ("train", "test")
     )
+    # Except for a few patches of one colour: the retina has a black rim.
+    train_x, test_x = (x[x.std(1) > 0] for x in (train_x, test_x))
+    assert min(len(train_x), len(test_x)) > 440
     assert torch.cdist(train_x, test_x).min() > 0
 
 

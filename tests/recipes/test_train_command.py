@@ -81,7 +81,7 @@ def test_the_command_ends_with_the_result(tmp_path):
         (["dbn", "--config", "cifar10-resnet18"], "give it with --data-root"),
         (
             ["gcp", "--config", "imagenet-resnet50", "--data-root", "nowhere"],
-            "nowhere is no folder",
+            "nowhere is not a folder",
         ),
     ],
 )

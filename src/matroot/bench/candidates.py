@@ -55,7 +55,7 @@ SVD_RULES = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A differentiable root; ``truncated`` ones do not claim to reach it."""
+    """A differentiable root; ``truncated`` ones are approximations, not accurate to rounding."""
 
     function: Function
     truncated: bool = False
@@ -66,8 +66,8 @@ def ours(root: RootName, **options: Any) -> Function:
     return partial(matroot.sqrtm if root == "sqrt" else matroot.inv_sqrtm, **options)
 
 
-def peers_of_the_paper(root: RootName) -> dict[str, Candidate]:
-    """Who appears in the paper's plots, and the two that it leaves out: eigh and matroot."""
+def plot_candidates(root: RootName) -> dict[str, Candidate]:
+    """The candidates of the paper's plots, and two that it leaves out: eigh and matroot."""
     return {
         "SVD": Candidate(partial(baselines.svd, rule=SVD_RULES["SVD"], root=root)),
         "eigh": Candidate(partial(baselines.eigh_by_hand, root=root)),
@@ -81,9 +81,9 @@ def peers_of_the_paper(root: RootName) -> dict[str, Candidate]:
     }
 
 
-def everyone(root: RootName, a: Tensor, application: str) -> dict[str, Candidate]:
-    """All that the paper's tables hold for an application."""
-    found = peers_of_the_paper(root)
+def table_candidates(root: RootName, a: Tensor, *, application: str) -> dict[str, Candidate]:
+    """The candidates of the paper's tables for an application."""
+    found = plot_candidates(root)
     variants = {
         name: Candidate(partial(baselines.svd, rule=rule, root=root))
         for name, rule in SVD_RULES.items()
@@ -102,7 +102,7 @@ def everyone(root: RootName, a: Tensor, application: str) -> dict[str, Candidate
 
 
 def forward_backward(function: Function, a: Tensor, g: Tensor) -> Run:
-    """Root, then gradient, a phase each."""
+    """Root, then gradient, as two phases."""
     leaf = a.clone().requires_grad_()
 
     def run(lap: Lap) -> None:
@@ -124,7 +124,7 @@ def once(function: Function, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 def side_by_side(
     problem: Problem, candidates: dict[str, Candidate], settings: Settings
 ) -> list[Row]:
-    """Gate, then time; who raises or fails is kept, and shown as that."""
+    """Gate, then time; a candidate that raises or fails stays in the rows, with the reason."""
     found = {
         name: judged(
             problem,
@@ -170,7 +170,7 @@ def problem_of(
     else:
         a = random_spd(n, batch, cond=cond)
     g = torch.randn(batch, n, n, dtype=torch.float64, generator=generator)
-    # Symmetric: published gradients do not project on symmetric matrices, nor need they.
+    # Symmetric, since published gradients do not project on symmetric matrices.
     g = g + g.mT
     a, g = (x.to(dtype=settings.dtype, device=settings.device) for x in (a, g))
     return Problem(a, g, root) if s is None else SquareProblem(a, g, root, s.to(settings.device))

@@ -21,16 +21,16 @@ Functions = Mapping[str, Function]
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody's square root.
+    """A package's square root functions.
 
     Attributes:
-        name: what the rows call it.
+        name: its name in the rows.
         package: the distribution that it comes from.
-        load: imports the package, and returns the functions that it has: some of ``"sqrt"``,
-            ``"inv_sqrt"``, ``"both"`` (S, Z); ``"unchecked"`` where the root raises for a bad
-            matrix and there is one that does not.
-        kind: whose arrays the functions take: ``"torch"``, ``"jax"`` or ``"numpy"``.
-        truncated: the functions do not claim to reach the root.
+        load: imports the package, and returns its functions: some of ``"sqrt"``, ``"inv_sqrt"``,
+            ``"both"`` (S, Z); and ``"unchecked"`` where ``"sqrt"`` raises for a bad matrix and
+            there is a root that does not.
+        kind: the library whose arrays the functions take: ``"torch"``, ``"jax"`` or ``"numpy"``.
+        truncated: the functions are approximations, not accurate to rounding.
     """
 
     name: str
@@ -102,7 +102,7 @@ def _jax() -> Functions:
     import jax.numpy as jnp
     from jax.scipy.linalg import sqrtm
 
-    # By itself it takes one matrix.
+    # The function itself takes a single matrix.
     return {"sqrt": jnp.vectorize(sqrtm, signature="(n,n)->(n,n)")}
 
 
@@ -161,8 +161,8 @@ def _contour_integral_quadrature() -> Functions:
         return root
 
     def root(a: Tensor) -> Tensor:
-        # The same numbers as from contour_integral_quad, whose gradient takes the inverse root for
-        # a constant. That of a product is not symmetric without the first line.
+        # The same numbers as from contour_integral_quad, whose gradient treats the inverse root as
+        # a constant. Without the first line the gradient of the product is not symmetric.
         a = (a + a.mH) / 2
         return a @ inverse(a)
 
@@ -187,9 +187,9 @@ PEERS: tuple[Peer, ...] = (
 
 
 def available(device: torch.device) -> tuple[list[Peer], list[str]]:
-    """Who can be measured there, and a line for each of the others that says why not.
+    """The peers that can be measured on a device, and for each other one a line that says why not.
 
-    Only a missing module makes a peer missing; any other error of an import is an error here too.
+    Only a missing module makes a peer missing; other errors of an import are raised.
     """
     found, missing = [], []
     for peer in PEERS:

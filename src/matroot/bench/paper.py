@@ -18,13 +18,13 @@ from matroot.bench import published
 from matroot.bench.candidates import (
     PHASES,
     Candidate,
-    everyone,
     forward_backward,
     once,
     ours,
-    peers_of_the_paper,
+    plot_candidates,
     problem_of,
     side_by_side,
+    table_candidates,
 )
 from matroot.bench.cases import Case, Settings
 from matroot.bench.measure import ROOTS, RootName, SquareProblem, in_turns, milliseconds
@@ -66,7 +66,7 @@ def headline(settings: Settings) -> list[Case]:
     for case in published.HEADLINE:
         batch = min(case.batch, 16) if settings.quick and case.n > 128 else case.batch
         for root in case.roots:
-            choose = partial(_everyone_of, application=case.name)
+            choose = partial(table_candidates, application=case.name)
             found.append(
                 timed_case(
                     settings,
@@ -82,19 +82,15 @@ def headline(settings: Settings) -> list[Case]:
     return found
 
 
-def _everyone_of(root: RootName, a: Tensor, *, application: str) -> dict[str, Candidate]:
-    return everyone(root, a, application)
-
-
-def _peers(root: RootName, a: Tensor) -> dict[str, Candidate]:
-    return peers_of_the_paper(root)
+def _plotted(root: RootName, a: Tensor) -> dict[str, Candidate]:
+    return plot_candidates(root)
 
 
 def batch_sizes(settings: Settings) -> list[Case]:
     """Batches of 64×64."""
     batches = (1, 4, 16, 64) if settings.quick else (1, 4, 16, 64, 256)
     return [
-        timed_case(settings, "batch", _peers, root=root, batch=batch, n=64, cond=1e2)
+        timed_case(settings, "batch", _plotted, root=root, batch=batch, n=64, cond=1e2)
         for root in ROOTS
         for batch in batches
     ]
@@ -104,7 +100,7 @@ def sizes(settings: Settings) -> list[Case]:
     """One matrix of growing size."""
     all_sizes = (16, 32, 64, 96, 128) if settings.quick else (16, 32, 64, 96, 128, 256, 512)
     return [
-        timed_case(settings, "size", _peers, root=root, batch=1, n=n, cond=1e2)
+        timed_case(settings, "size", _plotted, root=root, batch=1, n=n, cond=1e2)
         for root in ROOTS
         for n in all_sizes
     ]
@@ -114,7 +110,7 @@ def condition_numbers(settings: Settings) -> list[Case]:
     """Sixteen matrices of 64×64 from well to badly conditioned."""
     batch = 4 if settings.quick else 16
     return [
-        timed_case(settings, "condition", _peers, root=root, batch=batch, n=64, cond=cond)
+        timed_case(settings, "condition", _plotted, root=root, batch=batch, n=64, cond=cond)
         for root in ROOTS
         for cond in (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
     ]
@@ -197,7 +193,7 @@ def degrees(settings: Settings) -> list[Case]:
 
 
 def scalars(settings: Settings) -> list[Case]:
-    """What each method makes of one eigenvalue x of A/c: √x and 1/√x, approximated."""
+    """Each method's approximation of √x and 1/√x for one eigenvalue x of A/c."""
     methods: dict[str, Method | str] = {
         "MTP-10": Taylor(10),
         "MPA-5": Pade(5),
@@ -244,10 +240,10 @@ def convergence(settings: Settings) -> list[Case]:
 
 
 def lyapunov_steps(settings: Settings) -> list[Case]:
-    """The backward pass alone: 5 to 10 sign steps after the MPA root, and what matroot has instead.
+    """The backward pass alone: 5 to 10 sign steps after the MPA root, and matroot's own solver.
 
-    ``error`` is that of the Lyapunov equation of the root at hand, ``gradient_error`` that of
-    the gradient of A^{1/2}, which the root's own error limits.
+    ``error`` is that of the Lyapunov equation of the computed root, ``gradient_error`` that of the
+    gradient of A^{1/2}, which the error of the root limits.
     """
     rules: dict[str, GradientRule] = {
         **{f"{k} steps": Lyapunov(steps=k) for k in range(5, 11)},

@@ -33,7 +33,7 @@ from matroot.bench.rows import Row
 
 
 def capability(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
-    """Who can do what: a case a question."""
+    """What each peer can do: a case for each question."""
 
     def measure(probe: Probe) -> list[Row]:
         found = []
@@ -73,7 +73,7 @@ def accuracy(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
             partial(measure, chosen, root, cond),
             2.0,
         )
-        # Each once, in this order.
+        # Without repetition, in this order.
         for chosen in (replace(settings, dtype=dtype) for dtype in dict.fromkeys(dtypes))
         for root in ROOTS
         for cond in conds
@@ -83,10 +83,10 @@ def accuracy(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
 BATCHES = ((1024, 8), (1024, 16), (256, 32), (64, 48), (256, 64), (64, 128), (16, 256))
 SHAPES: dict[RootName, tuple[tuple[int, int], ...]] = {
     "sqrt": (*BATCHES, (1, 64), (1, 512)),
-    # Fewer: it costs what the root costs.
+    # Fewer: the inverse costs what the root costs.
     "inv_sqrt": ((1024, 16), (64, 48), (64, 128), (1, 64)),
 }
-# OTT-JAX, which takes seconds to compile, has done so for 1×64 in ``accuracy``.
+# 1×64: OTT-JAX, which takes seconds to compile, has been compiled for it in ``accuracy``.
 QUICK = ((256, 16), (64, 32), (1, 64))
 
 
@@ -113,7 +113,7 @@ def speed(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
 
 
 def memory(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
-    """Peak memory of root and gradient, each in a process of its own: a case a peer."""
+    """Peak memory of root and gradient: a case for each peer, in a process of its own."""
     batch, n = (2048, 16) if settings.quick else (512, 64)
 
     def measure(peer: Peer, root: str) -> list[Row]:
@@ -149,7 +149,7 @@ def _with(root: RootName, peers: Sequence[Peer]) -> list[Peer]:
 
 
 def _judged(problem: Problem, peer: Peer) -> tuple[Row, dict[str, Thunk]]:
-    """The row of errors, and what ran: ``"forward"`` and ``"both"``, as far as they do."""
+    """The row of errors, and the executions that work, under ``"forward"`` and ``"both"``."""
     function, adapter = peer.functions[problem.root], peer.adapter
     thunks: dict[str, Thunk] = {}
     lost = None
@@ -164,7 +164,7 @@ def _judged(problem: Problem, peer: Peer) -> tuple[Row, dict[str, Thunk]]:
             gradient = adapter.tensors(both())[-1]
         except Absent:
             return value, None
-        # Whatever it raises, there still is the root.
+        # Whatever the gradient raises, the root counts.
         except Exception as error:
             lost = f"gradient raises {describe(error)}"
             return value, None
@@ -176,7 +176,7 @@ def _judged(problem: Problem, peer: Peer) -> tuple[Row, dict[str, Thunk]]:
 
 
 def _timed(problem: Problem, peers: Sequence[Peer], settings: Settings) -> list[Row]:
-    """Gate, then time; who raises or fails is kept, and shown as that."""
+    """Gate, then time; a peer that raises or fails stays in the rows, with the reason."""
     found = []
     runs: dict[str, dict[str, Run]] = {"forward": {}, "both": {}}
     for peer in peers:
@@ -202,8 +202,8 @@ def _as_run(thunk: Thunk) -> Run:
     return run
 
 
-# What the C library starts with, but held: otherwise it learns from what is freed to keep it, and
-# memory used again would not show.
+# The C library's initial thresholds, fixed: otherwise it raises them as memory is freed, keeps that
+# memory, and its reuse would not be counted.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 

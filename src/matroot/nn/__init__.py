@@ -1,4 +1,4 @@
-"""Layers: whitening and covariance pooling as modules; their numerics are matroot's functions."""
+"""Layers: whitening and covariance pooling as modules, computed by matroot's functions."""
 
 from matroot.nn import functional
 from matroot.nn.coloring import WhiteningColoring2d

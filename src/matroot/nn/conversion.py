@@ -30,11 +30,11 @@ def convert_batchnorm(
     which: Literal["first", "all"] | Callable[[str, nn.Module], bool] = "first",
     **options: Any,
 ) -> nn.Module:
-    """Put decorrelated batch normalisation where a model has batch normalisation.
+    """Replace the batch normalisation of a model by decorrelated batch normalisation.
 
     In evaluation the outputs stay what they were, to rounding: the covariance starts as the
     diagonal matrix of the running variances. Parameters, statistics, dtype, device and mode are
-    taken over, hooks are not. Checkpoints of the model as it was can be loaded into the new one.
+    kept, hooks are not. Checkpoints of the original model can be loaded into the new one.
 
     ``torch.nn.SyncBatchNorm`` becomes a DecorrelatedBatchNorm, with statistics of each process.
     Batch normalisation that holds an activation, as timm's does (modules ``drop`` and ``act``
@@ -45,15 +45,15 @@ def convert_batchnorm(
         which: the ``"first"`` layer in the order of ``named_modules``, as the paper does, ``"all"``, or
             a function of name and layer.
         options: ``groups``, ``method`` and so on, see DecorrelatedBatchNorm2d. A ``group_size`` must
-            divide the channels of every layer that is converted. With another ``eps`` than the
-            layer had, outputs change by as much.
+            divide the channels of every layer that is converted. Another ``eps`` than the layer had
+            changes the outputs accordingly.
 
     Returns:
         The model.
 
     Raises:
         ValueError: nothing to convert, another subclass of batch normalisation, or options that do
-            not fit a layer; the model is as it was.
+            not fit a layer; the model is not changed.
 
     Example:
         >>> from torch import nn
@@ -63,7 +63,7 @@ def convert_batchnorm(
     """  # noqa: E501 (a doctest's output)
     if not (which in ("first", "all") or callable(which)):
         raise ValueError(f"which must be 'first', 'all' or a function, got {which!r}")
-    # A layer that stands in two places is found in both, and stays one.
+    # A layer that is used in two places is found in both, and converted once.
     named = module.named_modules(remove_duplicate=False)
     found = [(name, m) for name, m in named if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if which == "first":
@@ -73,7 +73,7 @@ def convert_batchnorm(
     if not found:
         raise ValueError("convert_batchnorm: found no layer of batch normalisation to convert")
     converted: dict[nn.Module, nn.Module] = {}
-    for name, old in found:  # All before the first is put in its place: an error changes nothing.
+    for name, old in found:  # All before replacing the first: an error changes nothing.
         if old not in converted:
             converted[old] = _converted(name, old, options)
     for name, old in found:
@@ -88,7 +88,7 @@ def _converted(name: str, old: Any, options: dict[str, Any]) -> _DecorrelatedBat
     kind = _COUNTERPARTS.get(type(old))
     held = dict(old.named_children())
     if kind is None and held.keys() == {"drop", "act"} and isinstance(old, tuple(_COUNTERPARTS)):
-        # timm's, told by what it holds.
+        # timm's, recognised by its submodules.
         kind, options = DecorrelatedBatchNormAct, options | held
     if kind is None:
         known = ", ".join(kind.__name__ for kind in _COUNTERPARTS)

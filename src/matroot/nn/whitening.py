@@ -26,7 +26,7 @@ MATRICES = ("running_covariance", "running_whitening")
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """A whitening matrix, and the running covariance and options that it was made of."""
+    """A whitening matrix with the running covariance and options that it was computed from."""
 
     options: tuple[object, ...]
     covariance: Tensor
@@ -37,7 +37,7 @@ class _DecorrelatedBatchNorm(Leaf):
     """See DecorrelatedBatchNorm2d."""
 
     _dimensions: tuple[int, ...] = ()
-    # Of the class, so that layers pickled without it have one.
+    # Defaults of the class, for layers pickled before these existed.
     _kept: _Kept | None = None
     rtol: float | None = None
 
@@ -132,7 +132,7 @@ class _DecorrelatedBatchNorm(Leaf):
             nn.init.zeros_(self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What ``to``, ``half`` and so on do; in half precision a singular covariance is lost."""
+        """``to``, ``half`` and so on, but for the matrices, which stay float32 at least."""
         before = {name: self._buffers[name] for name in MATRICES}
         self._kept = None
         # PyTorch leaves it without types.
@@ -148,7 +148,7 @@ class _DecorrelatedBatchNorm(Leaf):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but the whitening matrix that can be found again."""
+        """All that is copied and pickled, which excludes the cached whitening matrix."""
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
     # PyTorch leaves the type of the method open.
@@ -159,7 +159,7 @@ class _DecorrelatedBatchNorm(Leaf):
         local_metadata: dict[str, Any],
         *rest: Any,
     ) -> None:
-        """Take a state of batch normalisation too, as ``convert_batchnorm`` would."""
+        """Accept a state of batch normalisation too, converted as ``convert_batchnorm`` does."""
         variance = state_dict.get(f"{prefix}running_var")
         name = next((name for name in MATRICES if self._buffers[name] is not None), None)
         if (
@@ -177,7 +177,7 @@ class _DecorrelatedBatchNorm(Leaf):
             del state_dict[f"{prefix}running_var"]
             state_dict[f"{prefix}{name}"] = self.of_variances(name, variance)
             if (local_metadata.get("version") or 1) < 2:
-                # Batch normalisation of before it counted batches; PyTorch does the same.
+                # From before batch normalisation counted batches; PyTorch does the same.
                 state_dict.setdefault(f"{prefix}num_batches_tracked", torch.tensor(0))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
@@ -193,8 +193,8 @@ class _DecorrelatedBatchNorm(Leaf):
     def statistics(self, x: Tensor) -> Moments:
         """Mean and covariance of one batch, x of shape (N, groups, group_size, positions).
 
-        The one place where a batch's samples meet: a subclass that knows of other processes'
-        samples overrides this.
+        The only place where samples of a batch are combined: a subclass that sums over processes
+        overrides it.
         """
         return moments(x, shrinkage=self.shrinkage, over_batch=True)
 
@@ -240,8 +240,8 @@ class _DecorrelatedBatchNorm(Leaf):
     def _samples(self, x: Tensor) -> Tensor:
         """The samples in columns: (N, groups, group_size, positions), or (1, …, N·positions).
 
-        In the first form nothing is copied; but it takes a matrix for each of the N pictures, which
-        is more than the features where there are few positions.
+        The first form copies nothing, but needs a matrix for each of the N pictures, which takes
+        more memory than the features where there are few positions.
         """
         n, positions = x.shape[0], math.prod(x.shape[2:])
         if x.dim() > 2 and (autodiff.exporting() or positions >= self.group_size):
@@ -268,13 +268,13 @@ class _DecorrelatedBatchNorm(Leaf):
         )
 
     def _running_whitening(self, dtype: torch.dtype) -> Tensor:
-        """The whitening matrices of the running statistics, found once while these stay."""
+        """The whitening matrices of the running statistics, cached while these do not change."""
         if self.running_whitening is not None:
             return self.running_whitening.to(dtype)
         covariance = self.running_covariance
         assert covariance is not None
         assert self.num_batches_tracked is not None
-        # An average of k batches has rounded k times, at random, and forgets with its momentum.
+        # Rounding adds up at random over the k batches of an average; momentum forgets old ones.
         rounding: float | Tensor
         if self.momentum is None:
             rounding = (self.num_batches_tracked.to(dtype).sqrt() / 8).clamp(min=1)
@@ -292,16 +292,16 @@ class _DecorrelatedBatchNorm(Leaf):
             self.normalization,
             float(rounding),
         )
-        kept = self._kept  # Once: other threads may put another one in its place.
+        kept = self._kept  # Read once: another thread may replace it.
         if (
             kept is not None
             and kept.options == options
-            # Numbers, not version counters: these miss what is written through .data or NumPy, and
-            # inference tensors have none.
+            # By value, since version counters miss writes through .data or NumPy, and inference
+            # tensors have none.
             and torch.equal(kept.covariance, covariance)
         ):
             return kept.whitening
-        # An ordinary tensor also in inference mode, which later calls may not be in.
+        # Not an inference tensor, since later calls may be outside inference mode.
         with torch.inference_mode(False), torch.no_grad():
             whitening = self._whitening(what, covariance.to(dtype), rounding)
             self._kept = _Kept(options, covariance.clone(), whitening)
@@ -325,7 +325,7 @@ class _DecorrelatedBatchNorm(Leaf):
 
     @torch.no_grad()
     def _update(self, found: Moments, whitening: Tensor) -> None:
-        """Move the running statistics towards this batch's, the covariance's unbiased."""
+        """Move the running statistics towards this batch's, with the unbiased covariance."""
         if self.running_mean is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -378,7 +378,7 @@ class _DecorrelatedBatchNorm(Leaf):
 class DecorrelatedBatchNorm(_DecorrelatedBatchNorm):
     """ZCA-whitens the channels of (N, C) to (N, C, D, H, W); see DecorrelatedBatchNorm2d.
 
-    What ``torch.nn.SyncBatchNorm``, which takes any number of dimensions, is converted to. The
+    ``torch.nn.SyncBatchNorm``, which takes any number of dimensions, is converted to it. The
     statistics are those of each process.
 
     Example:
@@ -393,7 +393,7 @@ class DecorrelatedBatchNorm(_DecorrelatedBatchNorm):
 
 
 class DecorrelatedBatchNormAct(DecorrelatedBatchNorm):
-    """A DecorrelatedBatchNorm, then what timm's batch normalisation holds: act(drop(whitened)).
+    """A DecorrelatedBatchNorm with the modules of timm's batch normalisation: act(drop(whitened)).
 
     Args:
         num_features: C.
@@ -452,13 +452,13 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
 
     With groups of one channel it is batch normalisation. In training μ and Σ (divided by the number
     of samples) are the batch's; running averages of μ and of the unbiased Σ are kept and used in
-    evaluation, as in ``torch.nn.BatchNorm2d``, the arguments and buffers of which these are.
+    evaluation, with the arguments and buffers of ``torch.nn.BatchNorm2d``.
 
     Args:
         num_features: C.
         eps: ridge on the covariance, in its units. Rounding needs a ridge of its own, some 1e-6 of
-            a channel's variance (``matroot.nn.functional.inverse_root``); where that is more it is
-            taken, so that fewer samples than channels of a group stay finite.
+            a channel's variance (``matroot.nn.functional.inverse_root``); the larger one is used,
+            so that results are finite with fewer samples than channels of a group.
         momentum: share of the new batch in the running statistics; None: the mean of all batches.
         affine: learn γ and β.
         track_running_stats: keep running statistics; without them evaluation uses the batch's.
@@ -477,13 +477,13 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
         normalization: ``"power"`` divides by the root of the largest eigenvalue instead, which
             decorrelates nothing (``matroot.nn.functional.power_normalization``): for comparison.
         bias: False leaves β out.
-        rtol: leave directions with eigenvalues up to this share of the largest out, as noise,
+        rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
             instead of adding a ridge for rounding; see ``matroot.inv_sqrtm``.
 
     Note:
         Covariances are computed in float32 at least, also under autocast, and their roots in
-        float64. Cost: two products of the group's matrix with all samples, and the root. It is no
-        subclass of PyTorch's batch normalisation: ``torch.optim.swa_utils.update_bn`` passes it by.
+        float64. Cost: two products of the group's matrix with all samples, and the root. It is not
+        a subclass of PyTorch's batch normalisation: ``torch.optim.swa_utils.update_bn`` skips it.
 
     References:
         L. Huang, D. Yang, B. Lang, J. Deng, Decorrelated Batch Normalization, CVPR 2018; L. Huang
@@ -514,7 +514,7 @@ class DecorrelatedBatchNorm3d(_DecorrelatedBatchNorm):
 
 
 def number_of_groups(name: str, features: int, groups: int | None, group_size: int | None) -> int:
-    """The number of groups, from either way of saying it."""
+    """The number of groups, from it or from the size of a group."""
     checks.whole(f"{name}: num_features", features)
     if groups is not None and group_size is not None:
         raise ValueError(f"{name}: give groups or group_size, not both")
@@ -538,9 +538,9 @@ def _as_before(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _constant(covariance: Tensor) -> bool:
-    """Whether this is a plain tensor whose numbers can be read, and no derivative by it asked for.
+    """Whether this is a plain tensor whose numbers can be read, without a derivative by it.
 
-    A mode that records operations has to see them.
+    Not inside modes that record operations, which have to see them.
     """
     return (
         checks.host_reads_are_free(covariance)
@@ -552,7 +552,7 @@ def _constant(covariance: Tensor) -> bool:
 
 
 def _processes() -> int:
-    """How many processes train together, as far as can be known."""
+    """How many processes train together, as far as is known."""
     if torch.compiler.is_compiling() or not distributed.is_available():
         return 1
     return distributed.get_world_size() if distributed.is_initialized() else 1
@@ -560,7 +560,7 @@ def _processes() -> int:
 
 @functools.cache
 def _warn_of_processes() -> None:
-    """Once a process; no error, since batch normalisation does the same."""
+    """Once per process; not an error, since batch normalisation does the same."""
     warnings.warn(
         "whitening layers take mean and covariance of this process's samples, not of all "
         "processes', and torch.nn.SyncBatchNorm.convert_sync_batchnorm does not change that; "

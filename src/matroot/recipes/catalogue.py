@@ -1,4 +1,4 @@
-"""What there is to train: names, configurations, one's own data. Importing it loads nothing."""
+"""The applications: names, configurations, layouts of own data. Importing it loads no other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN_DATA = {
     "style": "a folder with trainA/ and testA/ (photographs), trainB/ and testB/ (styles): "
     "--set data=folder --data-root DIR",
 }
-"""How each application reads what a user has."""
+"""How a user's own data are laid out, by application."""
 
 
 def application(name: str) -> ModuleType:

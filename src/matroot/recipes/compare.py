@@ -43,7 +43,7 @@ _TURNS = 7
 
 @dataclass(frozen=True)
 class Root:
-    """A root that a layer takes in a step: of which covariances, shape (..., n, n)."""
+    """A root that a layer takes in a step, of covariances of shape (..., n, n)."""
 
     kind: Literal["sqrt", "inv_sqrt"]
     covariance: Tensor
@@ -65,7 +65,7 @@ def roots(network: nn.Module, step: Callable[[], object]) -> list[Root]:
     """The roots that the layers of ``network`` take while ``step`` runs."""
     found: list[Root] = []
 
-    def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+    def record(layer: Any, inputs: tuple[Tensor, ...]) -> None:
         inputs = tuple(x.float() for x in inputs)
         if isinstance(layer, _WHITENING):
             samples = inputs[0].transpose(0, 1).reshape(layer.groups, layer.group_size, -1)
@@ -81,7 +81,7 @@ def roots(network: nn.Module, step: Callable[[], object]) -> list[Root]:
             found.append(Root("inv_sqrt", content, layer.eps))
             found.append(Root("sqrt", style, layer.eps))
 
-    handles = [layer.register_forward_pre_hook(look) for layer in network.modules()]
+    handles = [layer.register_forward_pre_hook(record) for layer in network.modules()]
     try:
         with torch.no_grad():
             step()
@@ -133,7 +133,7 @@ def compare(
 ) -> list[Row]:
     """Train an application with each method and seed, and time its roots.
 
-    Finished runs are not trained again, an interrupted one goes on.
+    Finished runs are not trained again, an interrupted one is continued.
 
     Args:
         name: one of ``catalogue.APPLICATIONS``.
@@ -141,7 +141,7 @@ def compare(
         methods: names, see ``layer_options``.
         seeds: how many: 0, 1 …
         output: folder; a run is a folder in it.
-        gradient: one rule for all methods; None: to each its own.
+        gradient: one rule for all methods; None: each method's own.
         root: folder of data that are not embedded.
         on_run: called with method and seed before each run.
         options: others of ``training.loop.train``.
@@ -149,8 +149,8 @@ def compare(
     Returns:
         A row a method: ``root_ms`` and ``step_ms``, the latter the median over its runs; mean and
         standard deviation over the seeds of ``error`` (%), ``test_loss`` or ``improvement``; and
-        ``failed``, what a run ended with that did not reach the end. Written to ``compare.json``,
-        ``compare.md`` and ``compare.png``. Of several processes only the first has rows.
+        ``failed``, the error of a run that did not reach the end. Written to ``compare.json``,
+        ``compare.md`` and ``compare.png``. Of several processes only the first returns rows.
 
     Raises:
         ValueError: an unknown method, or what ``training.loop.train`` raises.
@@ -193,7 +193,7 @@ def _rows(
     gradient: str | None,
     root: Path | None,
 ) -> list[Row]:
-    """What ``compare`` returns, written, too. One process does this, whose times count."""
+    """The rows of ``compare``, also written to files. Timed and written by one process."""
     methods = list(results)
     with working("timing the roots"):
         times = _times(name, config, methods, results, output, gradient, root)
@@ -226,7 +226,7 @@ def _times(
     gradient: str | None,
     root: Path | None,
 ) -> list[float]:
-    """Of the roots in one step of the first network that was trained."""
+    """Milliseconds of the roots in one step of the first network that was trained."""
     trained = next((method for method in methods if results[method]), None)
     if trained is None:
         return [math.nan] * len(methods)
@@ -240,13 +240,13 @@ def _times(
     batch = [x.to(device) for x in batch]
     network.to(device)
     inputs = batch if isinstance(batch[1], Tensor) and batch[1].is_floating_point() else batch[:1]
-    # Where a step does more than look at a batch once, the network says so.
+    # A network whose step is more than one forward pass has a method for it.
     step = getattr(network, "whole_step", network)
     return root_times(roots(network, lambda: step(*inputs)), methods, gradient)
 
 
 def _measures(results: list[Row]) -> dict[str, list[float]]:
-    """What is compared, of every run."""
+    """The values to compare, of every run."""
     found: dict[str, list[float]] = {}
     for result in results:
         measures: Row = {
@@ -288,7 +288,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _plot(rows: list[Row], file: Path) -> None:
-    """Time of the roots against what was reached."""
+    """The first measure against the time of the roots."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 

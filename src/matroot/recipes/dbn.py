@@ -52,7 +52,7 @@ def datasets(config: Settings, root: Path | None) -> Split:
         return image_folders(need_root(config.data, root), *crops(config.size))
     if config.data == "digits":
         no_root(config, root)
-        # Digits are shifted, never mirrored.
+        # Digits are shifted but not mirrored.
         shift = v2.RandomCrop(config.size, padding=config.size // 8)
         train, test = (embedded.digits(part, config.size) for part in embedded.PARTS)
         return Transformed(train, shift), test, 10
@@ -63,7 +63,9 @@ def datasets(config: Settings, root: Path | None) -> Split:
         train = kind(folder, train=True, transform=changed, download=True)
         test = kind(folder, train=False, transform=to_numbers(), download=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{config.data}: neither in {folder} nor to be had: {error}") from None
+        raise ValueError(
+            f"{config.data}: not in {folder}, and cannot be downloaded: {error}"
+        ) from None
     return train, test, classes
 
 

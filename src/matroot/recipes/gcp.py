@@ -1,4 +1,4 @@
-"""Global covariance pooling: a ResNet whose average at the end becomes the root of a covariance.
+"""Global covariance pooling: a ResNet that ends with the root of a covariance, not an average.
 
 As published: the last stage of a ResNet-50 keeps its size (stride 1), a 1×1 convolution reduces
 2048 channels to 256 (64 for fine-grained data), and the upper triangle of the root of their

@@ -1,6 +1,6 @@
-"""Second-order vision transformer: a covariance of the visual tokens helps the class token.
+"""Second-order vision transformer: the class token and a covariance of the visual tokens.
 
-So-ViT (arXiv 2104.10935) with the published depths, widths and head. Its first layers are plainer
+So-ViT (arXiv 2104.10935) with the published depths, widths and head. Its first layers are simpler
 than the published ones: 3×3 convolutions of stride 2, in place of blocks of a residual network.
 """
 
@@ -59,7 +59,7 @@ def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:
     second_order = config.head == "second-order"
     model: Any = VisionTransformer(
         config.size,
-        patch_size=1,  # Of what the convolutions make.
+        patch_size=1,  # Of the convolutions' output.
         num_classes=classes,
         global_pool="" if second_order else "token",
         embed_dim=config.width,

@@ -81,7 +81,7 @@ def load_config(name: str, config: str, changes: dict[str, Any] | None = None) -
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{config}: no valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{config}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{config}: expected fields and values, got {type(values).__name__}")
     return settings(name, values | (changes or {}), f"configuration {config!r} of {name}")
