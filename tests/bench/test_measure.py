@@ -32,7 +32,7 @@ def test_every_phase_is_timed():
     assert table["total"][0] >= 12
 
 
-def test_turns_are_taken():
+def test_candidates_take_turns():
     order = []
     runs = {
         name: lambda lap, name=name: (order.append(name), time.sleep(0.003), lap()) for name in "ab"
@@ -42,7 +42,7 @@ def test_turns_are_taken():
     assert len(samples["a"]) == 3
 
 
-def test_who_is_slow_is_measured_once():
+def test_slow_candidates_are_measured_once():
     runs = {
         "slow": lambda lap: (time.sleep(0.05), lap()),
         "fast": lambda lap: (time.sleep(0.001), lap()),
@@ -93,7 +93,7 @@ def test_a_truncated_method_may_be_an_approximation():
     assert found["gate"] == APPROXIMATE
 
 
-def test_a_gradient_that_is_not_finite_is_told():
+def test_a_gradient_that_is_not_finite_is_reported():
     given = problem()
     found = judged(given, lambda: (given.value, given.value * math.nan), truncated=False)
     assert found["passed"]
@@ -116,7 +116,7 @@ def test_failures_are_kept_and_timed():
 
 
 class FakeEvent:
-    """A CUDA event on the clock of the host, in a world where a millisecond passes a record."""
+    """A CUDA event for which each record takes a millisecond."""
 
     now = 0.0
 

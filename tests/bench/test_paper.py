@@ -48,7 +48,7 @@ def test_claims_follow_the_rows():
     assert not any("eigh" in c.statement for c in claims.claims(fast))
 
 
-def test_claims_of_speed_leave_out_who_failed():
+def test_claims_of_speed_leave_out_failed_candidates():
     found = headline_rows(matroot=2, eigh=5, PI=1)
     found[2]["passed"] = False
     verdicts = [c for c in claims.claims(found) if c.statement.startswith("Not of the paper")]
@@ -57,7 +57,7 @@ def test_claims_of_speed_leave_out_who_failed():
     assert "0.5× (PI)" in verdicts[1].evidence
 
 
-def test_a_figure_that_is_off_is_told():
+def test_a_wrong_figure_is_reported():
     wrong = row("MPA", experiment="mae", n=16, mae=0.05)
     assert [within for *_, within in claims.agreement([wrong])] == [False]
     assert [within for *_, within in claims.agreement([{**wrong, "mae": 0.0417}])] == [True]

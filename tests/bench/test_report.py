@@ -13,7 +13,7 @@ def page_of(found, folder, complaints=()):
     return (folder / "index.html").read_text(), (folder / "report.md").read_text()
 
 
-def test_a_failed_root_is_shown_as_failed_also_in_the_plot(tmp_path):
+def test_a_failed_root_is_shown_as_failed_in_page_and_plot(tmp_path):
     good, bad = row(), row("other", error=0.5, passed=False, why="error 5.0e-01, allowed 1.0e-05")
     html, markdown = page_of([good, bad], tmp_path)
     assert "1, 1× FAILED" in html
@@ -25,14 +25,14 @@ def test_a_failed_root_is_shown_as_failed_also_in_the_plot(tmp_path):
     assert "failed its accuracy gate" not in svg
 
 
-def test_what_is_not_finite_is_named_below_the_plot(tmp_path):
+def test_results_that_are_not_finite_are_named_below_the_plot(tmp_path):
     lost = row("other", error=None, passed=False, why="not finite")
     html, markdown = page_of([row(), lost], tmp_path)
     assert "Not drawn: other (not finite)" in html
     assert "Not drawn: other (not finite)" in markdown
 
 
-def test_the_page_is_one_file_and_harmless(tmp_path):
+def test_the_page_is_one_file_and_escapes_its_texts(tmp_path):
     evil = '<script>alert(1)</script>|`"'
     found = [
         row(evil, why=evil, version=evil),
@@ -88,7 +88,7 @@ def test_the_same_rows_give_the_same_report(tmp_path):
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
 
 
-def test_the_report_tells_how_far_it_is(tmp_path):
+def test_the_report_reports_its_progress(tmp_path):
     steps = []
     written = report.write(
         [row(measured="then")], [], tmp_path, progress=lambda *step: steps.append(step)
@@ -103,7 +103,7 @@ def test_nothing_to_report(tmp_path):
         report.write([], [], tmp_path)
 
 
-def test_only_what_leaves_the_noise_counts():
+def test_only_changes_beyond_noise_count():
     before = row(ms={"forward": [10, 9, 11], "backward": [10, 9, 11], "total": [10, 9, 11]})
     after = row(ms={"forward": [5, 4.5, 5.5], "backward": [10.5, 9, 12], "both": [1, 1, 1]})
     forward, backward = compare.changes([before], [after, row("unknown")])

@@ -61,7 +61,7 @@ def test_a_corrupt_line_is_reported_with_its_number_and_skipped(tmp_path, line):
     assert BROKEN[line] in complaint
 
 
-def test_bytes_that_are_no_text_are_a_corrupt_line(tmp_path):
+def test_bytes_that_are_not_text_are_a_corrupt_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xff\xfe{}\n" + json.dumps(row()).encode())
     found, complaints = rows.load(path)
@@ -69,7 +69,7 @@ def test_bytes_that_are_no_text_are_a_corrupt_line(tmp_path):
     assert "line 1" in complaints[0]
 
 
-def test_a_line_that_was_cut_off_spoils_only_itself(tmp_path):
+def test_only_the_unfinished_line_is_lost(tmp_path):
     path = tmp_path / "rows.jsonl"
     text = json.dumps(row())
     path.write_text(text + "\n" + text[:50])
@@ -108,7 +108,7 @@ def test_a_run_resumes_where_it_was(tmp_path):
     assert [(r["name"], r["candidate"]) for r in found] == [(n, c) for n in "xyz" for c in "ab"]
 
 
-def test_half_a_case_is_measured_again(tmp_path):
+def test_an_incomplete_case_is_measured_again(tmp_path):
     path, log = tmp_path / "rows.jsonl", []
     list(cases.run(counted("x", log), path, QUICK))
     first, second = path.read_text().splitlines()

@@ -68,7 +68,7 @@ def test_a_converted_model_computes_the_same(which, converted, running):
     model.train()(x).sum().backward()
 
 
-def test_a_layer_in_two_places_stays_one():
+def test_a_layer_used_twice_is_converted_once():
     plain = nn.BatchNorm1d(4)
     model = nn.Sequential(plain, nn.Sequential(nn.Linear(4, 4), plain), nn.BatchNorm1d(4))
     convert_batchnorm(model)
@@ -109,7 +109,7 @@ def test_conversion_keeps_variances_far_apart(variances, running):
     torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=5e-6)
 
 
-def test_what_batch_normalisation_has_left_out_stays_left_out():
+def test_missing_parts_of_batch_normalisation_stay_missing():
     x = correlated(9, 3, dtype=torch.float32)
     without_statistics, switched_off = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     without_statistics.running_mean = without_statistics.running_var = None
@@ -145,7 +145,7 @@ def test_a_conversion_that_fails_changes_nothing():
 @pytest.mark.parametrize("running", ["covariance", "whitening"])
 @pytest.mark.parametrize("which", ["first", "all"])
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_checkpoint_of_before_conversion_loads(running, which, assign):
+def test_a_checkpoint_from_before_conversion_loads(running, which, assign):
     old, x = with_statistics(small()), torch.randn(2, 3, 9, 9)
     new = convert_batchnorm(small(), which, groups=2, running=running).eval()
     state = old.state_dict()
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_before_conversion_loads(running, which, assign):
         new.load_state_dict(copy.deepcopy(new.state_dict()))
 
 
-def test_checkpoints_that_do_not_fit_say_so():
+def test_checkpoints_that_do_not_fit_are_errors():
     new = convert_batchnorm(small())
     state = small().state_dict()
     state["1.running_var"] = torch.ones(5)
@@ -173,7 +173,7 @@ def test_checkpoints_that_do_not_fit_say_so():
         untracked.load_state_dict(nn.BatchNorm2d(8).state_dict())
 
 
-def test_checkpoints_of_before_batches_were_counted():
+def test_checkpoints_from_before_batches_were_counted():
     plain = with_statistics(nn.BatchNorm2d(4))
     state = dict(plain.state_dict())  # Without PyTorch's metadata: no version.
     del state["num_batches_tracked"]
@@ -240,7 +240,7 @@ def test_the_activation_is_kept(synchronised):
     assert ours.weight.grad is not None
 
 
-def test_statistics_of_one_of_several_processes_are_told_once(monkeypatch):
+def test_statistics_of_one_of_several_processes_are_warned_of_once(monkeypatch):
     whitening._warn_of_processes.cache_clear()
     two = SimpleNamespace(
         is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: 2

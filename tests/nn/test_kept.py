@@ -37,7 +37,7 @@ def fresh(layer):
     return twin(X)
 
 
-def test_found_once(layer, roots):
+def test_the_root_is_computed_once(layer, roots):
     first = layer(X)
     assert roots() == 1
     assert torch.equal(layer(X), first)
@@ -91,7 +91,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_what_has_changed_is_found_again(layer, change):
+def test_any_change_recomputes_the_root(layer, change):
     layer(X)
     change(layer)
     for _ in range(2):
@@ -106,12 +106,12 @@ def test_a_cumulative_average_knows_its_batches(roots):
     assert roots() == 3
 
 
-def test_dtypes_take_turns(layer):
+def test_alternating_dtypes(layer):
     for x in (X, X.double(), X):
         assert torch.equal(layer(x), copy.deepcopy(layer)(x))
 
 
-def test_what_is_kept_is_not_saved(layer):
+def test_the_cached_matrix_is_not_saved(layer):
     before = pickle.dumps(layer)
     layer(X)
     assert layer._kept is not None

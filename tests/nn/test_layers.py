@@ -43,7 +43,7 @@ def test_inputs_are_not_changed_and_results_repeat(instance):
     assert all(torch.equal(x, y) for x, y in zip(inputs, kept, strict=True))
 
 
-def test_pictures_do_not_meet_in_evaluation(instance):
+def test_samples_are_independent_in_evaluation(instance):
     inputs = instance.inputs()
     layer = settled(instance.make(), inputs).eval()
     together = layer(*inputs)

@@ -448,7 +448,7 @@ def test_a_feature_that_does_not_vary_beside_large_ones():
         torch.testing.assert_close(values, torch.ones_like(values), atol=1e-3, rtol=0)
 
 
-def test_features_far_apart_are_coloured():
+def test_features_of_very_different_variance_are_coloured():
     content = far_apart(32, torch.linspace(10, 11, 64, dtype=torch.float64)).T[None]
     style = torch.randn(1, 64, 300, dtype=torch.float64)
     y = matroot.nn.functional.whiten_and_color(content, style, eps=0.0)
@@ -491,7 +491,7 @@ def test_features_far_apart_are_coloured():
         ),
     ],
 )
-def test_errors_of_matrices_are_told_in_words_of_the_layer(call, message):
+def test_errors_of_matrices_are_in_words_of_the_layer(call, message):
     with pytest.raises(torch.linalg.LinAlgError, match=message) as found:
         call()
     assert "pinv" not in str(found.value)

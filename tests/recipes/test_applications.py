@@ -1,4 +1,4 @@
-"""Style transfer, and the comparison of methods; what trains all five is in test_training.py."""
+"""Style transfer, and the comparison of methods; test_training.py trains all applications."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def tiny(**changes):
 
 
 @pytest.mark.parametrize("cycle", [False, True])
-def test_both_ways_learn(cycle):
+def test_both_directions_are_trained(cycle):
     network = style.Learner(tiny(cycle=cycle), layer_options("auto", None, 1e-5))
     x, y = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     directions = network._directions(x, y)
@@ -48,7 +48,7 @@ def test_both_ways_learn(cycle):
         assert directions[0].generator is directions[1].source is not directions[1].generator
 
 
-def test_the_style_encoder_keeps_its_map():
+def test_the_style_encoder_does_not_pool():
     network = Generator(tiny(), layer_options("auto", None, 1e-5))
     y = torch.rand(1, 3, 32, 48)
     assert network.style(y).shape == (1, 16, 8, 12)
@@ -146,7 +146,7 @@ def test_compare_prints_the_table_and_resumes(tmp_path):
         assert row["improvement_std"] >= 0
         assert f"| {row['method']} |" in found.output
     assert size(tmp_path / "compare.png")[0] > 500
-    # What is finished is not trained again: its files stay as they are.
+    # Finished runs are not trained again: their files do not change.
     file = tmp_path / "pi-1/result.json"
     before = file.stat().st_mtime_ns
     again = run(*arguments, *changes())
@@ -154,7 +154,7 @@ def test_compare_prints_the_table_and_resumes(tmp_path):
     assert file.stat().st_mtime_ns == before
 
 
-def test_compare_tells_what_failed(tmp_path, monkeypatch):
+def test_compare_reports_failures(tmp_path, monkeypatch):
     def train(name, config, folder, *, method, **options):
         if method == "svd":
             raise torch.linalg.LinAlgError("sqrtm: the gradient is not finite\nmore")

@@ -7,7 +7,7 @@ from matroot.recipes import embedded
 
 
 @pytest.mark.parametrize("data", ["digits", "textures"])
-def test_train_and_test_are_apart(data):
+def test_train_and_test_differ(data):
     train_x, test_x = (
         getattr(embedded, data)(part).tensors[0].flatten(1) for part in ("train", "test")
     )
@@ -17,7 +17,7 @@ def test_train_and_test_are_apart(data):
     assert torch.cdist(train_x, test_x).min() > 0
 
 
-def test_motions_are_seen_and_their_photographs_apart():
+def test_motions_show_and_use_different_photographs():
     assert not set(embedded.SCENES["train"]) & set(embedded.SCENES["test"])
     for part in ("train", "test"):
         x, y = embedded.motions(part, count=7).tensors
@@ -30,7 +30,7 @@ def test_motions_move_as_they_say():
     assert x.shape == (40, 3, 8, 32, 32)
     still = x[y == 0]
     assert torch.equal(still[:, :, 0], still[:, :, -1])
-    # What pans left shows later what lies to the left: the picture moves right.
+    # A camera that pans left sees what lies to the left: the picture moves right.
     left = x[y == embedded.MOTIONS.index("pan left")]
     shifts = []
     for clip in left:
@@ -41,7 +41,7 @@ def test_motions_move_as_they_say():
     assert all(s >= 0 for s in shifts)
 
 
-def test_photographs_of_train_and_test_are_apart():
+def test_photographs_of_train_and_test_differ():
     train, test = (embedded.photos(part) for part in embedded.PARTS)
     assert not {t.shape for t in train[0]} & {t.shape for t in test[0]}
     for upper, lower in zip(train[1], test[1], strict=True):

@@ -1,4 +1,4 @@
-"""The networks of the applications: published sizes, parts, and what they see."""
+"""The networks of the applications: published sizes, and their parts."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def small_video(**changes):
     torch.manual_seed(0)
     config = load_config("video", "small", {"differences": False} | changes)
     network = video.build(config, 10, {}).eval()
-    # timm's residual blocks start as nothing but their shortcut.
+    # timm initialises residual blocks as the identity.
     for layer in network.frame_network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(layer.weight)
@@ -66,7 +66,7 @@ def small_video(**changes):
 
 
 @torch.no_grad()
-def test_a_video_without_time_is_the_mean_over_its_frames():
+def test_without_motion_parts_a_video_is_the_mean_of_its_frames():
     network = small_video(pooling="average", excitation=False)
     x = torch.randn(2, 3, 6, 32, 32)
     frames = [network.fc(network.frame_network(x[:, :, t])) for t in range(6)]
@@ -76,11 +76,11 @@ def test_a_video_without_time_is_the_mean_over_its_frames():
 
 @torch.no_grad()
 @pytest.mark.parametrize("part", ["excitation", "differences"])
-def test_the_order_of_frames_is_seen(part):
+def test_the_order_of_frames_matters(part):
     network = small_video(pooling="average", **({"excitation": False} | {part: True}))
     x = torch.randn(2, 3, 6, 32, 32)
     assert (network(x.flip(2)) - network(x)).abs().max() > 1e-4
-    # Clips of a batch do not see each other.
+    # Clips of a batch are independent.
     torch.testing.assert_close(network(x)[:1], network(x[:1]))
 
 

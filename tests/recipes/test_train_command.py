@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
 SLOW = pytest.mark.slow
 
 
-def test_help_teaches_the_fields():
+def test_help_lists_the_fields():
     text = CliRunner().invoke(app, ["train", "--help"]).output
     for name in APPLICATIONS:
         assert all(config in text for config in configurations(name))
@@ -116,7 +116,7 @@ def test_two_processes_give_one_result(name, tmp_path):
     ("sent", "status"),
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=SLOW)],
 )
-def test_a_run_that_is_stopped_says_so(sent, status, tmp_path):
+def test_a_stopped_run_prints_one_line(sent, status, tmp_path):
     command = [*program(tmp_path), "train", "gcp", "--no-progress"]
     with subprocess.Popen(
         [*command, f"-o{tmp_path / 'run'}"],

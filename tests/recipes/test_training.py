@@ -35,8 +35,8 @@ def combinations():
 @pytest.mark.parametrize(("name", "method"), list(combinations()))
 def test_every_method_trains_every_application(name, method, tmp_path):
     if (name, method) in (("gcp", "svd"), ("video", "svd")):
-        # Channels that never fire, or are more than positions, repeat the lowest eigenvalue, where
-        # the textbook gradient is infinite.
+        # Dead channels, or more channels than positions, repeat the lowest eigenvalue, where the
+        # textbook gradient is infinite.
         with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
             quick(name, tmp_path, method=method, changes={"epochs": 1})
         return
@@ -70,13 +70,12 @@ class EpochsBegun(Callback):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("dbn", {}),
         ("style", {}),
         ("sovit", {"average": 0.9}),
-        *(pytest.param(name, {}, marks=SLOW) for name in ("sovit", "gcp", "video")),
+        *(pytest.param(name, {}, marks=SLOW) for name in ("dbn", "sovit", "gcp", "video")),
     ],
 )
-def test_an_interrupted_run_goes_on_to_the_same_result(name, changes, tmp_path):
+def test_an_interrupted_run_continues_to_the_same_result(name, changes, tmp_path):
     whole = quick(name, tmp_path, "whole", changes=changes)
     with pytest.raises(PowerCut):
         quick(name, tmp_path, "parts", callbacks=[Interrupt()], changes=changes)
@@ -93,7 +92,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(name, changes, tmp_path):
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
-def test_averaged_weights_are_the_mean_that_they_should_be(tmp_path):
+def test_averaged_weights_are_the_exponential_average(tmp_path):
     """Of three steps, decay ½: a quarter of the first two each, half of the third."""
     weights = []
 
@@ -127,7 +126,7 @@ def test_a_folder_holds_one_run(tmp_path):
         quick("gcp", tmp_path, method="mpa", changes={"epochs": 1})
 
 
-def test_what_differs_is_named_with_both_values(tmp_path):
+def test_differences_are_named_with_both_values(tmp_path):
     quick("gcp", tmp_path, changes={"epochs": 1})
     with pytest.raises(ValueError) as raised:
         quick("gcp", tmp_path, changes={"epochs": 1, "eps": 0.5, "mixup": 0.1}, seed=3)
@@ -146,7 +145,7 @@ def test_a_finished_run_takes_more_epochs(name, tmp_path):
     assert second["config"]["epochs"] == 3
     assert second["loss"] != first["loss"]
     assert json.loads((tmp_path / "run/result.json").read_text()) == second
-    # The rate takes the course of three epochs, which has come to its end.
+    # The rate follows the schedule of three epochs, to its end.
     state = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
     rates = [group["lr"] for o in state["optimizer_states"] for group in o["param_groups"]]
     assert max(rates) < 1e-3 * load_config(name, "small").learning_rate
@@ -157,7 +156,7 @@ def test_a_finished_run_takes_more_epochs(name, tmp_path):
 
 @pytest.mark.parametrize("schedule", ["cosine", "steps"])
 @pytest.mark.parametrize("warmup", [0, 2])
-def test_the_course_of_the_rate_is_that_of_torch(schedule, warmup):
+def test_the_rate_schedule_is_that_of_torch(schedule, warmup):
     changes = {"epochs": 6, "schedule": schedule, "milestones": [3, 5], "warmup_epochs": warmup}
     share = rate_schedule(load_config("gcp", "small", changes), 60)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
@@ -175,7 +174,7 @@ def test_the_course_of_the_rate_is_that_of_torch(schedule, warmup):
 
 
 @pytest.mark.parametrize("steps", [1, 7, 40])
-def test_the_course_of_style_is_one_cycle(steps):
+def test_the_rate_schedule_of_style_is_one_cycle(steps):
     share = style_rate_schedule(steps)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
@@ -189,7 +188,7 @@ def test_the_course_of_style_is_one_cycle(steps):
 
 
 def pictures(root, count=20, parts=("train", "val")):
-    """Few, small, of two classes."""
+    """A few small pictures of two classes."""
     for part, (value, label) in itertools.product(parts, enumerate(("cat", "dog"))):
         (root / part / label).mkdir(parents=True)
         for i in range(count):
@@ -206,7 +205,7 @@ def test_a_data_root_is_used_or_refused(name, tmp_path):
         with pytest.raises(ValueError, match=r"are embedded, .* would go unused; .*--set data="):
             quick_one(root=root)
     assert not (tmp_path / "run").exists()
-    # Nor does a run that is finished take it without a word.
+    # Nor does a finished run accept it.
     if name == "gcp":
         quick_one()
         with pytest.raises(ValueError, match="would go unused"):
@@ -214,7 +213,7 @@ def test_a_data_root_is_used_or_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dbn", "gcp", "sovit"])
-def test_folders_of_ones_own(name, tmp_path):
+def test_own_folders(name, tmp_path):
     changes = {"epochs": 1, "data": "folder", "batch_size": 20}
     told = functools.partial(quick, name, tmp_path, changes=changes)
     result = told(root=pictures(tmp_path / "data"))
@@ -225,7 +224,7 @@ def test_folders_of_ones_own(name, tmp_path):
         quick(name, tmp_path, "b", changes=changes)
 
 
-def test_data_that_have_moved_and_data_that_are_others(tmp_path, capsys):
+def test_moved_data_and_other_data(tmp_path, capsys):
     changes = {"epochs": 1, "data": "folder", "batch_size": 20}
     told = functools.partial(quick, "gcp", tmp_path, changes=changes)
     result = told(root=pictures(tmp_path / "data"))
@@ -237,7 +236,7 @@ def test_data_that_have_moved_and_data_that_are_others(tmp_path, capsys):
         told(root=pictures(tmp_path / "other", count=19))
 
 
-def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_found_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(gcp, "datasets", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(ValueError, match="cannot be written"):
@@ -246,7 +245,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, monkeypatc
         compare.compare("gcp", load_config("gcp", "small"), ["auto"], 1, tmp_path / "file/run")
 
 
-def test_a_mistake_takes_no_folder(tmp_path):
+def test_a_run_that_cannot_start_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError, match="make no batch"):
         quick("gcp", tmp_path, changes={"batch_size": 100000})
     assert quick("gcp", tmp_path, changes={"epochs": 1})["epochs"] == 1
@@ -258,13 +257,13 @@ def test_another_precision_is_another_run(tmp_path):
         quick("gcp", tmp_path, changes={"epochs": 1}, precision="bf16-mixed")
 
 
-def test_a_run_cut_before_its_result_has_it_later(tmp_path):
+def test_a_run_without_its_result_gets_it_when_resumed(tmp_path):
     whole = quick("gcp", tmp_path)
     (tmp_path / "run/result.json").unlink()
     assert quick("gcp", tmp_path) == whole
 
 
-def test_numbers_that_are_not_finite_are_no_result(tmp_path):
+def test_numbers_that_are_not_finite_are_an_error(tmp_path):
     changes = {"head": "class-token", "learning_rate": 1e9, "epochs": 1}
     for _ in range(2):
         with pytest.raises(FloatingPointError, match="loss is nan"):

@@ -29,7 +29,7 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def test_help_teaches():
+def test_help_lists_commands_and_options():
     assert "stylize" in run(cli.app, ["--help"]).output
     text = run(cli.app, ["stylize", "--help"]).output
     assert all(option in text for option in ("--strength", "--method", "--eps", "--patch"))
@@ -84,7 +84,7 @@ def test_an_error_is_one_line_on_stderr(tmp_path):
     assert "missing.png" in line
 
 
-def test_a_picture_no_nearer_to_the_style_is_warned_of(tmp_path):
+def test_a_picture_no_nearer_to_the_style_gives_a_warning(tmp_path):
     """Few pixels, and a style that is nearly black."""
     content = photograph("chelsea")[:, 100:132, 100:132]
     save_image(content, tmp_path / "content.png")
@@ -96,7 +96,7 @@ def test_a_picture_no_nearer_to_the_style_is_warned_of(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["demo", "bench report {rows}", "bench paper", "compare gcp"])
-def test_where_nothing_can_be_written_is_found_out_first(command, tmp_path, monkeypatch):
+def test_an_unwritable_place_is_found_before_the_work(command, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "rows.jsonl").write_text("")
     monkeypatch.setattr(images, "photograph", lambda _: pytest.fail("work has begun"))
@@ -107,7 +107,7 @@ def test_where_nothing_can_be_written_is_found_out_first(command, tmp_path, monk
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
-def test_a_folder_without_permission_is_found_out_first(pictures):
+def test_a_folder_without_permission_is_found_before_the_work(pictures):
     (pictures / "locked").mkdir(mode=0o500)
     names = [str(pictures / "chelsea.png")] * 2
     found = run(cli.app, ["stylize", *names, "-o", str(pictures / "locked/out.png")])

@@ -1,4 +1,4 @@
-"""``import matroot`` loads nothing until a name is asked for; then all is as if it had."""
+"""``import matroot`` loads nothing until a name is used, and nothing else depends on that."""
 
 import importlib
 import os
@@ -33,7 +33,7 @@ for name, program in PROGRAMS.items():
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["train", "--help"]])
-def test_the_command_says_its_part_without_torch(arguments):
+def test_help_and_version_do_not_load_torch(arguments):
     code = f"import sys; sys.argv[1:] = {arguments}; from matroot.cli import main\n"
     code += "try: main()\nfinally: print('torch' in sys.modules)"
     assert fresh(code).endswith("False")
@@ -84,7 +84,7 @@ def test_the_first_use_may_be_in_a_compiled_function():
     assert float(fresh(using(COMPILED))) == pytest.approx(12)
 
 
-def test_threads_may_ask_at_once():
+def test_threads_may_load_at_once():
     code = """
 import threading, torch, matroot
 found, start = [], threading.Barrier(8)
