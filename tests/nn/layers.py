@@ -1,4 +1,4 @@
-"""The one table of layers that the tests of their common behaviour run through."""
+"""The table of layers for the tests of their common behaviour."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -24,7 +24,7 @@ def test_exported_layers_agree(instance):
     expected = layer(*inputs)
     program = torch.export.export(layer, inputs)
     torch.testing.assert_close(program.module()(*inputs), expected, rtol=1e-4, atol=1e-4)
-    # Inputs other than those that were traced.
+    # Other inputs than the traced ones.
     others = instance.inputs(seed=5)
     found = by_onnx_runtime(layer, inputs, others)
     torch.testing.assert_close(found, layer(*others).detach(), rtol=1e-4, atol=2e-4)

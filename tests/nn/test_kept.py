@@ -1,4 +1,4 @@
-"""The whitening matrix that evaluation keeps: found once, never an old one."""
+"""The whitening matrix that evaluation caches: computed once, and never out of date."""
 
 import copy
 import pickle
@@ -25,13 +25,13 @@ def layer():
 
 @pytest.fixture
 def roots():
-    """The number of roots that layers have found."""
+    """The number of roots that layers have computed."""
     with mock.patch.object(whitening, "_inverse_root", wraps=whitening._inverse_root) as function:
         yield lambda: function.call_count
 
 
 def fresh(layer):
-    """What a layer that has kept nothing computes."""
+    """The result of a copy of the layer without a cached matrix."""
     twin = copy.deepcopy(layer)
     assert twin._kept is None
     return twin(X)
@@ -194,7 +194,7 @@ def test_threads(layer):
     states = [layer.running_covariance.clone(), other.running_covariance.clone()]
 
     def evaluated(i):
-        # Of a copy: functional_call puts the buffers into the layer meanwhile.
+        # Of a copy: functional_call temporarily replaces the buffers of its layer.
         return functional_call(
             copy.deepcopy(layer), {"running_covariance": states[i % 2]}, X
         ), i % 2

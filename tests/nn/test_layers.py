@@ -21,7 +21,7 @@ def instance(request):
 def test_gradients(instance, training):
     inputs = instance.inputs(torch.float64)
     layer = settled(instance.make(dtype=torch.float64), inputs).train(training)
-    # Running statistics follow the batch; what is differentiated must not depend on how often.
+    # Running statistics change at every call; the differentiated function must not.
     state = {k: v.clone() for k, v in layer.state_dict().items()}
     names = [name for name, _ in layer.named_parameters()]
     parameters = [p.detach().clone().requires_grad_() for p in layer.parameters()]
@@ -136,7 +136,7 @@ def test_compiled_as_eager(instance):
     layer = settled(instance.make(), inputs)
     twin = copy.deepcopy(layer)
     torch._dynamo.reset()
-    # The backend changes nothing of what is traced; code generation is PyTorch's to test.
+    # Any backend traces the same; generating code is PyTorch's part.
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
     results = []
     for f, module in ((layer, layer), (compiled, twin)):

@@ -1,4 +1,4 @@
-"""Loaders of training and test data, with random numbers that do not depend on who reads them.
+"""Loaders of training and test data, with random numbers independent of the reading process.
 
 A sample is drawn and changed at random by seed, epoch and index alone, however many processes read
 the data: an interrupted run that is resumed sees what it would have seen.

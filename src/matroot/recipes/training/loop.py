@@ -125,17 +125,8 @@ def train(
     """
     module = application(name)
     options = layer_options(method, gradient, config.eps)
-    asked = {
-        "application": name,
-        "method": method,
-        "gradient": gradient or "auto",
-        "seed": seed,
-        "precision": str(trainer.get("precision", "32-true")),
-        "config": config.model_dump(mode="json"),
-    }
-    why = config.without_effect().get("eps")
-    if why and (method != "auto" or gradient is not None):
-        raise ValueError(f"method and gradient do nothing with {why}, where no root is taken")
+    precision = str(trainer.get("precision", "32-true"))
+    asked = _asked(name, config, method, gradient, seed, precision)
     check_folder(output)
     folder = RunFolder(output)
     known = folder.earlier_run(asked)
@@ -156,7 +147,8 @@ def train(
     if complete:
         return _finished_before(folder)
     if resumed:
-        say(f"going on from {folder.checkpoint}" + (f" to {config.epochs} epochs" * finished))
+        more = f" to {config.epochs} epochs" if finished else ""
+        say(f"going on from {folder.checkpoint}{more}")
     model = _network(name, module, config, classes, options, seed)
     data = Data(training, test, config, seed)
     batches = len(data.train_dataloader())
@@ -180,6 +172,27 @@ def train(
     if loop.current_epoch >= config.epochs and loop.is_global_zero:
         folder.result.write_text(json.dumps(result), encoding="utf-8")
     return result
+
+
+def _asked(
+    name: str, config: Common, method: str, gradient: str | None, seed: int, precision: str
+) -> dict[str, Any]:
+    """What is asked for, as ``run.json`` describes it.
+
+    Raises:
+        ValueError: a method or a gradient for a network without roots.
+    """
+    why = config.without_effect().get("eps")
+    if why and (method != "auto" or gradient is not None):
+        raise ValueError(f"method and gradient do nothing with {why}, where no root is taken")
+    return {
+        "application": name,
+        "method": method,
+        "gradient": gradient or "auto",
+        "seed": seed,
+        "precision": precision,
+        "config": config.model_dump(mode="json"),
+    }
 
 
 def _finished_before(folder: RunFolder) -> dict[str, Any]:
