@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _Interruptible(TyperGroup):
-    """Ends in one way after Ctrl-C, whatever typer of this version or that would do."""
+    """Ends in the same way after Ctrl-C with every version of typer."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -48,16 +48,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench.app, name="bench")
-app.command(cls=recipes.Teaching)(recipes.train)
-app.command(cls=recipes.Teaching)(recipes.compare)
+app.command(cls=recipes.ApplicationCommand)(recipes.train)
+app.command(cls=recipes.ApplicationCommand)(recipes.compare)
 
 
-# What the extra named "cli" installs.
+# Modules that the extra "cli" installs.
 _EXTRA = ("PIL", "matplotlib", "numpy", "rich", "skimage")
 
 
 def main() -> None:
-    """Run the command line; errors of the user's making are one line, without a traceback."""
+    """Run the command line; a mistake of the user is one line, without a traceback."""
     try:
         app()
     except KeyboardInterrupt:
@@ -96,7 +96,7 @@ def _options(
 
 
 def _known_method(name: str) -> str:
-    """The choices are the registry's, which is loaded when a name is given."""
+    """Check a name against the registry, which is loaded only when a name is given."""
     if name != "auto":
         from matroot.methods import METHODS
 
@@ -110,7 +110,7 @@ def _known_method(name: str) -> str:
 def stylize(
     ctx: typer.Context,
     content: Annotated[Path, typer.Argument(help="The photograph to change.")],
-    style: Annotated[Path, typer.Argument(help="The photograph whose texture it shall take on.")],
+    style: Annotated[Path, typer.Argument(help="The photograph whose texture it takes on.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the result.")],
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="0 keeps the content, 1 is the full effect.")
@@ -153,12 +153,7 @@ def stylize(
         for option in ("strength", "method", "eps", "patch", "texture"):
             if _given(ctx, option):
                 raise ValueError(f"--{option} does nothing with --network; leave one of them out")
-        recipes.need_recipes()
-        from matroot.recipes.style import load, transfer
-
-        with working(f"painting by the network of {network}"):
-            painted = transfer(load(network), pixels, target)
-        save_image(painted, output, alpha)
+        save_image(_painted(pixels, target, network), output, alpha)
         console().print(f"{output} written by the network of {network}", markup=False)
         return
     from matroot.recipes.stylize import stylize as recipe
@@ -194,6 +189,15 @@ def stylize(
         )
 
 
+def _painted(content: Tensor, style: Tensor, network: Path) -> Tensor:
+    """The picture that the network of a run makes."""
+    recipes.need_recipes()
+    from matroot.recipes.style.transfer import load, transfer
+
+    with working(f"painting by the network of {network}"):
+        return transfer(load(network), content, style)
+
+
 def _given(ctx: typer.Context, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
@@ -215,16 +219,23 @@ def demo(
     methods.jsonl: error, gradient error and time on the photographs' own patch covariances.
     """
     check_folder(output)
-    import torch
-    from rich.table import Table
-
-    from matroot.bench import rules
-    from matroot.recipes import images
-    from matroot.recipes.stylize import patch_covariance
-    from matroot.recipes.stylize import stylize as recipe
-
     start = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
+    photographs = _demo_pictures(output)
+    _demo_methods(photographs, output)
+    console().print(
+        f"{output}/ written in {time.perf_counter() - start:.0f} s: contact_sheet.png, methods.md, "
+        "methods.png and 16 pictures"
+    )
+
+
+def _demo_pictures(output: Path) -> list[Tensor]:
+    """Every photograph in every style, and the contact sheet; returns photographs and styles."""
+    from rich.table import Table
+
+    from matroot.recipes import images
+    from matroot.recipes.stylize import stylize as recipe
+
     contents = {name: images.photograph(name) for name in images.CONTENTS}
     styles = {name: images.sheet_style(name) for name in images.SHEET_STYLES}
     table = Table("content", "style", "distance before", "after", "ratio", "seams")
@@ -244,10 +255,18 @@ def demo(
                 bar.advance(task)
     images.contact_sheet(grid).save(output / "contact_sheet.png")
     console().print(table)
+    return [*contents.values(), *styles.values()]
 
-    photographs = [*contents.values(), *styles.values()]
-    covariances = torch.stack([patch_covariance(photo) for photo in photographs])
-    covariances = covariances.float()
+
+def _demo_methods(photographs: list[Tensor], output: Path) -> None:
+    """Every method and gradient rule on the photographs' patch covariances."""
+    import torch
+    from rich.table import Table
+
+    from matroot.bench import rules
+    from matroot.recipes.stylize import patch_covariance
+
+    covariances = torch.stack([patch_covariance(photo) for photo in photographs]).float()
     values = torch.linalg.eigvalsh(covariances.double())
     cond = values[:, -1] / values[:, 0]
     caption = (
@@ -271,7 +290,3 @@ def demo(
         errors = (f"{row.error:.1e}", f"{row.gradient_error:.1e}", f"{row.milliseconds:.1f}")
         table.add_row(row.root, row.method, row.gradient, *errors)
     console().print(table)
-    console().print(
-        f"{output}/ written in {time.perf_counter() - start:.0f} s: contact_sheet.png, methods.md, "
-        "methods.png and 16 pictures"
-    )

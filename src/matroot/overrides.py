@@ -1,7 +1,7 @@
-"""Functions and layers for arguments that are no tensors but stand for them: torch.fx's proxies.
+"""Calls with arguments that stand for tensors, such as torch.fx's proxies.
 
-What speaks for itself by ``__torch_function__`` is asked, as PyTorch's own functions do; so
-``torch.fx.symbolic_trace`` records a call of matroot's function, or of the layer, as one node.
+An argument with ``__torch_function__`` handles the call, as with PyTorch's own functions: so
+``torch.fx.symbolic_trace`` records a call of matroot's function, or of a layer, as one node.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ R = TypeVar("R")
 
 
 def overridable(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, which asks arguments that are no tensors but have ``__torch_function__``.
+    """The function; arguments with ``__torch_function__`` that are no tensors handle its calls.
 
-    Subclasses of Tensor are not asked: the operations inside do that.
+    Subclasses of Tensor do not: they handle the operations inside.
     """
 
     @functools.wraps(function)
     def dispatching(*args: P.args, **kwargs: P.kwargs) -> R:
-        # In C: true for modes and subclasses of Tensor too, which need a second look.
+        # In C, and true for modes and subclasses of Tensor too, which are sorted out next.
         if has_torch_function((*args, *kwargs.values())):
-            asked = tuple(filter(_stands_for_a_tensor, (*args, *kwargs.values())))
-            if asked:
-                value: R = handle_torch_function(dispatching, asked, *args, **kwargs)
+            proxies = tuple(filter(_stands_for_a_tensor, (*args, *kwargs.values())))
+            if proxies:
+                value: R = handle_torch_function(dispatching, proxies, *args, **kwargs)
                 return value
         return function(*args, **kwargs)
 
@@ -46,7 +46,7 @@ class Leaf(nn.Module):
 
     @property
     def itself(self) -> Leaf:
-        """The module, as an attribute by which a trace of this module alone can call it."""
+        """The module, as an attribute through which a trace of this module alone calls it."""
         return self
 
     def recorded(self, *inputs: Any) -> Any:

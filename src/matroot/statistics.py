@@ -15,7 +15,7 @@ SHRINKAGES: tuple[Shrinkage, ...] = ("ledoit_wolf", "oas")
 
 
 class Moments(NamedTuple):
-    """What a batch of samples says.
+    """Mean and covariance of a batch of samples.
 
     Attributes:
         mean: shape (..., d, 1).
@@ -44,10 +44,10 @@ def moments(
 
     Args:
         x: shape (..., d, m), d features of m samples; half precision is summed in float32.
-        shrinkage: ρ between 0 and 1, or who finds it: ``"ledoit_wolf"`` or ``"oas"``. None: no
-            shrinkage.
+        shrinkage: ρ between 0 and 1, or the estimator that chooses it: ``"ledoit_wolf"`` or
+            ``"oas"``. None: no shrinkage.
         center: False takes x̄ as 0: the second moment.
-        over_batch: whether the first dimension counts samples too, and is none of the results'.
+        over_batch: whether the first dimension counts samples too; the results do not have it.
 
     Returns:
         Moments in the dtype of ``x``, float32 at least.
@@ -74,7 +74,7 @@ def moments(
         x = x.float()
     if over_batch:
         count *= x.shape[0]
-    # A sum and a product, whose derivatives are no tensor as large as x.
+    # As a sum and a product, whose derivatives need no tensor as large as x.
     minus_mean = torch.zeros_like(x[..., :1])
     if center:
         minus_mean = x.sum(-1, keepdim=True) * (-1 / count)
@@ -93,7 +93,7 @@ def moments(
 
 
 def check_shrinkage(shrinkage: Shrinkage | float | None) -> None:
-    """Raise ValueError unless ``moments`` knows it."""
+    """Raise ValueError unless ``moments`` accepts it."""
     if shrinkage is None or shrinkage in SHRINKAGES:
         return
     if isinstance(shrinkage, str) or not 0 <= shrinkage <= 1:
@@ -109,7 +109,7 @@ def _share(shrinkage: Shrinkage | float, c: Tensor, centered: Tensor, m: int) ->
     if not isinstance(shrinkage, str):
         return shrinkage
     d = c.shape[-1]
-    # In units of tr C / d, in which squares of squares neither over- nor underflow.
+    # In units of tr C / d, so that fourth powers neither over- nor underflow.
     unit = c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     unit = torch.where(unit > 0, unit, 1.0)
     c, centered = c / unit, centered / unit.sqrt()
@@ -125,7 +125,7 @@ def _share(shrinkage: Shrinkage | float, c: Tensor, centered: Tensor, m: int) ->
     else:
         above = (1 - 2 / d) * square + trace.square()
         below = (m + 1 - 2 / d) * distance
-    # A multiple of the identity is its own target: any share does.
+    # Shrinkage does not change a multiple of the identity: any share is right.
     positive = below > 0
     share = torch.where(positive, above / torch.where(positive, below, 1.0), 1.0)
     return share.clamp(0.0, 1.0)
@@ -137,7 +137,7 @@ def pack_triangle(a: Tensor, *, scaled: bool = False) -> Tensor:
 
     Args:
         a: shape (..., n, n).
-        scaled: multiply what is off the diagonal by √2, which makes it an isometry:
+        scaled: multiply the entries off the diagonal by √2, which makes it an isometry:
             ⟨pack(A), pack(B)⟩ = tr(A B).
 
     Returns:
@@ -162,17 +162,17 @@ def pack_triangle(a: Tensor, *, scaled: bool = False) -> Tensor:
 
 @overridable
 def unpack_triangle(v: Tensor, *, scaled: bool = False) -> Tensor:
-    """The symmetric matrices of which ``pack_triangle`` made these vectors.
+    """The symmetric matrices that ``pack_triangle`` packed into these vectors.
 
     Args:
         v: shape (..., n (n + 1)/2).
-        scaled: whether they were packed so.
+        scaled: whether they were packed with ``scaled=True``.
 
     Returns:
         Shape (..., n, n).
 
     Raises:
-        ValueError: the length is no n (n + 1)/2.
+        ValueError: the length is not of the form n (n + 1)/2.
     """
     if v.dim() < 1:
         raise ValueError("unpack_triangle: expected shape (..., n (n + 1)/2), got ()")
@@ -185,7 +185,7 @@ def unpack_triangle(v: Tensor, *, scaled: bool = False) -> Tensor:
     row, column = torch.triu_indices(n, n, device=v.device)
     if scaled:
         v = v * _off_diagonal(row, column, v, math.sqrt(0.5))
-    # Where in the vector each entry of the matrix stands.
+    # The position in the vector of each entry of the matrix.
     place = torch.zeros(n, n, dtype=torch.long, device=v.device)
     place[row, column] = torch.arange(length, device=v.device)
     place[column, row] = torch.arange(length, device=v.device)

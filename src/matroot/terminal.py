@@ -1,4 +1,4 @@
-"""What all commands share: hints at what is not installed, bars, places to write, interruption."""
+"""What all commands share: missing packages, progress bars, places to write, interruption."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 def missing(what: str, error: ModuleNotFoundError, extras: str) -> SystemExit:
-    """To be raised where a package is not installed: one line that says how to install it."""
+    """The exit to raise where a package is missing: one line that says how to install it."""
     return SystemExit(
         f"matroot: {what} needs {error.name}; in a clone of matroot run: pip install '.[{extras}]'"
     )
 
 
 def interrupted(more: str = "", code: int = INTERRUPTED) -> SystemExit:
-    """To be raised after Ctrl-C or SIGTERM: one line on stderr, and the exit status of a shell."""
+    """The exit to raise after Ctrl-C or SIGTERM: one line on stderr, and the shell's status."""
     print("matroot: interrupted" + (f"; {more}" if more else ""), file=sys.stderr, flush=True)
     return SystemExit(code)
 
@@ -41,10 +41,10 @@ def console() -> Console:
 
 @contextmanager
 def progress(*, clock: bool = False) -> Iterator[Progress]:
-    """A bar on stderr, so that results alone go where stdout goes.
+    """A progress bar on stderr; stdout holds only results.
 
     Args:
-        clock: show the time that has passed, and a share instead of a count.
+        clock: show the elapsed time, and a percentage instead of a count.
     """
     from rich import progress as bars
     from rich.console import Console
@@ -62,7 +62,7 @@ def progress(*, clock: bool = False) -> Iterator[Progress]:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Say on stderr what takes a while: a line that goes when it is done, on a terminal."""
+    """Say on stderr what is being done; on a terminal the line disappears afterwards."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -75,17 +75,17 @@ def working(what: str) -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> None:
-    """See that results can be written into a folder, before a long computation; nothing is made.
+    """Check that results can be written into a folder, before a long computation; create nothing.
 
     Args:
-        folder: it, or the lowest of those above it that is there, must take files.
+        folder: where it does not exist, its lowest existing parent is checked.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: no file can be written there.
     """
     lowest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        # Asked by doing it: permissions alone do not tell of disks that are full or read-only.
+        # By trying: permissions say nothing of disks that are full or read-only.
         with tempfile.TemporaryFile(dir=lowest):
             pass
     except OSError as error:
@@ -93,7 +93,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """The same of a file; one that is there stays as it is."""
+    """The same for a file; an existing one is not changed."""
     if not path.exists():
         check_folder(path.parent)
         return

@@ -96,7 +96,7 @@ def exact_gradient(a: Tensor, g: Tensor, quantity: Literal["sqrt", "inv_sqrt"] =
 def by_eigh(
     a: Tensor, g: Tensor, quantity: Literal["sqrt", "inv_sqrt"] = "sqrt"
 ) -> tuple[Tensor, Tensor]:
-    """What to compare with: root and gradient by torch.linalg.eigh in the dtype of A, no more.
+    """A plain reference: root and gradient by torch.linalg.eigh in the dtype of A.
 
     Division by s_i + s_j; eigenvalues below zero count as zero.
     """
@@ -132,7 +132,7 @@ def assert_root(
 
 # PyTorch leaves the base class without types.
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the products of matrices that PyTorch makes inside a ``with`` block.
+    """Counts the matrix products that PyTorch computes inside a ``with`` block.
 
     Attributes:
         count: how many there were.
@@ -148,7 +148,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Launches:
-    """What a call and its gradient start on a device: see ``count_launches``.
+    """The operations that a call and its gradient start on a device: see ``count_launches``.
 
     Attributes:
         forward: the operations of the call, by name.
@@ -160,20 +160,20 @@ class Launches:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many of them there are: (forward, backward)."""
+        """Their numbers: (forward, backward)."""
         return self.forward.total(), self.backward.total()
 
 
 def count_launches(function: Callable[..., Any], *tensors: Tensor) -> Launches:
-    """What ``function(*tensors)`` and its gradient would start on an NVIDIA GPU, counted on a CPU.
+    """The operations that a call and its gradient would start on an NVIDIA GPU, counted on a CPU.
 
-    An operation of PyTorch's counts as one, and so does a fused kernel; views and memory without
-    numbers start nothing. (A library may start more than one kernel for an operation.)
+    An operation of PyTorch counts as one, and so does a fused kernel; views and allocations start
+    nothing. (A library may start more than one kernel for an operation.)
 
     Args:
         function: returns a tensor or a tuple of tensors.
-        tensors: its arguments, on the CPU, taken for tensors of a GPU. Where one of them requires a
-            gradient, so does the call, of whose results all are then differentiated.
+        tensors: its arguments, on the CPU, treated as tensors on a GPU. If one of them requires a
+            gradient, all results that depend on it are differentiated.
 
     Returns:
         The operations of the call and of its gradient.
@@ -200,7 +200,7 @@ def count_launches(function: Callable[..., Any], *tensors: Tensor) -> Launches:
     return launches
 
 
-# Of these the host waits for an answer, or for numbers of its own to be read.
+# Operations for which the host waits: it reads their result, or copies its own numbers.
 _WAITING = {
     "_local_scalar_dense",
     "is_nonzero",
@@ -211,7 +211,7 @@ _WAITING = {
     "_linalg_check_errors",
     "lift_fresh",
 }
-# Memory alone, and views that are not declared as such.
+# Allocations, and views that are not declared as such.
 _STARTING_NOTHING = {
     "empty",
     "empty_like",
@@ -224,7 +224,7 @@ _STARTING_NOTHING = {
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what starts something on a device, and refuses what would wait for it."""
+    """Counts operations that start something on a device, and refuses those that wait for it."""
 
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

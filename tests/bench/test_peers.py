@@ -1,4 +1,4 @@
-"""Other packages beside matroot: who is there, what is asked of them, what is recorded."""
+"""Other packages beside matroot: finding them, the probes, the rows."""
 
 import sys
 import warnings
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from matroot.bench import cases, memory, paper, peers, rows
+from matroot.bench import cases, memory, packages, peers, rows
 from matroot.bench.adapters import ADAPTERS, Absent
+from matroot.bench.candidates import problem_of
 from matroot.bench.capabilities import PROBES, ROOTS, exact_second
 from matroot.bench.cases import Settings
-from matroot.bench.peers import PEERS, Peer, available
+from matroot.bench.packages import PEERS, Peer, available
 from matroot.testing import exact, exact_gradient, random_spd, relative_error, tolerance
 
 CPU = torch.device("cpu")
@@ -65,7 +66,7 @@ NUMPY = Peer("numpy", "numpy", lambda: {"sqrt": numpy_root}, kind="numpy")
 
 
 def rows_of(found, path):
-    """What the file holds after running the cases."""
+    """The rows in the file after running the cases."""
     for _ in cases.run(found, path, QUICK):
         pass
     loaded, complaints = rows.load(path)
@@ -73,7 +74,7 @@ def rows_of(found, path):
     return loaded
 
 
-# Who is there.
+# Finding them.
 
 
 def test_all_are_installed_here_and_loading_them_changes_nothing():
@@ -93,11 +94,11 @@ def sqrth_missing():
     )
 
 
-def test_a_missing_package_is_named_and_the_others_stay(monkeypatch):
+def test_a_missing_package_is_named_and_the_others_are_measured(monkeypatch):
     monkeypatch.setitem(sys.modules, "geoopt", None)
     monkeypatch.delattr(torch.linalg, "matrix_sqrth", raising=False)
     chosen = (MATROOT, GEOOPT, BY_NAME["torch.linalg.matrix_sqrth"])
-    monkeypatch.setattr(peers, "PEERS", chosen)
+    monkeypatch.setattr(packages, "PEERS", chosen)
     found, (first, second) = available(CPU)
     assert found == [MATROOT]
     assert first.startswith("geoopt: ")
@@ -109,19 +110,19 @@ def test_any_other_error_of_an_import_is_an_error(monkeypatch):
     def load():
         raise ImportError("cannot import name 'sqrtm'")
 
-    monkeypatch.setattr(peers, "PEERS", (MATROOT, replace(GEOOPT, load=load)))
+    monkeypatch.setattr(packages, "PEERS", (MATROOT, replace(GEOOPT, load=load)))
     with pytest.raises(ImportError, match="sqrtm"):
         available(CPU)
 
 
-def test_what_runs_on_a_cpu_only_is_left_out_elsewhere(monkeypatch):
-    monkeypatch.setattr(peers, "PEERS", (MATROOT, JAX, NUMPY))
+def test_packages_for_cpus_are_left_out_elsewhere(monkeypatch):
+    monkeypatch.setattr(packages, "PEERS", (MATROOT, JAX, NUMPY))
     found, missing = available(torch.device("cuda"))
     assert found == [MATROOT]
     assert missing == ["jax: measured on a CPU only", "numpy: measured on a CPU only"]
 
 
-# What is asked.
+# The probes.
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_answers_of_other_libraries(answers):
     assert (found["vmap"]["why"], found["compile"]["why"]) == ("no vmap", "no compiler")
 
 
-def test_questions_are_told_apart():
+def test_questions_are_distinct():
     assert len({probe.name for probe in PROBES}) == len({probe.question for probe in PROBES})
     assert len({probe.name for probe in PROBES}) == len(PROBES)
 
@@ -194,7 +195,7 @@ def test_other_arrays_keep_their_precision(kind, function, dtype):
     assert not jax.config.jax_enable_x64
 
 
-# What is recorded.
+# The rows.
 
 
 def test_errors_and_times(tmp_path):
@@ -209,7 +210,7 @@ def test_errors_and_times(tmp_path):
     assert bad["why"].startswith("error ")
     assert (failed["passed"], failed["ms"]) == (False, {})
     assert failed["why"] == "raises OverflowError: too large"
-    # A root without a gradient is a root.
+    # The root passes although it has no gradient.
     assert half["passed"]
     assert half["why"] == "gradient raises OverflowError: too large"
     assert (half["gradient_error"], set(half["ms"])) == (None, {"forward"})
@@ -217,20 +218,20 @@ def test_errors_and_times(tmp_path):
     assert set(values["ms"]) == {"forward"}
 
 
-def test_accuracy_asks_for_the_root_that_there_is(tmp_path):
+def test_accuracy_measures_the_roots_that_exist(tmp_path):
     found = rows_of(peers.accuracy(QUICK, [MATROOT, RAISING]), tmp_path / "rows.jsonl")
     assert len(rows.pick(found, candidate="matroot", passed=True)) == 6
     assert len(rows.pick(found, candidate="raising", passed=False, root="sqrt")) == 3
     assert rows.pick(found, candidate="raising", root="inv_sqrt") == []
     full = peers.accuracy(replace(QUICK, quick=False, dtype=torch.float64), [MATROOT])
-    # Double precision once, although it is both the chosen and the other one.
+    # Double precision only once, although it is both the chosen and the additional dtype.
     assert len(full) == len({case.key(QUICK) for case in full}) == 12
 
 
 @pytest.mark.parametrize("root", ROOTS)
-def test_truth_in_double_precision_is_nobodys_own(root):
+def test_the_reference_in_double_precision_is_exact(root):
     settings = Settings(CPU, torch.float64)
-    problem = paper.problem_of(settings, root, 1, 6, 1e4)
+    problem = problem_of(settings, root, 1, 6, 1e4)
     with mpmath.workdps(40):
         s = mpmath.matrix(problem.s[0].tolist())
         assert s * s == mpmath.matrix(problem.a[0].tolist())
@@ -245,7 +246,7 @@ def test_truth_in_double_precision_is_nobodys_own(root):
     assert relative_error(problem.gradient, truth).max() <= bound
 
 
-def test_every_full_case_is_told_apart():
+def test_keys_of_all_full_cases_are_distinct():
     full = replace(QUICK, quick=False)
     keys = [
         case.key(full)

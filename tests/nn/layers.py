@@ -1,8 +1,9 @@
-"""The one table of layers that the tests of their common behaviour run through."""
+"""The table of layers for the tests of their common behaviour."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -109,6 +110,15 @@ INSTANCES = [
 ]
 
 
+def quick(*names: str):
+    """The table as parameters, these layers in every run, the others only in the slow tests."""
+    assert set(names) <= {str(instance) for instance in INSTANCES}
+    return [
+        pytest.param(i, id=str(i), marks=() if str(i) in names else pytest.mark.slow)
+        for i in INSTANCES
+    ]
+
+
 def settled(layer: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     """The layer with parameters away from their start and statistics of a few batches."""
     generator = torch.Generator().manual_seed(2)
@@ -118,4 +128,21 @@ def settled(layer: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
         layer.train()
         for _ in range(3):
             layer(*inputs)
+    return layer
+
+
+def correlated(*shape, seed=0, dtype=torch.float64):
+    """Random features, mixed over the channels (dimension 1) and shifted."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(shape[1], shape[1], dtype=torch.float64, generator=generator)
+    x = torch.randn(*shape, dtype=torch.float64, generator=generator)
+    return (torch.einsum("ij,nj...->ni...", mix, x) + 2).to(dtype)
+
+
+def randomize(layer, seed=1):
+    """The layer with parameters between 0.5 and 1.5."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(torch.rand(p.shape, dtype=torch.float64, generator=generator) + 0.5)
     return layer

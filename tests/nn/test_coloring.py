@@ -46,7 +46,7 @@ def test_by_hand(groups, blending):
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5, 1.0])
-def test_its_own_style_changes_nothing(eps):
+def test_content_as_its_own_style_is_unchanged(eps):
     x = features(2, 5, 6, 7)
     torch.testing.assert_close(whiten_and_color(x, x, eps=eps), x)
     single = x.float()

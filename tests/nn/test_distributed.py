@@ -34,7 +34,7 @@ def _rank(rank, path, results):
                 {k: v.clone() for k, v in layer.module.named_buffers()},
             )
         with warnings.catch_warnings(record=True) as told:
-            # The first step of the first layer has said it, in this process once and for all.
+            # The first step of the first layer has warned, which it does once in a process.
             warnings.simplefilter("always")
             TRAINABLE[0].make()(*TRAINABLE[0].inputs())
         found["told later"] = len(told)
@@ -72,7 +72,7 @@ def test_gradients_are_the_means_of_both_processes(both, instance):
     torch.testing.assert_close(buffers, dict(layers[0].named_buffers()), rtol=1e-5, atol=1e-6)
 
 
-def test_each_process_says_once_that_its_statistics_are_its_own(both):
+def test_each_process_warns_once_that_its_statistics_are_its_own(both):
     for found in both:
         (message,) = found["told"]
         assert message.startswith("whitening layers take mean and covariance of this process's")

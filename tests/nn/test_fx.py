@@ -57,7 +57,7 @@ def test_symbolic_trace(case, training):
         assert [n.op for n in traced.graph.nodes].count("call_module") == 1
         assert_the_same(whole, traced, inputs)
         assert len(list(traced.parameters())) == len(list(whole.parameters()))
-        # The layer is itself in the trace: the mode is the trace's.
+        # The trace calls the layer itself, which follows the mode of the trace.
         assert_the_same(whole.train(not training), traced.train(not training), inputs)
 
 

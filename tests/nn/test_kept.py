@@ -1,4 +1,4 @@
-"""The whitening matrix that evaluation keeps: found once, never an old one."""
+"""The whitening matrix that evaluation caches: computed once, and never out of date."""
 
 import copy
 import pickle
@@ -25,19 +25,19 @@ def layer():
 
 @pytest.fixture
 def roots():
-    """The number of roots that layers have found."""
+    """The number of roots that layers have computed."""
     with mock.patch.object(whitening, "_inverse_root", wraps=whitening._inverse_root) as function:
         yield lambda: function.call_count
 
 
 def fresh(layer):
-    """What a layer that has kept nothing computes."""
+    """The result of a copy of the layer without a cached matrix."""
     twin = copy.deepcopy(layer)
     assert twin._kept is None
     return twin(X)
 
 
-def test_found_once(layer, roots):
+def test_the_root_is_computed_once(layer, roots):
     first = layer(X)
     assert roots() == 1
     assert torch.equal(layer(X), first)
@@ -91,7 +91,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_what_has_changed_is_found_again(layer, change):
+def test_any_change_recomputes_the_root(layer, change):
     layer(X)
     change(layer)
     for _ in range(2):
@@ -106,12 +106,12 @@ def test_a_cumulative_average_knows_its_batches(roots):
     assert roots() == 3
 
 
-def test_dtypes_take_turns(layer):
+def test_alternating_dtypes(layer):
     for x in (X, X.double(), X):
         assert torch.equal(layer(x), copy.deepcopy(layer)(x))
 
 
-def test_what_is_kept_is_not_saved(layer):
+def test_the_cached_matrix_is_not_saved(layer):
     before = pickle.dumps(layer)
     layer(X)
     assert layer._kept is not None
@@ -194,7 +194,7 @@ def test_threads(layer):
     states = [layer.running_covariance.clone(), other.running_covariance.clone()]
 
     def evaluated(i):
-        # Of a copy: functional_call puts the buffers into the layer meanwhile.
+        # Of a copy: functional_call temporarily replaces the buffers of its layer.
         return functional_call(
             copy.deepcopy(layer), {"running_covariance": states[i % 2]}, X
         ), i % 2

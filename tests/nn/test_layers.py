@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call
 
 import matroot
-from nn.layers import INSTANCES, settled
+from nn.layers import INSTANCES, quick, settled
 
 
 @pytest.fixture(params=INSTANCES, ids=str)
@@ -17,11 +17,11 @@ def instance(request):
     return request.param
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_gradients(instance, training):
     inputs = instance.inputs(torch.float64)
     layer = settled(instance.make(dtype=torch.float64), inputs).train(training)
-    # Running statistics follow the batch; what is differentiated must not depend on how often.
+    # Running statistics change at every call; the differentiated function must not.
     state = {k: v.clone() for k, v in layer.state_dict().items()}
     names = [name for name, _ in layer.named_parameters()]
     parameters = [p.detach().clone().requires_grad_() for p in layer.parameters()]
@@ -43,7 +43,7 @@ def test_inputs_are_not_changed_and_results_repeat(instance):
     assert all(torch.equal(x, y) for x, y in zip(inputs, kept, strict=True))
 
 
-def test_pictures_do_not_meet_in_evaluation(instance):
+def test_samples_are_independent_in_evaluation(instance):
     inputs = instance.inputs()
     layer = settled(instance.make(), inputs).eval()
     together = layer(*inputs)
@@ -121,12 +121,22 @@ def test_bad_numbers_are_errors(instance, position):
         layer(*inputs)
 
 
+@pytest.mark.parametrize(
+    "instance",
+    quick(
+        "DecorrelatedBatchNorm2d",
+        "DecorrelatedBatchNorm2d-whitening",
+        "CovariancePooling2d-oas",
+        "TemporalCovariancePooling",
+        "WhiteningColoring2d",
+    ),
+)
 def test_compiled_as_eager(instance):
     inputs = instance.inputs()
     layer = settled(instance.make(), inputs)
     twin = copy.deepcopy(layer)
     torch._dynamo.reset()
-    # The backend changes nothing of what is traced; code generation is PyTorch's to test.
+    # Any backend traces the same; generating code is PyTorch's part.
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
     results = []
     for f, module in ((layer, layer), (compiled, twin)):

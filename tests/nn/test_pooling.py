@@ -161,7 +161,7 @@ def test_the_second_order_head():
     visual = head.pooling(tokens[:, 2:])
     assert visual.shape == (2, 10)
     torch.testing.assert_close(head(tokens), head.class_fc(tokens[:, 0]) + head.visual_fc(visual))
-    # The registers between class token and visual tokens do not matter.
+    # Registers between class token and visual tokens have no effect.
     other = tokens.clone()
     other[:, 1] += 1
     assert torch.equal(head(other), head(tokens))

@@ -15,7 +15,7 @@ STEPS = 50
 
 
 def digits():
-    """Handwritten digits, 8×8 scaled up to 32×32, and what they are."""
+    """Handwritten digits, 8×8 scaled up to 32×32, and their classes."""
     data = sklearn.datasets.load_digits()
     x = torch.from_numpy(data.images).float()[:, None] / 16
     x = F.interpolate(x, (32, 32), mode="bilinear").expand(-1, 3, -1, -1)
@@ -23,7 +23,7 @@ def digits():
 
 
 def patches():
-    """Patches of photographs, 32×32, and from which photograph they are."""
+    """Patches of photographs, 32×32, and the number of the photograph."""
     generator = torch.Generator().manual_seed(0)
     x, y = [], []
     for label, name in enumerate(CONTENTS):
@@ -69,11 +69,14 @@ def falls(losses):
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("method", ["auto", "pade"])
 def test_a_residual_network_trains(method, data):
-    model = timm.create_model("resnet18", num_classes=10)
+    # A block a stage, half as wide; the slow tests train the whole network.
+    shape = {"layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256)}
+    model = timm.create_model("resnet18", num_classes=10, **shape)
     convert_batchnorm(model, method=method)
+    assert model.bn1.num_features == 64
     assert isinstance(model.bn1, DecorrelatedBatchNorm2d)
     falls(train(model, data, "single"))
-    # What training has left in the running statistics serves in evaluation.
+    # The running statistics are fit for evaluation.
     x, y = DATA[data]()
     with torch.no_grad():
         loss = F.cross_entropy(model.eval()(x[:300]), y[:300])
@@ -81,7 +84,7 @@ def test_a_residual_network_trains(method, data):
 
 
 @pytest.mark.slow
-# PyTorch's compiler uses a function of its own that it deprecates.
+# PyTorch's compiler calls a function that PyTorch deprecates.
 @pytest.mark.filterwarnings("ignore:.*torch._prims_common.check:FutureWarning")
 @pytest.mark.parametrize("mode", ["single", "autocast", "compiled"])
 @pytest.mark.parametrize("method", ["auto", *METHODS])

@@ -1,4 +1,4 @@
-"""How Hypothesis runs here: the same examples everywhere, and no judging by the clock."""
+"""Settings of Hypothesis: the same examples everywhere, and no deadline."""
 
 from hypothesis import settings
 

@@ -1,4 +1,4 @@
-"""Laws that hold for every matrix, tried on random ones."""
+"""Laws that hold for every matrix, tested on random ones."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from matroot.methods import METHODS, Eigh, NewtonSchulz, Pade, Svd
 from matroot.testing import assert_root, random_spd, relative_error, tolerance
 
 FUNCTIONS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
-# Thirty steps grow an eigenvalue at 1e-6 of the trace to 1 and leave some to settle.
+# Thirty steps bring an eigenvalue at 1e-6 of the trace to 1, with some steps to spare.
 CONVERGED = [Eigh(), Svd(), NewtonSchulz(30)]
 
 each_quantity = pytest.mark.parametrize("quantity", FUNCTIONS)
@@ -30,7 +30,7 @@ batches = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 
 @st.composite
 def matrices(draw, batch=batches, dtype=dtypes):
-    """(A, its condition number); in single precision κ stays where the inverse has digits left."""
+    """(A, its condition number), which in single precision leaves the inverse enough digits."""
     dtype = draw(dtype)
     cond = draw(conditions)
     if torch.finfo(dtype).eps > 1e-10:
@@ -88,7 +88,7 @@ def test_root_times_inverse_root_is_the_identity(method, case):
 @each_quantity
 @each_converged
 @given(singles, singles)
-def test_blocks_on_the_diagonal_are_apart(method, quantity, first, second):
+def test_blocks_on_the_diagonal_are_independent(method, quantity, first, second):
     (a, cond_a), (b, cond_b) = first, second
     # One dtype and one scale: the condition number of the whole is then known.
     a = a.to(torch.complex128) / a.abs().max()
@@ -174,7 +174,7 @@ def method_for(rule):
 @pytest.mark.parametrize("rule", [rule() for rule in GRADIENTS.values()], ids=repr)
 @given(dyadic_matrices(), seeds, st.integers(-30, 30))
 def test_homogeneity_of_the_gradient(rule, quantity, a, seed, k):
-    # A cotangent of ordinary size stands for a loss that does not know the scale.
+    # A cotangent of ordinary size, as of a loss that does not depend on the scale.
     g = random_spd(a.shape[-1], dtype=a.dtype, seed=seed)
     options = {"method": method_for(rule), "gradient": rule}
     found = gradient_of(a * 4.0**k, g, quantity, **options)
@@ -236,11 +236,11 @@ def test_gradient_solves_its_equation(rule, quantity, case):
     assert torch.equal(x, x.mH)
 
 
-# Bad neighbours.
+# Bad matrices in a batch.
 
 
 def broken(a, kind):
-    """A copy of the matrix spoilt in one way."""
+    """A copy of the matrix with one fault."""
     bad = a.clone()
     if kind == "nan":
         bad[0, 0] = torch.nan

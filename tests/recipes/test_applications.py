@@ -1,4 +1,4 @@
-"""Style transfer, and the comparison of methods; what trains all five is in test_training.py."""
+"""Style transfer, and the comparison of methods; test_training.py trains all applications."""
 
 import json
 import math
@@ -12,9 +12,11 @@ from matroot import bures_wasserstein_distance
 from matroot.cli import app
 from matroot.nn import CovariancePooling2d, DecorrelatedBatchNorm2d, WhiteningColoring2d
 from matroot.nn.functional import inverse_root
-from matroot.recipes import compare, embedded, style
+from matroot.recipes import compare, style
 from matroot.recipes.methods import NAMES, layer_options
-from matroot.recipes.training import load_config
+from matroot.recipes.style import learner
+from matroot.recipes.style.networks import Generator
+from matroot.recipes.training.configuration import load_config
 from matroot.statistics import moments
 from matroot.testing import random_spd
 
@@ -34,20 +36,20 @@ def tiny(**changes):
 
 
 @pytest.mark.parametrize("cycle", [False, True])
-def test_both_ways_learn(cycle):
+def test_both_directions_are_trained(cycle):
     network = style.Learner(tiny(cycle=cycle), layer_options("auto", None, 1e-5))
     x, y = torch.rand(2, 2, 3, 32, 32) * 2 - 1
-    ways = network._ways(x, y)
-    assert len(ways) == (2 if cycle else 1)
-    sum(network._loss(way, network._make(way)) for way in ways).backward()
+    directions = network._directions(x, y)
+    assert len(directions) == (2 if cycle else 1)
+    sum(network._loss(d, network._make(d)) for d in directions).backward()
     learned = {name for name, p in network.generators.named_parameters() if p.grad is not None}
     assert learned == {name for name, _ in network.generators.named_parameters()}
     if cycle:
-        assert ways[0].maker is ways[1].reader is not ways[1].maker
+        assert directions[0].generator is directions[1].source is not directions[1].generator
 
 
-def test_the_style_encoder_keeps_its_map():
-    network = style.Generator(tiny(), layer_options("auto", None, 1e-5))
+def test_the_style_encoder_does_not_pool():
+    network = Generator(tiny(), layer_options("auto", None, 1e-5))
     y = torch.rand(1, 3, 32, 48)
     assert network.style(y).shape == (1, 16, 8, 12)
     assert network.content(y).shape == (1, 16, 8, 12)
@@ -55,16 +57,16 @@ def test_the_style_encoder_keeps_its_map():
 
 def test_the_published_generator():
     config = load_config("style", "artworks")
-    network = style.Generator(config, layer_options("mpa", None, config.eps))
+    network = Generator(config, layer_options("mpa", None, config.eps))
     transforms = [m for m in network.modules() if isinstance(m, WhiteningColoring2d)]
     assert [t.num_features for t in transforms] == [256] * 5
     assert all(t.groups == 1 and t.eps == 1e-5 for t in transforms)
 
 
 def test_the_encoder_of_styles_does_not_learn_from_the_style_loss():
-    network = style.Generator(tiny(), layer_options("auto", None, 1e-5))
+    network = Generator(tiny(), layer_options("auto", None, 1e-5))
     made = torch.rand(1, 3, 16, 16, requires_grad=True)
-    style._frozen(network.style, made).sum().backward()
+    learner._frozen(network.style, made).sum().backward()
     assert made.grad.abs().sum() > 0
     assert all(p.grad is None for p in network.style.parameters())
 
@@ -76,17 +78,8 @@ def test_style_loss_is_the_distance_of_gaussians():
     a, b = (torch.cov(t.flatten(1), correction=0) for t in (x[0], y[0]))
     means = (x.mean((2, 3)) - y.mean((2, 3))).square().sum()
     expected = (means + bures_wasserstein_distance(a, b, eps=1e-4)) / 4
-    torch.testing.assert_close(style.style_loss(x, y), expected)
-    assert style.style_loss(x, x) < 1e-5
-
-
-def test_photographs_of_train_and_test_are_apart():
-    train, test = (embedded.photos(part) for part in embedded.PARTS)
-    assert not {t.shape for t in train[0]} & {t.shape for t in test[0]}
-    for upper, lower in zip(train[1], test[1], strict=True):
-        assert upper.shape[2] == lower.shape[2]
-        whole = torch.cat([upper, lower], 1)
-        assert whole.shape[1] in (512, 872)
+    torch.testing.assert_close(learner.style_loss(x, y), expected)
+    assert learner.style_loss(x, x) < 1e-5
 
 
 def folders(root, names=("trainA", "trainB", "testA", "testB")):
@@ -141,27 +134,27 @@ def test_train_then_stylize_with_the_network(tmp_path):
 
 
 def test_compare_prints_the_table_and_resumes(tmp_path):
-    arguments = ["compare", "style", "-o", tmp_path, "--methods", "auto,mpa, pi", "--seeds", "2"]
+    arguments = ["compare", "style", "-o", tmp_path, "--methods", "auto, pi", "--seeds", "2"]
     found = run(*arguments, *changes())
     assert found.exit_code == 0, found.output
-    assert "run 6 of 6: pi, seed 1" in found.output
+    assert "run 4 of 4: pi, seed 1" in found.output
     rows = json.loads((tmp_path / "compare.json").read_text())
-    assert [row["method"] for row in rows] == ["auto", "mpa", "pi"]
+    assert [row["method"] for row in rows] == ["auto", "pi"]
     for row in rows:
         assert row["runs"] == 2
         assert row["root_ms"] > 0
         assert row["improvement_std"] >= 0
         assert f"| {row['method']} |" in found.output
     assert size(tmp_path / "compare.png")[0] > 500
-    # What is finished is not trained again: its files stay as they are.
-    file = tmp_path / "mpa-1/result.json"
+    # Finished runs are not trained again: their files do not change.
+    file = tmp_path / "pi-1/result.json"
     before = file.stat().st_mtime_ns
     again = run(*arguments, *changes())
     assert again.exit_code == 0
     assert file.stat().st_mtime_ns == before
 
 
-def test_compare_tells_what_failed(tmp_path, monkeypatch):
+def test_compare_reports_failures(tmp_path, monkeypatch):
     def train(name, config, folder, *, method, **options):
         if method == "svd":
             raise torch.linalg.LinAlgError("sqrtm: the gradient is not finite\nmore")

@@ -14,9 +14,11 @@ import scipy.io
 import torch
 import torchvision
 from PIL import Image
+from typer.testing import CliRunner
 
+from matroot.cli import app
 from matroot.recipes import clips, data, dbn, gcp, video
-from matroot.recipes.training import load_config
+from matroot.recipes.training.configuration import load_config
 
 
 def as_read(x):
@@ -29,7 +31,7 @@ def write_picture(path, value, size=(40, 30), mode="RGB"):
 
 
 def values(dataset):
-    """(Brightness, class) of each item: which pictures are where."""
+    """(Brightness, class) of each item, which identifies the pictures."""
     found = []
     for i in range(len(dataset)):
         x, y = dataset[i]
@@ -80,10 +82,10 @@ def test_cifar_is_read_as_it_is_unpacked(tmp_path, monkeypatch):
     assert (len(training), len(test), classes) == (100, 20, 10)
     x, y = training[3]
     assert (x.shape, x.dtype, y) == ((3, 32, 32), torch.float32, 3)
-    # A file that was changed is not read, and cannot be fetched anew where there is no network.
+    # A changed file is not read, and cannot be downloaded where there is no network.
     (tmp_path / "cifar-10-batches-py/data_batch_2").write_bytes(b"other")
     monkeypatch.setattr(cifar, "url", "http://127.0.0.1:9/none")
-    with pytest.raises(ValueError, match=r"cifar10: neither in .* nor to be had"):
+    with pytest.raises(ValueError, match=r"cifar10: not in .*, and cannot be downloaded"):
         dbn.datasets(config, tmp_path)
 
 
@@ -116,6 +118,11 @@ def test_a_broken_picture_is_named_and_ends_the_run(tmp_path, workers):
     changes = {"data": "folder", "workers": workers, "batch_size": 4, "size": 32, "epochs": 1}
     arguments = ["gcp", "--data-root", tmp_path, "-o", tmp_path / "run", "--no-progress"]
     arguments += [f"--set={name}={value}" for name, value in changes.items()]
+    if not workers:
+        found = CliRunner().invoke(app, ["train", *map(str, arguments)])
+        assert isinstance(found.exception, ValueError)
+        assert re.fullmatch(r"unreadable data, item \d+: .*5\.jpg.*", str(found.exception))
+        return
     # A process of its own: reading processes are forked, which JAX, loaded by others, warns of.
     code = "from matroot.cli import main; main()"
     command = [sys.executable, "-c", code, "train", *map(str, arguments)]
@@ -248,7 +255,7 @@ def test_folders_of_pictures_that_are_missing(tmp_path):
     for read, write in ((data.cub, write_cub), (data.aircraft, write_aircraft)):
         folder = write(tmp_path)
         (folder / "images").rename(folder / "pictures")
-        one_line(read, tmp_path, as_read, as_read, match="images is no folder")
+        one_line(read, tmp_path, as_read, as_read, match="images is not a folder")
 
 
 @pytest.mark.parametrize("missing", ["variants.txt", "images_variant_test.txt"])
@@ -324,7 +331,7 @@ def test_numbers_are_those_of_pillow():
 
 
 class Forward:
-    """A file that cannot be written to again: the header tells no true number of frames."""
+    """A file without seeking: the header cannot give the true number of frames."""
 
     def __init__(self, file):
         self.file = file
@@ -370,7 +377,7 @@ def write_hmdb51(root, videos="hmdb51_org"):
         for split in (1, 2):
             file = root / "testTrainMulti_7030_splits" / f"{name}_test_split{split}.txt"
             file.parent.mkdir(exist_ok=True)
-            # In the second split what was trained on is for test.
+            # The second split exchanges training and test.
             file.write_text(text if split == 1 else text.translate({49: 50, 50: 49}))
 
 
@@ -439,7 +446,7 @@ def test_a_frame_of_each_segment(name, tmp_path):
     drawn = [shown(training[0][0]) for _ in range(30)]
     segments = [[place // 5 for place in places] for places in drawn]
     assert segments == [[0, 1, 2, 3]] * 30
-    # Every frame has its turn, and the generator decides.
+    # Every frame is drawn at some time, as the generator decides.
     assert {place for places in drawn for place in places} == set(range(20))
     torch.manual_seed(0)
     assert shown(training[0][0]) == drawn[0]
@@ -458,12 +465,12 @@ def test_videos_that_are_short_or_of_unknown_length(count, skipped, seekable, ex
     write_video(tmp_path / "UCF-101/Surfing/v_2.avi", count, skipped, seekable)
     _, test, _ = read_videos("ucf101", tmp_path, frames=8)
     found = shown(test[0][0])
-    # Where a segment has no whole frame, the one before or after it will do.
+    # Where a segment has no whole frame, it is the one before or after.
     assert sorted(found) == found
     assert all(abs(a - b) <= (count < 8) for a, b in zip(found, expected, strict=True))
 
 
-def test_packets_that_show_nothing_are_no_frames(tmp_path):
+def test_empty_packets_are_not_frames(tmp_path):
     write_ucf101(tmp_path)
     write_video(tmp_path / "UCF-101/Archery/v_1.avi", skipped=4)
     training, _, _ = read_videos("ucf101", tmp_path)
@@ -493,8 +500,8 @@ def test_a_video_that_is_cut_off_is_named(tmp_path):
     one_line(test.__getitem__, 0, match=re.escape(str(file)))
 
 
-def test_few_frames_become_pixels(tmp_path, monkeypatch):
-    """Of a long video only what is wanted is kept, and the last one seen."""
+def test_only_chosen_frames_are_converted(tmp_path, monkeypatch):
+    """Of a long video only the chosen frames are converted, and perhaps the last."""
     write_ucf101(tmp_path)
     write_video(tmp_path / "UCF-101/Surfing/v_2.avi", 23)
     _, test, _ = read_videos("ucf101", tmp_path)
@@ -515,7 +522,7 @@ def test_a_video_with_too_many_pixels_is_named(tmp_path, monkeypatch):
     one_line(test.__getitem__, 0, match=r"v_2\.avi: .*48 x 32 pixels")
 
 
-def test_what_is_said_of_a_video_may_be_in_any_encoding(tmp_path):
+def test_metadata_of_a_video_may_have_any_encoding(tmp_path):
     write_ucf101(tmp_path)
     file = tmp_path / "UCF-101/Surfing/v_2.avi"
     with av.open(str(file), "w", format="avi") as container:
@@ -565,7 +572,7 @@ def test_a_class_of_hmdb51_without_its_list(tmp_path):
 
 
 @pytest.mark.parametrize("name", WRITE)
-def test_splits_are_three(name, tmp_path):
+def test_there_are_three_splits(name, tmp_path):
     WRITE[name](tmp_path)
     for split in (0, 4):
         one_line(read_videos, name, tmp_path, split, match=r"1, 2 or 3")

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from matroot.recipes.catalogue import application
 from matroot.recipes.compare import roots
 from matroot.recipes.methods import NAMES, layer_options
-from matroot.recipes.training import application, load_config
+from matroot.recipes.training.configuration import load_config
 
 pytestmark = pytest.mark.slow
 

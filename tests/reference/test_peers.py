@@ -20,7 +20,7 @@ from pyriemann.geometry.distance import distance_wasserstein
 from spd_learn import functional as spd_learn
 
 import matroot
-from matroot.bench import peers
+from matroot.bench import packages
 from matroot.bench.adapters import ADAPTERS, on_jax, to_jax, to_torch
 from matroot.bench.capabilities import least_gradient, tied
 from matroot.testing import (
@@ -57,7 +57,7 @@ def not_mended(package):
 
 OURS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm, "both": matroot.sqrtm_pair}
 METHODS = ["auto", "minimax"]
-PEERS = {peer.package: peer for peer in peers.PEERS if peer.package in SEEN}
+PEERS = {peer.package: peer for peer in packages.PEERS if peer.package in SEEN}
 FUNCTIONS = [(package, function) for package, peer in PEERS.items() for function in peer.functions]
 TORCH = ADAPTERS["torch"]
 

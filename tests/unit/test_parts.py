@@ -1,4 +1,4 @@
-"""The leaf helpers, and the matrices that everything is tested on."""
+"""The basic helpers, and the matrices that everything is tested on."""
 
 import pytest
 import torch
@@ -95,7 +95,7 @@ def test_importing_matroot_brings_in_nothing_but_torch():
     import subprocess
     import sys
 
-    # What torch itself imports is not ours to judge.
+    # Without what torch itself imports.
     code = (
         "import sys, torch; before = set(sys.modules); import matroot; "
         "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"

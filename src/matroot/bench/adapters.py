@@ -21,22 +21,22 @@ Thunk = Callable[[], Any]
 
 
 class Absent(Exception):
-    """The library has no such thing: no gradient, no compiler."""
+    """The library lacks what was asked for: a gradient, a compiler."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Other packages' warnings stay away from the terminal."""
+    """Suppress other packages' warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 class Adapter:
-    """What can be asked of a function; what a library lacks raises ``Absent``."""
+    """How the functions of a library are called; what it lacks raises ``Absent``."""
 
     def forward(self, function: Function, a: Tensor) -> Thunk:
-        """The roots, and nothing kept for a gradient."""
+        """The roots, with nothing saved for a gradient."""
         raise NotImplementedError
 
     def both(self, function: Function, a: Tensor, cotangents: tuple[Tensor, ...]) -> Thunk:
@@ -111,13 +111,13 @@ class TorchAdapter(Adapter):
         return torch.func.vmap(function)
 
     def compiled(self, function: Function) -> Function:
-        # All go through one lambda, whose versions the compiler counts, and stops at eight.
+        # The compiler counts the versions of this one lambda, and gives up after eight.
         torch.compiler.reset()
         return torch.compile(lambda a: function(a), fullgraph=True, backend="aot_eager")
 
 
 class JaxAdapter(Adapter):
-    """JAX on a CPU, compiled; in double precision where the tensors are, and only meanwhile."""
+    """JAX on a CPU, compiled; in double precision for such tensors, and only during the call."""
 
     def forward(self, function: Function, a: Tensor) -> Thunk:
         return _program(_jax_roots, function, a)
@@ -166,7 +166,7 @@ class NumpyAdapter(Adapter):
 
 @contextmanager
 def on_jax(dtype: torch.dtype) -> Iterator[None]:
-    """JAX on the CPU (the gradients of OTT-JAX need it) and in this precision, for a while."""
+    """JAX on the CPU (the gradients of OTT-JAX need it) and in this precision, inside the block."""
     import jax
 
     double = dtype in (torch.float64, torch.complex128)
@@ -197,8 +197,8 @@ def _program(run: Callable[..., Any], function: Function, *tensors: Tensor) -> T
     return lambda: jax.block_until_ready(program(*arrays))  # type: ignore[no-untyped-call]
 
 
-# Compiling takes OTT-JAX seconds, and the same shapes come in many cases. (JAX does not publish
-# the types of all it has.)
+# Cached, since compiling OTT-JAX takes seconds and the same shapes come in many cases. (JAX does
+# not publish all its types.)
 @lru_cache(maxsize=64)
 def _compiled(run: Callable[..., Any], function: Function, *signature: Any) -> Any:
     import jax

@@ -1,4 +1,4 @@
-"""What matroot is compared with and does not offer itself, written from the published formulas.
+"""Published algorithms that matroot is compared with, written from their formulas.
 
 Each takes matrices A of shape (b, n, n), symmetric positive definite, and is differentiable once.
 """
@@ -56,13 +56,13 @@ def newton_schulz(
 
     Forward, with t = tr A, Y₀ = A/t, Z₀ = I:  T = (3I − ZY)/2,  Y ← YT,  Z ← TZ;  √t Y, Z/√t.
     Backward, from the last step to the first, Y and Z being those before the step:
-    T̄ = YȲ + Z̄Z,  Ȳ ← ȲT − ZT̄/2,  Z̄ ← TZ̄ − T̄Y/2;  at last the terms of t on the diagonal.
+    T̄ = YȲ + Z̄Z,  Ȳ ← ȲT − ZT̄/2,  Z̄ ← TZ̄ − T̄Y/2;  finally the terms of t on the diagonal.
 
     Args:
         a: shape (b, n, n).
         steps: number of steps, at least 1.
         root: ``"sqrt"`` or ``"inv_sqrt"``.
-        published: spend what the published code spends for the same numbers: T̄ multiplied out,
+        published: the same numbers at the cost of the published code: T̄ multiplied out,
             10 products a step instead of 6, and the terms of t in a Python loop over the matrices.
 
     Note:
@@ -160,7 +160,7 @@ def _published_step(
 def paper(a: Tensor, *, forward: Literal["pade", "taylor"], root: RootName = "sqrt") -> Tensor:
     """MPA-Lya and MTP-Lya as a file of PyTorch operations, with no checks and nothing fused.
 
-    What who pastes the paper's algorithm runs: Z = I − A/‖A‖_F; [5/5] Padé approximant or Taylor
+    The algorithm as one copies it from the paper: Z = I − A/‖A‖_F; [5/5] Padé approximant or Taylor
     polynomial of degree 10 by powers of Z; backward eight Newton–Schulz steps of the sign of
     [[B, C], [0, −B]] with six products each, from B = S/√‖A‖_F, C = G/√‖A‖_F, for the inverse
     root from B = Z/‖Z‖_F, C = −Z² G Z²/‖Z‖_F. The numbers are those of ``Pade()`` and ``Taylor()``
@@ -234,9 +234,9 @@ _Q = (1.0, -2.25, 1.75, -0.546875, 0.05859375, -0.0009765625)
 
 
 def svd(a: Tensor, rule: PublishedRule, root: RootName = "sqrt") -> Tensor:
-    """The root by torch.linalg.svd with one of the published gradients, and no more.
+    """The root by torch.linalg.svd with one of the published gradients, without checks.
 
-    The numbers are those of ``method=Svd(), gradient=rule`` for definite matrices, without checks.
+    The numbers are those of ``method=Svd(), gradient=rule`` for definite matrices.
 
     Args:
         a: shape (b, n, n).

@@ -1,4 +1,4 @@
-"""What a package's square root can do, found out by running it: one probe a question."""
+"""What a package's square root can do, found by running it: a probe for each question."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from matroot.testing import (
 
 
 def tied(*eigenvalues: float) -> Tensor:
-    """A matrix of these eigenvalues in directions that are no axes, float64."""
+    """A matrix with these eigenvalues whose eigenvectors are not axes, float64."""
     q = torch.linalg.qr(random_spd(len(eigenvalues), seed=4)).Q
     a = (q * torch.tensor(eigenvalues, dtype=torch.float64)) @ q.mT
     symmetric: Tensor = (a + a.mT) / 2
@@ -63,13 +63,13 @@ def exact_second(a: Tensor, g: Tensor, e: Tensor, root: RootName) -> Tensor:
 
 @dataclass(frozen=True)
 class Subject:
-    """Whom the probes ask.
+    """The functions that the probes test.
 
     Attributes:
         functions: some of ``"sqrt"``, ``"inv_sqrt"``, ``"both"``, and ``"unchecked"``, a square
             root that does not raise for a bad matrix, where there is a choice.
         adapter: how they are called.
-        truncated: they do not claim to reach the root, and may be off by ``APPROXIMATE``.
+        truncated: they are approximations, and may be off by ``APPROXIMATE``.
         device: where the matrices lie.
     """
 
@@ -105,14 +105,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Probe:
-    """A question and how it is put.
+    """A question, and the test that answers it.
 
     Attributes:
         name: the short name.
         question: what a ``y`` means.
-        ask: returns what is wrong, None if nothing; is given the first function of ``needs`` that
-            there is. An exception is an answer too.
-        needs: names of functions, one of which must be there.
+        ask: returns what is wrong, None if nothing, with the first function of ``needs`` that the
+            subject has. An exception counts as wrong.
+        needs: names of functions; one of them is required.
         dtype: of the matrices.
     """
 
@@ -131,7 +131,7 @@ class Probe:
             why = self.ask(subject, name)
         except Absent as error:
             why = str(error)
-        # A peer may raise anything, and the next one is asked; Ctrl-C is no Exception.
+        # A peer may raise anything, and the run goes on; Ctrl-C is no Exception.
         except Exception as error:
             why = f"raises {describe(error)}"
         return {"answer": "n" if why else "y", "why": why}
@@ -148,13 +148,13 @@ def judge(found: Tensor, truth: Tensor, allowed: float) -> str | None:
 
 
 def _each(matrices: Mapping[str, Tensor], ask: Callable[[Tensor], str | None]) -> str | None:
-    """The first complaint, and about what."""
+    """The first failure, with the name of its matrix."""
     for label, a in matrices.items():
         try:
             why = ask(a)
         except Absent:
             raise
-        # As in ``Probe.answer``; here it is known about which matrix.
+        # As in ``Probe.answer``, but with the name of the matrix.
         except Exception as error:
             why = f"raises {describe(error)}"
         if why:
@@ -170,8 +170,8 @@ def _gradient_of(name: str) -> Quantity:
     return "inv_gradient" if name == "inv_sqrt" else "gradient"
 
 
-# Matrices come in pairs wherever batches are not the question: not everyone takes more dimensions
-# than three, or fewer, and JAX compiles once for every shape.
+# Matrices come in pairs wherever batches are not the question: some packages take exactly three
+# dimensions, and JAX compiles once for every shape.
 def _random(*batch: int, cond: float = 10.0, dtype: torch.dtype = torch.float64) -> Tensor:
     return random_spd(4, *(batch or (2,)), cond=cond, dtype=dtype)
 
@@ -187,8 +187,8 @@ _NEAR = {"λ = 1, 1 + 1e-12, 4, 4 + 1e-10": _pair(tied(1, 1 + 1e-12, 4, 4 + 1e-1
 _SINGULAR = {  # S of S²
     "diagonal": _pair(torch.diag(torch.tensor([2.0, 1.0, 0.0, 0.0]).double())),
     "zero": _pair(torch.zeros(4, 4).double()),
-    # Zero eigenvalues are rounded to either side, and many take them for small positive ones; a
-    # few matrices would leave it to chance whether that shows.
+    # Zero eigenvalues are rounded to either sign, and many packages take them for small positive
+    # ones; with a few matrices it would be chance whether that shows.
     **{
         f"rank 2 of 4, no. {i + 1}": _pair(s)
         for i, s in enumerate(random_spd(4, 16, cond=2.0, spectrum="half_zero"))
@@ -230,7 +230,7 @@ def _empty(subject: Subject, name: str) -> str | None:
 
 def _single(subject: Subject, name: str) -> str | None:
     a, root = _random(cond=1e4, dtype=torch.float32), _root_of(name)
-    # Nobody may be off by more here.
+    # Without the allowance for truncated methods.
     return judge(subject.values(name, a)[0], exact(a, root), tolerance(a.dtype, 1e4, root))
 
 
@@ -277,7 +277,7 @@ def _near_gradient(subject: Subject, name: str) -> str | None:
 
 
 def _seconds(subject: Subject, name: str, matrices: Mapping[str, Tensor]) -> str | None:
-    # It loses as much once more as the first.
+    # It loses as many digits again as the first.
     allowed = tolerance(torch.float64, 100.0, _gradient_of(name))
 
     def ask(a: Tensor) -> str | None:
@@ -312,14 +312,14 @@ def _compile(subject: Subject, name: str) -> str | None:
     function = subject.adapter.compiled(subject.functions[name])
     compiled = replace(subject, functions={name: function})
     why = _plain(compiled, name)
-    # A gradient that is not there otherwise is another question.
+    # Where there is no gradient without compilation, it is not asked for here.
     return why or (None if _fails(_gradient, subject, name) else _gradient(compiled, name))
 
 
 def _fails(ask: Callable[[Subject, str], str | None], subject: Subject, name: str) -> bool:
     try:
         return ask(subject, name) is not None
-    # Whatever it raises, it has failed.
+    # Any exception is a failure.
     except Exception:
         return True
 
@@ -343,7 +343,7 @@ def _not_refused(subject: Subject, name: str, a: Tensor) -> str | None:
     """None where the peer raises or returns what is not finite."""
     try:
         (found,) = subject.values(name, a)
-    # Whatever it raises, the user is told.
+    # Any exception refuses the matrix.
     except Exception:
         return None
     if not found.isfinite().all():
@@ -361,7 +361,7 @@ def _indefinite(subject: Subject, name: str) -> str | None:
 
 
 def _nan(subject: Subject, name: str) -> str | None:
-    # Ill-conditioned, for iterations that stop at once where they see NaN.
+    # Ill-conditioned, to catch iterations that stop for the whole batch where they see NaN.
     a = _random(cond=1e4)
     broken, root = a.clone(), _root_of(name)
     broken[1] = torch.nan

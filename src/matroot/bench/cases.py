@@ -1,4 +1,4 @@
-"""One case after the other: settings, resumption, rows on disk as soon as they are known."""
+"""Running cases one by one, resuming a run, and writing rows as soon as they are measured."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from matroot.bench.rows import Row
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user chooses.
+    """The user's choices.
 
     Attributes:
         device: where it runs.
         dtype: of the matrices, where the experiment does not prescribe one.
-        quick: fewer and smaller cases, less time for each: a look, not a result.
+        quick: fewer and smaller cases, less time for each: a first look, not a result.
     """
 
     device: torch.device
@@ -28,7 +28,7 @@ class Settings:
 
     @property
     def seconds(self) -> float:
-        """What one candidate may take to be timed in one case."""
+        """Time for one candidate in one case."""
         return 0.1 if self.quick else 1.0
 
     @property
@@ -42,8 +42,8 @@ class Case:
     """All candidates on one problem, measured side by side.
 
     Attributes:
-        experiment: what it belongs to.
-        fields: what tells it from other cases of the experiment; goes into each of its rows.
+        experiment: the one it belongs to.
+        fields: what distinguishes it from other cases of the experiment; part of each row.
         measure: makes the rows, each with a ``"candidate"``.
         weight: expected cost in seconds, for the time left.
     """
@@ -67,7 +67,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Step:
-    """Where a run is: the case that starts, and the weights done and in all."""
+    """The progress of a run: the case that starts, and the weights done and in all."""
 
     title: str
     done: float

@@ -1,4 +1,4 @@
-"""The paper's claims, held against the rows: confirmed or refuted, with the figures that say so."""
+"""The paper's claims, checked against rows: confirmed or refuted, with the figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matroot.bench.rows import Row, pick
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed, whether it holds in these rows, and why one may say so."""
+    """A statement, whether it holds in these rows, and the figures behind that."""
 
     statement: str
     verdict: str
@@ -22,7 +22,7 @@ class Claim:
 
 
 def verdict(holds: Sequence[bool]) -> str:
-    """In words, from every case looked at."""
+    """In words, from whether it holds in each case."""
     if not holds:
         return "not measured"
     if all(holds):
@@ -55,13 +55,13 @@ def ratios(rows: Sequence[Row], other: str, candidate: str) -> dict[str, float]:
     return found
 
 
-def _told(found: dict[str, float]) -> str:
+def _listed(found: dict[str, float]) -> str:
     return ", ".join(f"{name}: {times(ratio)}" for name, ratio in found.items())
 
 
 def _faster(rows: Sequence[Row], statement: str, candidate: str, other: str) -> Claim:
     found = ratios(rows, other, candidate)
-    return Claim(statement, verdict([r > 1 for r in found.values()]), _told(found))
+    return Claim(statement, verdict([r > 1 for r in found.values()]), _listed(found))
 
 
 def _headline_ratio(rows: Sequence[Row]) -> Claim:
@@ -72,17 +72,17 @@ def _headline_ratio(rows: Sequence[Row]) -> Claim:
         ("SVD-Taylor", "MPA-Lya"): 25.6,
         ("SVD-Taylor", "MTP-Lya"): 34.8,
     }
-    holds, told = [], []
+    holds, evidence = [], []
     for (other, candidate), expected in stated.items():
         found = ratios(rows, other, candidate).get("64×48×48")
         if found is not None:
             holds.append(found >= 0.8 * expected)
-            told.append(f"{candidate} over {other}: {times(found)} here, {expected}× there")
+            evidence.append(f"{candidate} over {other}: {times(found)} here, {expected}× there")
     return Claim(
         "At 64×48×48 MPA is 3.2 and MTP 4.3 times faster than NS, 25.6 and 34.8 times than SVD "
         "(confirmed from 80 % of that)",
         verdict(holds),
-        "; ".join(told),
+        "; ".join(evidence),
     )
 
 
@@ -92,8 +92,8 @@ def _mean_errors(rows: Sequence[Row], statement: str, better: str, worse: str) -
         found = {r["candidate"]: r["mae"] for r in pick(rows, experiment="mae", n=n)}
         if found.get(better) is not None and found.get(worse) is not None:
             pairs[n] = (found[better], found[worse])
-    told = ", ".join(f"n = {n}: {x:.4f} against {y:.4f}" for n, (x, y) in pairs.items())
-    return Claim(statement, verdict([x < y for x, y in pairs.values()]), told)
+    evidence = ", ".join(f"n = {n}: {x:.4f} against {y:.4f}" for n, (x, y) in pairs.items())
+    return Claim(statement, verdict([x < y for x, y in pairs.values()]), evidence)
 
 
 def _eight_steps(rows: Sequence[Row]) -> Claim:
@@ -102,14 +102,14 @@ def _eight_steps(rows: Sequence[Row]) -> Claim:
         for r in pick(rows, experiment="lyapunov", candidate="8 steps")
         if r["error"] is not None and r["gradient_error"] is not None
     ]
-    told = "; ".join(
+    evidence = "; ".join(
         f"κ = {cond:.0e}: equation of its own root {own:.1e}, gradient of the exact root {g:.1e}"
         for cond, own, g in sorted(found)
     )
     return Claim(
         "Eight iterations of the sign function solve the Lyapunov equation (here: to 1 %)",
         verdict([own <= 0.01 for _, own, _ in found]),
-        told,
+        evidence,
     )
 
 
@@ -119,16 +119,16 @@ def _accuracy_in_use(rows: Sequence[Row]) -> Claim:
         if row["cond"] in (1e2, 1e4) and None not in (row["error"], row["gradient_error"]):
             inverse = "inverse root" if row["root"] == "inv_sqrt" else "root"
             found[f"{inverse} at κ = {row['cond']:.0e}"] = (row["error"], row["gradient_error"])
-    told = "; ".join(f"{name}: {x:.1e}, gradient {g:.1e}" for name, (x, g) in found.items())
+    evidence = "; ".join(f"{name}: {x:.1e}, gradient {g:.1e}" for name, (x, g) in found.items())
     return Claim(
         "MPA is accurate (here: root and gradient to 1 %)",
         verdict([x <= 0.01 and g <= 0.01 for x, g in found.values()]),
-        told,
+        evidence,
     )
 
 
 def _matroot(rows: Sequence[Row], statement: str, *, failed: bool) -> Claim:
-    """Not of the paper: the default against the nearest other, with or without the failed ones."""
+    """Not of the paper: matroot against the fastest other, with or without those that failed."""
     found: dict[str, tuple[float, str]] = {}
     for case in by_case(rows):
         ours = case.get("matroot", {})
@@ -143,8 +143,10 @@ def _matroot(rows: Sequence[Row], statement: str, *, failed: bool) -> Claim:
         ]
         if others:
             found[shape(ours)] = min(others)
-    told = ", ".join(f"{case}: {times(ratio)} ({name})" for case, (ratio, name) in found.items())
-    return Claim(statement, verdict([ratio > 1 for ratio, _ in found.values()]), told)
+    evidence = ", ".join(
+        f"{case}: {times(ratio)} ({name})" for case, (ratio, name) in found.items()
+    )
+    return Claim(statement, verdict([ratio > 1 for ratio, _ in found.values()]), evidence)
 
 
 _ALL: tuple[Callable[[Sequence[Row]], Claim], ...] = (
@@ -179,7 +181,7 @@ _ALL: tuple[Callable[[Sequence[Row]], Claim], ...] = (
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
-    """Every claim that these rows can speak to."""
+    """Every claim that these rows can confirm or refute."""
     return [c for c in (make(rows) for make in _ALL) if c.verdict != "not measured"]
 
 

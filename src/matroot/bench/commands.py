@@ -55,7 +55,7 @@ Only = Annotated[
 
 @app.command(
     epilog="Experiments: headline, batch, size, condition, degree, mae, scalar, convergence, "
-    "lyapunov. Stopped by Ctrl-C, the same command goes on where it was."
+    "lyapunov. After Ctrl-C the same command continues where it was."
 )
 def paper(
     quick: Quick = False,
@@ -86,8 +86,8 @@ def paper(
 
 
 @app.command(
-    epilog="Experiments: capability, accuracy, speed, memory. Stopped by Ctrl-C, the same command "
-    "goes on where it was."
+    epilog="Experiments: capability, accuracy, speed, memory. After Ctrl-C the same command "
+    "continues where it was."
 )
 def peers(
     quick: Quick = False,
@@ -100,12 +100,13 @@ def peers(
     """Other packages' square roots beside matroot: what they can do, how exactly, how fast.
 
     Packages that are not installed are named and left out; pip install '.[bench]' in a clone of
-    matroot brings them. The table of capabilities comes from running each, never from what it says
-    of itself.
+    matroot installs them. The table of capabilities comes from running each, never from its
+    documentation.
     """
     with working("loading the packages"):
         from matroot.bench import rows
-        from matroot.bench.peers import EXPERIMENTS, available
+        from matroot.bench.packages import available
+        from matroot.bench.peers import EXPERIMENTS
 
     settings = _settings(device, dtype, quick)
     chosen = _chosen(only, EXPERIMENTS)
@@ -132,8 +133,8 @@ def report(
 ) -> None:
     """Tables and plots of recorded rows: index.html (needs no network), report.md, plots/.
 
-    Rows of different machines or versions are kept apart. A line of a file that is no row is
-    reported with its number and skipped.
+    Rows of different machines or versions are kept apart. A line that is not a row is reported with
+    its number and skipped.
     """
     check_folder(output)
     from matroot.bench import rows
@@ -203,15 +204,15 @@ def compare(
     counts = dict.fromkeys(("faster", "slower", "within noise"), 0)
     for change in found_changes:
         counts[change.verdict] += 1
-    told = ", ".join(f"{count} {word}" for word, count in counts.items())
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items())
     console().print(
-        f"{len(found_changes)} times compared: {told}; geometric mean of B over A "
+        f"{len(found_changes)} times compared: {summary}; geometric mean of B over A "
         f"{mean_ratio(found_changes):.3f}"
     )
 
 
 def _abilities(known: Sequence[Row]) -> list[tuple[str, ...]]:
-    """A line a package: a table of every question is for the report, which is wider."""
+    """A line for each package; the table of every question is in the report, which is wider."""
     from matroot.bench import rows
 
     lines: list[tuple[str, ...]] = []
@@ -247,7 +248,7 @@ def _chosen(only: str | None, known: dict[str, _T]) -> list[_T]:
 
 
 def _measure(found: Sequence[Case], path: Path, settings: Settings, *, fresh: bool) -> None:
-    """Run the cases with a bar; Ctrl-C keeps what is done."""
+    """Run the cases with a progress bar; Ctrl-C keeps finished cases."""
     from matroot.bench import cases, rows
 
     check_file(path)

@@ -1,4 +1,4 @@
-"""Two files of rows beside each other: how much faster, and whether that is more than noise."""
+"""Two files of rows compared: how much faster, and whether that is more than noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report is made of: tables, sections, and the rows of one environment."""
+"""Parts of a report: tables, sections, and the rows of one environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, rows of cells (strings or Cells) and what a reader must know."""
+    """Columns, rows of cells (strings or Cells) and a caption."""
 
     head: Sequence[str]
     body: Sequence[Sequence[str | Cell]]
@@ -37,7 +37,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading with text, tables and plots."""
 
     title: str
     text: str = ""
@@ -118,6 +118,6 @@ def status(row: Row) -> Cell:
     return Cell(f"FAILED: {why}", "bad")
 
 
-def drawn_ones(drawn: Sequence[Plot | None]) -> list[Plot]:
-    """The plots that had something to show."""
+def not_empty(drawn: Sequence[Plot | None]) -> list[Plot]:
+    """The plots that had points to show."""
     return [plot for plot in drawn if plot is not None]

@@ -17,7 +17,7 @@ from matroot.testing import relative_error, tolerance
 
 Lap = Callable[[], None]
 Run = Callable[[Lap], None]
-"""One execution of a candidate, that calls its argument at the end of every phase."""
+"""One execution of a candidate, which calls its argument at the end of every phase."""
 
 APPROXIMATE = 0.1
 """Relative error up to which a truncated method counts as an approximation of the root."""
@@ -78,10 +78,10 @@ def in_turns(
     Args:
         runs: the candidates.
         device: where they run.
-        seconds: what each candidate may take in all; who has used it up drops out of the turns,
-            but not before ``least`` samples, unless one alone took longer.
-        least: samples wanted.
-        most: samples at most.
+        seconds: what each candidate may take in all. One that has used it up is not timed again,
+            but not before ``least`` samples, unless a single one took longer.
+        least: smallest number of samples.
+        most: largest number of samples.
         on_turn: called after each turn with how many there were.
 
     Returns:
@@ -96,7 +96,7 @@ def in_turns(
         # The gate has run every candidate before; this one warms caches and estimates.
         first = watch(run)
         repeats[name] = max(1, min(50, math.ceil(2.0 / sum(first))))
-        # Not the first alone, which may have met some other process, unless it is far beyond.
+        # The first alone may have been disturbed by another process: it decides only if far beyond.
         if sum(first) / 1e3 > 5 * seconds:
             samples[name].append(first)
         elif sum(first) / 1e3 > seconds and sum(again := watch(run)) / 1e3 > seconds:
@@ -151,10 +151,12 @@ class Problem:
     def __post_init__(self) -> None:
         double = torch.complex128 if self.a.is_complex() else torch.float64
         values, q = torch.linalg.eigh(self.a.to(double))
-        self._settle(values.clamp(min=0).sqrt(), q, float((values[..., -1] / values[..., 0]).max()))
+        self._set_answers(
+            values.clamp(min=0).sqrt(), q, float((values[..., -1] / values[..., 0]).max())
+        )
 
-    def _settle(self, s: Tensor, q: Tensor, cond: float) -> None:
-        """The answers from the eigenpairs of the root."""
+    def _set_answers(self, s: Tensor, q: Tensor, cond: float) -> None:
+        """Set the answers from the eigenpairs of the root."""
         inverse = self.root == "inv_sqrt"
         sums = s[..., :, None] + s[..., None, :]
         weights = 1 / (-sums * s[..., :, None] * s[..., None, :] if inverse else sums)
@@ -172,15 +174,16 @@ class Problem:
 class SquareProblem(Problem):
     """A problem A = S² in double precision, S known to the last digit.
 
-    There the eigenvalues of A are what most candidates compute themselves, and their errors would
-    be none. Those of S, from which all but the root comes here, lose √κ instead of κ.
+    In double precision, a reference from the eigenvalues of A would have the same rounding errors
+    as most candidates. The root here is S itself; all else comes from the eigenvalues of S, which
+    lose √κ instead of κ.
     """
 
     s: Tensor
 
     def __post_init__(self) -> None:
         values, q = torch.linalg.eigh(self.s)
-        self._settle(values, q, float((values[..., -1] / values[..., 0]).max()) ** 2)
+        self._set_answers(values, q, float((values[..., -1] / values[..., 0]).max()) ** 2)
         if self.root == "sqrt":
             object.__setattr__(self, "value", self.s)
 
@@ -188,8 +191,8 @@ class SquareProblem(Problem):
 def gate(problem: Problem, *, truncated: bool) -> float:
     """The relative error that the root may have.
 
-    What ``matroot.testing.tolerance`` grants a converged method at this dtype and condition
-    number; ``APPROXIMATE`` for a truncated one, and at most that for all.
+    ``matroot.testing.tolerance`` of a converged method at this dtype and condition number;
+    ``APPROXIMATE`` for a truncated one, and at most that for all.
     """
     if truncated:
         return APPROXIMATE

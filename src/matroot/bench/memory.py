@@ -15,7 +15,7 @@ import torch
 
 from matroot.bench.adapters import Absent, Thunk, quiet
 from matroot.bench.measure import describe
-from matroot.bench.peers import PEERS, Peer
+from matroot.bench.packages import PEERS, Peer
 from matroot.bench.rows import Row
 from matroot.testing import random_spd
 
@@ -23,7 +23,7 @@ _PROCESS = Path("/proc/self")
 
 
 def peak(thunk: Thunk, device: torch.device) -> int | None:
-    """Bytes that it takes beyond what was there before; None where nobody tells.
+    """Peak bytes beyond those in use before; None where they cannot be measured.
 
     On a CPU resident memory, by Linux's counters; on CUDA what PyTorch allocates.
     """
@@ -32,7 +32,7 @@ def peak(thunk: Thunk, device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        # Kept, so that the results count.
+        # Referenced, so that the results count.
         result = thunk()
         torch.cuda.synchronize(device)
         del result
@@ -58,7 +58,7 @@ def _resident(name: str) -> int:
 def measure(
     peer: Peer, root: str, batch: int, n: int, dtype: torch.dtype, device: torch.device
 ) -> Row:
-    """``memory`` and ``input`` in bytes, and ``why`` where there is something to say."""
+    """``memory`` and ``input`` in bytes, and in ``why`` what was left out, or why."""
     a, g = (random_spd(n, batch, cond=1e4, dtype=dtype, device=device, seed=s) for s in (0, 1))
     function, adapter, why = peer.functions[root], peer.adapter, None
     # Small ones first, so that libraries are loaded, and to see whether there is a gradient.
@@ -93,5 +93,5 @@ def main(peer: str, root: str, batch: str, n: str, dtype: str, device: str) -> N
 if __name__ == "__main__":
     main(*sys.argv[1:])
     sys.stdout.flush()
-    # Taking everything apart first would be a fifth of the time.
+    # Without Python's orderly shutdown, which takes a fifth of the time.
     os._exit(0)

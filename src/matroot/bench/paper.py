@@ -1,185 +1,40 @@
 """The numerical tests of the paper, as cases that measure its methods, its baselines and matroot.
 
-Song, Sebe, Wang: "Fast Differentiable Matrix Square Root and Inverse Square Root". Candidates under
-a published name are the published algorithms in plain PyTorch operations (``bench.baselines``);
-``matroot`` is the default of this library.
+Song, Sebe, Wang: "Fast Differentiable Matrix Square Root and Inverse Square Root".
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import matroot
-from matroot.bench import baselines, published
+from matroot.bench import published
+from matroot.bench.candidates import (
+    PHASES,
+    Candidate,
+    forward_backward,
+    once,
+    ours,
+    plot_candidates,
+    problem_of,
+    side_by_side,
+    table_candidates,
+)
 from matroot.bench.cases import Case, Settings
-from matroot.bench.measure import (
-    ROOTS,
-    Lap,
-    Problem,
-    RootName,
-    Run,
-    SquareProblem,
-    in_turns,
-    judged,
-    milliseconds,
-)
+from matroot.bench.measure import ROOTS, RootName, SquareProblem, in_turns, milliseconds
 from matroot.bench.rows import Row
-from matroot.gradients import (
-    GradientRule,
-    Lyapunov,
-    PowerIteration,
-    SpectralClipped,
-    SpectralNaive,
-    SpectralPade,
-    SpectralTaylor,
-)
-from matroot.kernels import NATIVE
+from matroot.gradients import GradientRule, Lyapunov
 from matroot.lyapunov import sign_step
 from matroot.methods import Method, NewtonSchulz, Pade, Taylor
-from matroot.nn.functional import power_normalization
 from matroot.testing import exact, random_spd, relative_error
 
-Function = Callable[[Tensor], Tensor]
-PHASES = ("forward", "backward")
-SVD_RULES = {
-    "SVD": SpectralNaive(),
-    "SVD-Clip": SpectralClipped(),
-    "SVD-Taylor": SpectralTaylor(),
-    "SVD-Padé": SpectralPade(),
-    "SVD-PI": PowerIteration(),
-}
 # Single matrices for the curves: eigenvalues x of A/c in (0, 1].
 GRID = torch.logspace(-4, math.log10(0.999), 60, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A differentiable root; ``truncated`` ones do not claim to reach it."""
-
-    function: Function
-    truncated: bool = False
-
-
-def ours(root: RootName, **options: Any) -> Function:
-    """The library's function for this root with these options."""
-    return partial(matroot.sqrtm if root == "sqrt" else matroot.inv_sqrtm, **options)
-
-
-def peers_of_the_paper(root: RootName) -> dict[str, Candidate]:
-    """Who appears in the paper's plots, and the two that it leaves out: eigh and matroot."""
-    return {
-        "SVD": Candidate(partial(baselines.svd, rule=SVD_RULES["SVD"], root=root)),
-        "eigh": Candidate(partial(baselines.eigh_by_hand, root=root)),
-        "NS, published": Candidate(
-            partial(baselines.newton_schulz, root=root, published=True), truncated=True
-        ),
-        "NS": Candidate(partial(baselines.newton_schulz, root=root), truncated=True),
-        "MPA-Lya": Candidate(partial(baselines.paper, forward="pade", root=root), truncated=True),
-        "MTP-Lya": Candidate(partial(baselines.paper, forward="taylor", root=root), truncated=True),
-        "matroot": Candidate(ours(root)),
-    }
-
-
-def everyone(root: RootName, a: Tensor, application: str) -> dict[str, Candidate]:
-    """All that the paper's tables hold for an application."""
-    found = peers_of_the_paper(root)
-    variants = {
-        name: Candidate(partial(baselines.svd, rule=rule, root=root))
-        for name, rule in SVD_RULES.items()
-    }
-    found = {**variants, **found}
-    if root == "sqrt" and "transformer" in application:
-        found["PI"] = Candidate(power_normalization, truncated=True)
-    if root == "sqrt" and "pooling" in application:
-        count = max(1, 3 * a.shape[-1] // 4)
-        found["SVD-TopN"] = Candidate(partial(baselines.truncated_svd, count=count), truncated=True)
-    if NATIVE.declines(a) is None:
-        for name, method in (("MPA-Lya", Pade()), ("MTP-Lya", Taylor())):
-            function = ours(root, method=method, gradient=Lyapunov(steps=8), backend="native")
-            found[f"{name}, matroot's kernels"] = Candidate(function, truncated=True)
-    return found
-
-
-def forward_backward(function: Function, a: Tensor, g: Tensor) -> Run:
-    """Root, then gradient, a phase each."""
-    leaf = a.clone().requires_grad_()
-
-    def run(lap: Lap) -> None:
-        root = function(leaf)
-        lap()
-        torch.autograd.grad(root, leaf, g)
-        lap()
-
-    return run
-
-
-def once(function: Function, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """The root and its gradient."""
-    leaf = a.clone().requires_grad_()
-    root = function(leaf)
-    return root.detach(), torch.autograd.grad(root, leaf, g)[0]
-
-
-def side_by_side(
-    problem: Problem, candidates: dict[str, Candidate], settings: Settings
-) -> list[Row]:
-    """Gate, then time; who raises or fails is kept, and shown as that."""
-    found = {
-        name: judged(
-            problem,
-            partial(once, candidate.function, problem.a, problem.g),
-            truncated=candidate.truncated,
-        )
-        for name, candidate in candidates.items()
-    }
-    runs = {
-        name: forward_backward(candidates[name].function, problem.a, problem.g)
-        for name, row in found.items()
-        if not str(row["why"]).startswith("raises")
-    }
-    times = in_turns(runs, settings.device, seconds=settings.seconds)
-    return [
-        {
-            "candidate": name,
-            **row,
-            "ms": milliseconds(times[name], PHASES) if name in times else None,
-            "samples": len(times.get(name, ())),
-        }
-        for name, row in found.items()
-    ]
-
-
-def problem_of(
-    settings: Settings, root: RootName, batch: int, n: int, cond: float | None = 1e2
-) -> Problem:
-    """Log-spaced spectra of this condition number; ``None`` for X Xᵀ, X Gaussian.
-
-    In double precision, of a condition number, with a root that is known beforehand.
-    """
-    generator = torch.Generator().manual_seed(n)
-    s = None
-    if cond is None:
-        x = torch.randn(batch, n, n, dtype=torch.float64, generator=generator)
-        a = x @ x.mT
-    elif settings.dtype == torch.float64:
-        # Multiples of 2⁻²⁶ between −1 and 1: the products are multiples of 2⁻⁵², and no sum of them
-        # in S² exceeds 1, so that nothing is rounded.
-        s = (random_spd(n, batch, cond=math.sqrt(cond)) * 2**26).round() / 2**26
-        a = s @ s
-    else:
-        a = random_spd(n, batch, cond=cond)
-    g = torch.randn(batch, n, n, dtype=torch.float64, generator=generator)
-    # Symmetric: published gradients do not project on symmetric matrices, nor need they.
-    g = g + g.mT
-    a, g = (x.to(dtype=settings.dtype, device=settings.device) for x in (a, g))
-    return Problem(a, g, root) if s is None else SquareProblem(a, g, root, s.to(settings.device))
 
 
 def timed_case(
@@ -210,7 +65,7 @@ def headline(settings: Settings) -> list[Case]:
     for case in published.HEADLINE:
         batch = min(case.batch, 16) if settings.quick and case.n > 128 else case.batch
         for root in case.roots:
-            choose = partial(_everyone_of, application=case.name)
+            choose = partial(table_candidates, application=case.name)
             found.append(
                 timed_case(
                     settings,
@@ -226,19 +81,15 @@ def headline(settings: Settings) -> list[Case]:
     return found
 
 
-def _everyone_of(root: RootName, a: Tensor, *, application: str) -> dict[str, Candidate]:
-    return everyone(root, a, application)
-
-
-def _peers(root: RootName, a: Tensor) -> dict[str, Candidate]:
-    return peers_of_the_paper(root)
+def _plotted(root: RootName, a: Tensor) -> dict[str, Candidate]:
+    return plot_candidates(root)
 
 
 def batch_sizes(settings: Settings) -> list[Case]:
     """Batches of 64×64."""
     batches = (1, 4, 16, 64) if settings.quick else (1, 4, 16, 64, 256)
     return [
-        timed_case(settings, "batch", _peers, root=root, batch=batch, n=64, cond=1e2)
+        timed_case(settings, "batch", _plotted, root=root, batch=batch, n=64, cond=1e2)
         for root in ROOTS
         for batch in batches
     ]
@@ -248,7 +99,7 @@ def sizes(settings: Settings) -> list[Case]:
     """One matrix of growing size."""
     all_sizes = (16, 32, 64, 96, 128) if settings.quick else (16, 32, 64, 96, 128, 256, 512)
     return [
-        timed_case(settings, "size", _peers, root=root, batch=1, n=n, cond=1e2)
+        timed_case(settings, "size", _plotted, root=root, batch=1, n=n, cond=1e2)
         for root in ROOTS
         for n in all_sizes
     ]
@@ -258,7 +109,7 @@ def condition_numbers(settings: Settings) -> list[Case]:
     """Sixteen matrices of 64×64 from well to badly conditioned."""
     batch = 4 if settings.quick else 16
     return [
-        timed_case(settings, "condition", _peers, root=root, batch=batch, n=64, cond=cond)
+        timed_case(settings, "condition", _plotted, root=root, batch=batch, n=64, cond=cond)
         for root in ROOTS
         for cond in (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
     ]
@@ -341,7 +192,7 @@ def degrees(settings: Settings) -> list[Case]:
 
 
 def scalars(settings: Settings) -> list[Case]:
-    """What each method makes of one eigenvalue x of A/c: √x and 1/√x, approximated."""
+    """Each method's approximation of √x and 1/√x for one eigenvalue x of A/c."""
     methods: dict[str, Method | str] = {
         "MTP-10": Taylor(10),
         "MPA-5": Pade(5),
@@ -388,10 +239,10 @@ def convergence(settings: Settings) -> list[Case]:
 
 
 def lyapunov_steps(settings: Settings) -> list[Case]:
-    """The backward pass alone: 5 to 10 sign steps after the MPA root, and what matroot has instead.
+    """The backward pass alone: 5 to 10 sign steps after the MPA root, and matroot's own solver.
 
-    ``error`` is that of the Lyapunov equation of the root at hand, ``gradient_error`` that of
-    the gradient of A^{1/2}, which the root's own error limits.
+    ``error`` is that of the Lyapunov equation of the computed root, ``gradient_error`` that of the
+    gradient of A^{1/2}, which the error of the root limits.
     """
     rules: dict[str, GradientRule] = {
         **{f"{k} steps": Lyapunov(steps=k) for k in range(5, 11)},

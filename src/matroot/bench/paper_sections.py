@@ -14,7 +14,7 @@ from matroot.bench.layout import (
     Group,
     Section,
     Table,
-    drawn_ones,
+    not_empty,
     status,
     three_digits,
     times,
@@ -25,7 +25,7 @@ from matroot.bench.rows import Row, pick
 
 
 def claimed(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
-    """Which claims of the paper hold in these rows."""
+    """The claims of the paper that these rows confirm or refute."""
     found = claims.claims(group.rows)
     kinds = {"confirmed": "good", "refuted": "bad"}
     tables = []
@@ -103,12 +103,12 @@ def headline(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
             "The applications' shapes",
             "Root and gradient, error against time; down and to the left is better.",
             tables,
-            drawn_ones(drawn),
+            not_empty(drawn),
         )
 
 
 def _published(row: Row) -> published.Headline | None:
-    """What the paper reports for this very shape; nothing for a smaller batch of a quick run."""
+    """The paper's figures for this shape; none for the smaller batch of a quick run."""
     shape = (row["application"], row["batch"], row["n"])
     cases = (c for c in published.HEADLINE if (c.name, c.batch, c.n) == shape)
     return next(cases, None)
@@ -135,7 +135,7 @@ def _spread(row: Row) -> str:
     return f"{three_digits(low)}–{three_digits(high)}"
 
 
-# What is plotted: the field, its name in the file's, in the title, and on the axis.
+# What is plotted: the field, and its names in the file name, in the title and on the axis.
 _TIMES = tuple((f"ms:{phase}", phase, phase, "ms") for phase in ("forward", "backward", "total"))
 _ERRORS = (
     ("error", "error", "error of the root", "relative error"),
@@ -191,7 +191,7 @@ def growing(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
             f"Time against {'the size' if experiment == 'size' else 'the batch'}",
             f"{fixed[0].upper()}{fixed[1:]}, κ = 1e2.",
             [_against_k40(pick(found, root="sqrt"), x, there)],
-            drawn_ones(drawn),
+            not_empty(drawn),
         )
 
 
@@ -223,7 +223,7 @@ def accuracy(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
     drawn: list[Plot | None] = []
     found = pick(group.rows, experiment="mae")
     if found:
-        # matroot's, at 1e-15, would press the others together.
+        # matroot's, at 1e-15, would flatten the other curves.
         shown = [row for row in found if row["candidate"] != "matroot"]
         read_off = [
             {"candidate": f"{name}, read off the poster", "n": n, "mae": mae}
@@ -257,13 +257,13 @@ def accuracy(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         palette=palette,
     )
     tables = [_condition_table(pick(conditions, root=root), root) for root in ROOT_NAMES]
-    if drawn_ones(drawn):
+    if not_empty(drawn):
         yield Section(
             "Accuracy",
             "The published methods converge on well conditioned matrices only; the gate of a "
-            "truncated method is an error of 10 %, of the others what rounding allows.",
+            "truncated method is an error of 10 %, of the others the error that rounding allows.",
             [table for table in tables if table.body],
-            drawn_ones(drawn),
+            not_empty(drawn),
         )
 
 
@@ -301,18 +301,18 @@ def degrees(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         palette=plots.colours(row["candidate"] for row in found),
         log_x=False,
     )
-    if drawn_ones(drawn):
+    if not_empty(drawn):
         yield Section(
             "Degree, order, steps",
             "Root of XXᵀ, X Gaussian 64×64; inverse root at κ = 1e2. Gradient by eight Lyapunov "
             "steps.",
             (),
-            drawn_ones(drawn),
+            not_empty(drawn),
         )
 
 
 def scalars(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
-    """What the methods make of one eigenvalue."""
+    """The methods' values for a single eigenvalue."""
     drawn = []
     for root in ROOT_NAMES:
         found = pick(group.rows, experiment="scalar", root=root)
@@ -327,7 +327,6 @@ def scalars(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         local = plots.colours(row["candidate"] for row in found)
         power = "½" if root == "sqrt" else "−½"
         for points, what, label in ((values, "", "value"), (errors, ", error", "relative error")):
-            # Points instead of lines would hide the curve; dots are small enough.
             drawn.append(
                 plots.curves(
                     points,
@@ -345,9 +344,9 @@ def scalars(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
     if drawn:
         yield Section(
             "On one eigenvalue",
-            "What each method makes of an eigenvalue x of A divided by its normaliser c.",
+            "Each method's value for an eigenvalue x of A divided by its normaliser c.",
             (),
-            drawn_ones(drawn),
+            not_empty(drawn),
         )
 
 
@@ -389,12 +388,14 @@ def lyapunov(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         ]
         head = ["", "κ", "error of X", "error of the gradient", "backward, ms"]
         tables.append(
-            Table(head, body, "X solves S X + X S = G for the MPA root S at hand, float32, n = 64.")
+            Table(
+                head, body, "X solves S X + X S = G for the computed MPA root S, float32, n = 64."
+            )
         )
-    if tables or drawn_ones(drawn):
+    if tables or not_empty(drawn):
         yield Section(
             "The Lyapunov iteration",
             "How many steps the backward pass takes, started at S/√‖A‖_F with S by MPA.",
             tables,
-            drawn_ones(drawn),
+            not_empty(drawn),
         )

@@ -13,7 +13,7 @@ from matroot.bench.layout import (
     Group,
     Section,
     Table,
-    drawn_ones,
+    not_empty,
     three_digits,
     times,
 )
@@ -70,7 +70,7 @@ def accuracy(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
                 [
                     row
                     for row in pick(found, dtype=dtype, root=root)
-                    # Who has no gradient has no point, which is not the same as a lost one.
+                    # A peer without a gradient is left out; one whose gradient failed is named.
                     if y == "error" or row["gradient_error"] is not None or row.get("why")
                 ],
                 name=f"accuracy-{dtype}-{root}-{y}",
@@ -83,8 +83,8 @@ def accuracy(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
                 palette=palette,
             )
         )
-    if drawn_ones(drawn):
-        yield Section("Accuracy of the packages", "", (), drawn_ones(drawn))
+    if not_empty(drawn):
+        yield Section("Accuracy of the packages", "", (), not_empty(drawn))
 
 
 def speed(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
@@ -123,7 +123,7 @@ def speed(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
             "Every package on the same matrices, in turns. “forward” keeps nothing for a gradient, "
             "“both” is root and gradient.",
             tables,
-            drawn_ones(drawn),
+            not_empty(drawn),
         )
 
 

@@ -6,18 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from importlib.metadata import version
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-import matroot
-from matroot.bench import baselines
-from matroot.bench.adapters import ADAPTERS, Absent, Adapter, Function, Thunk, quiet
+from matroot.bench.adapters import Absent, Thunk, quiet
+from matroot.bench.candidates import problem_of
 from matroot.bench.capabilities import PROBES, Probe, Subject
 from matroot.bench.cases import Case, Settings
 from matroot.bench.measure import (
@@ -31,201 +28,12 @@ from matroot.bench.measure import (
     judged,
     milliseconds,
 )
-from matroot.bench.paper import problem_of
+from matroot.bench.packages import Peer
 from matroot.bench.rows import Row
-
-Functions = Mapping[str, Function]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Somebody's square root.
-
-    Attributes:
-        name: what the rows call it.
-        package: the distribution that it comes from.
-        load: imports the package, and returns the functions that it has: some of ``"sqrt"``,
-            ``"inv_sqrt"``, ``"both"`` (S, Z); ``"unchecked"`` where the root raises for a bad
-            matrix and there is one that does not.
-        kind: whose arrays the functions take: ``"torch"``, ``"jax"`` or ``"numpy"``.
-        truncated: the functions do not claim to reach the root.
-    """
-
-    name: str
-    package: str
-    load: Callable[[], Functions]
-    kind: Literal["torch", "jax", "numpy"] = "torch"
-    truncated: bool = False
-
-    @cached_property
-    def functions(self) -> Functions:
-        """What ``load`` returns, loaded once."""
-        with quiet():
-            return self.load()
-
-    @property
-    def adapter(self) -> Adapter:
-        """How the functions are called."""
-        return ADAPTERS[self.kind]
-
-    @property
-    def version(self) -> str:
-        """Of the package."""
-        return version(self.package)
-
-
-def _matroot() -> Functions:
-    return {
-        "sqrt": matroot.sqrtm,
-        "inv_sqrt": matroot.inv_sqrtm,
-        "both": matroot.sqrtm_pair,
-        "unchecked": partial(matroot.sqrtm, check_errors=False),
-    }
-
-
-def _matrix_sqrth() -> Functions:
-    name = "torch.linalg.matrix_sqrth"
-    if not hasattr(torch.linalg, "matrix_sqrth"):
-        raise ModuleNotFoundError(f"no {name} in PyTorch {torch.__version__}", name=name)
-    return {"sqrt": torch.linalg.matrix_sqrth}
-
-
-def _eigh() -> Functions:
-    def roots(a: Tensor, *powers: float) -> tuple[Tensor, ...]:
-        values, q = torch.linalg.eigh(a)
-        return tuple((q * values[..., None, :] ** power) @ q.mH for power in powers)
-
-    return {
-        "sqrt": lambda a: roots(a, 0.5)[0],
-        "inv_sqrt": lambda a: roots(a, -0.5)[0],
-        "both": lambda a: roots(a, 0.5, -0.5),
-    }
-
-
-def _eigh_by_hand() -> Functions:
-    return {root: partial(baselines.eigh_by_hand, root=root) for root in ROOTS}
-
-
-def _paper() -> Functions:
-    return {root: partial(baselines.paper, forward="pade", root=root) for root in ROOTS}
-
-
-def _scipy() -> Functions:
-    from scipy.linalg import sqrtm
-
-    return {"sqrt": sqrtm}
-
-
-def _jax() -> Functions:
-    import jax.numpy as jnp
-    from jax.scipy.linalg import sqrtm
-
-    # By itself it takes one matrix.
-    return {"sqrt": jnp.vectorize(sqrtm, signature="(n,n)->(n,n)")}
-
-
-def _pot() -> Functions:
-    from ot.backend import TorchBackend
-
-    return {"sqrt": TorchBackend().sqrtm}
-
-
-def _geoopt() -> Functions:
-    from geoopt import linalg
-
-    return {
-        "sqrt": linalg.sym_sqrtm,
-        "inv_sqrt": linalg.sym_inv_sqrtm1,
-        "both": lambda a: linalg.sym_inv_sqrtm2(a)[::-1],
-    }
-
-
-def _pyriemann() -> Functions:
-    from pyriemann.geometry import base
-
-    return {"sqrt": base.sqrtm, "inv_sqrt": base.invsqrtm}
-
-
-def _spd_learn() -> Functions:
-    from spd_learn import functional
-
-    return {
-        "sqrt": functional.matrix_sqrt.apply,
-        "inv_sqrt": functional.matrix_inv_sqrt.apply,
-        "both": functional.matrix_sqrt_inv.apply,
-    }
-
-
-def _ott() -> Functions:
-    from ott.math import matrix_square_root as ott
-
-    def threshold(a: Any) -> dict[str, float]:
-        # The default is not meant for double precision.
-        return {"threshold": 1e-13} if a.dtype == "float64" else {}
-
-    return {
-        "sqrt": lambda a: ott.sqrtm_only(a, **threshold(a)),
-        "inv_sqrt": lambda a: ott.inv_sqrtm_only(a, **threshold(a)),
-        "both": lambda a: ott.sqrtm(a, **threshold(a))[:2],
-    }
-
-
-def _contour_integral_quadrature() -> Functions:
-    from linear_operator.operators import DenseLinearOperator
-
-    def inverse(a: Tensor) -> Tensor:
-        identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-        root: Tensor = DenseLinearOperator(a).sqrt_inv_matmul(identity)
-        return root
-
-    def root(a: Tensor) -> Tensor:
-        # The same numbers as from contour_integral_quad, whose gradient takes the inverse root for
-        # a constant. That of a product is not symmetric without the first line.
-        a = (a + a.mH) / 2
-        return a @ inverse(a)
-
-    return {"sqrt": root, "inv_sqrt": inverse}
-
-
-PEERS: tuple[Peer, ...] = (
-    Peer("matroot", "matroot", _matroot),
-    Peer("torch.linalg.matrix_sqrth", "torch", _matrix_sqrth),
-    Peer("eigh, differentiated by PyTorch", "torch", _eigh),
-    Peer("eigh by hand", "torch", _eigh_by_hand),
-    Peer("MPA-Lya (paper)", "torch", _paper, truncated=True),
-    Peer("scipy.linalg.sqrtm", "scipy", _scipy, kind="numpy"),
-    Peer("jax.scipy.linalg.sqrtm, vectorised", "jax", _jax, kind="jax"),
-    Peer("POT", "POT", _pot),
-    Peer("geoopt", "geoopt", _geoopt),
-    Peer("pyriemann", "pyriemann", _pyriemann),
-    Peer("spd_learn", "spd_learn", _spd_learn),
-    Peer("OTT-JAX", "ott-jax", _ott, kind="jax"),
-    Peer("linear_operator CIQ", "linear_operator", _contour_integral_quadrature, truncated=True),
-)
-
-
-def available(device: torch.device) -> tuple[list[Peer], list[str]]:
-    """Who can be measured there, and a line for each of the others that says why not.
-
-    Only a missing module makes a peer missing; any other error of an import is an error here too.
-    """
-    found, missing = [], []
-    for peer in PEERS:
-        if device.type != "cpu" and peer.kind != "torch":
-            missing.append(f"{peer.name}: measured on a CPU only")
-            continue
-        try:
-            with quiet():
-                peer.load()
-        except ModuleNotFoundError as error:
-            missing.append(f"{peer.name}: {error}; pip install --upgrade {peer.package}")
-        else:
-            found.append(peer)
-    return found, missing
 
 
 def capability(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
-    """Who can do what: a case a question."""
+    """What each peer can do: a case for each question."""
 
     def measure(probe: Probe) -> list[Row]:
         found = []
@@ -265,7 +73,7 @@ def accuracy(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
             partial(measure, chosen, root, cond),
             2.0,
         )
-        # Each once, in this order.
+        # Without repetition, in this order.
         for chosen in (replace(settings, dtype=dtype) for dtype in dict.fromkeys(dtypes))
         for root in ROOTS
         for cond in conds
@@ -275,10 +83,10 @@ def accuracy(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
 BATCHES = ((1024, 8), (1024, 16), (256, 32), (64, 48), (256, 64), (64, 128), (16, 256))
 SHAPES: dict[RootName, tuple[tuple[int, int], ...]] = {
     "sqrt": (*BATCHES, (1, 64), (1, 512)),
-    # Fewer: it costs what the root costs.
+    # Fewer: the inverse costs what the root costs.
     "inv_sqrt": ((1024, 16), (64, 48), (64, 128), (1, 64)),
 }
-# OTT-JAX, which takes seconds to compile, has done so for 1×64 in ``accuracy``.
+# 1×64: OTT-JAX, which takes seconds to compile, has been compiled for it in ``accuracy``.
 QUICK = ((256, 16), (64, 32), (1, 64))
 
 
@@ -305,7 +113,7 @@ def speed(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
 
 
 def memory(settings: Settings, peers: Sequence[Peer]) -> list[Case]:
-    """Peak memory of root and gradient, each in a process of its own: a case a peer."""
+    """Peak memory of root and gradient: a case for each peer, in a process of its own."""
     batch, n = (2048, 16) if settings.quick else (512, 64)
 
     def measure(peer: Peer, root: str) -> list[Row]:
@@ -341,7 +149,7 @@ def _with(root: RootName, peers: Sequence[Peer]) -> list[Peer]:
 
 
 def _judged(problem: Problem, peer: Peer) -> tuple[Row, dict[str, Thunk]]:
-    """The row of errors, and what ran: ``"forward"`` and ``"both"``, as far as they do."""
+    """The row of errors, and the executions that work, under ``"forward"`` and ``"both"``."""
     function, adapter = peer.functions[problem.root], peer.adapter
     thunks: dict[str, Thunk] = {}
     lost = None
@@ -356,7 +164,7 @@ def _judged(problem: Problem, peer: Peer) -> tuple[Row, dict[str, Thunk]]:
             gradient = adapter.tensors(both())[-1]
         except Absent:
             return value, None
-        # Whatever it raises, there still is the root.
+        # Whatever the gradient raises, the root counts.
         except Exception as error:
             lost = f"gradient raises {describe(error)}"
             return value, None
@@ -368,7 +176,7 @@ def _judged(problem: Problem, peer: Peer) -> tuple[Row, dict[str, Thunk]]:
 
 
 def _timed(problem: Problem, peers: Sequence[Peer], settings: Settings) -> list[Row]:
-    """Gate, then time; who raises or fails is kept, and shown as that."""
+    """Gate, then time; a peer that raises or fails stays in the rows, with the reason."""
     found = []
     runs: dict[str, dict[str, Run]] = {"forward": {}, "both": {}}
     for peer in peers:
@@ -394,8 +202,8 @@ def _as_run(thunk: Thunk) -> Run:
     return run
 
 
-# What the C library starts with, but held: otherwise it learns from what is freed to keep it, and
-# memory used again would not show.
+# The C library's initial thresholds, fixed: otherwise it raises them as memory is freed, keeps that
+# memory, and its reuse would not be counted.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 

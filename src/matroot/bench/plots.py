@@ -38,7 +38,7 @@ _COLOURS = (
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its file name (no ending) and what a reader must know beside it."""
+    """A figure with its file name (no ending) and a caption."""
 
     name: str
     caption: str
@@ -55,7 +55,7 @@ def colours(names: Iterable[str]) -> dict[str, Any]:
 
 
 def panel(title: str, footer: str, *, lines: int = 0, height: float = 3.5) -> tuple[Figure, Axes]:
-    """A figure with one panel, so many lines of legend below and the provenance at the bottom.
+    """A figure with one panel, ``lines`` of legend below and the provenance at the bottom.
 
     Small, so that its letters can be read on a phone.
     """
@@ -84,7 +84,7 @@ def _plain_ticks(axis: Axis) -> None:
 def finish(axes: Axes, handles: Sequence[Any]) -> None:
     """The legend, below the panel."""
     if handles:
-        # The provenance stands at the very bottom; this goes between it and the panel.
+        # Between the panel and the provenance at the bottom.
         axes.legend(
             handles=handles,
             loc="upper center",

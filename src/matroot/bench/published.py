@@ -1,4 +1,4 @@
-"""What the paper reports: milliseconds forward + backward on one Tesla K40 with a 6-core Xeon.
+"""The paper's figures: milliseconds forward + backward on one Tesla K40 with a 6-core Xeon.
 
 ``READ`` figures were read off the poster of the ICLR version (to about 3 %). ``RECALLED`` ones are
 quoted from memory of the journal version and were not checked against it: they carry a mark

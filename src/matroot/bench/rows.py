@@ -19,7 +19,7 @@ import matroot
 Row = dict[str, Any]
 """One candidate on one case: numbers, names, and the provenance of the measurement."""
 
-# What makes two rows comparable; the rest of the provenance is only told.
+# Rows are comparable where these agree; the rest of the provenance is for the reader.
 ENVIRONMENT = ("matroot", "commit", "torch", "device_name", "threads")
 
 
@@ -27,7 +27,7 @@ def provenance(device: torch.device) -> Row:
     """Versions, machine and commit, for every row.
 
     The commit is that of matroot's own checkout, ``None`` where it runs from an installed package;
-    "+" stands behind it where the sources have changes that are not committed.
+    "+" follows it where the sources have changes that are not committed.
     """
     return {
         "matroot": matroot.__version__,
@@ -76,8 +76,8 @@ def _commit() -> str | None:
 def append(path: Path, rows: Sequence[Row]) -> None:
     """Add rows in one write that has reached the disk when this returns.
 
-    Numbers that are not finite become null. A last line that an earlier run was killed in is closed
-    first, so that it spoils nothing but itself.
+    Numbers that are not finite become null. An unfinished last line, of a run that was killed, is
+    ended first, so that only that line is lost.
     """
     text = "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def _check(row: object) -> None:
             raise ValueError(f"field {name!r} is missing from a row of {row['experiment']!r}")
     for name, (kinds, expected) in FIELDS.items():
         value = row.get(name)
-        # In Python a truth value is a number, too.
+        # In Python bool is a subclass of int.
         if value is not None and (
             not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)
         ):
@@ -166,7 +166,7 @@ def _numbers(value: object) -> bool:
     )
 
 
-# Without these a row of that experiment has no place in the report.
+# Fields that the report needs of a row, by experiment.
 REQUIRED: dict[str, tuple[str, ...]] = {
     "headline": ("application", "batch", "n", "root"),
     "batch": ("batch", "n", "root"),
@@ -184,7 +184,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 
 _NUMBER = ((int, float), "a number")
 _TEXT = (str, "a string")
-# What the report computes with; other fields are text to it.
+# Fields that the report computes with; it shows others as text.
 FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(("batch", "n", "cond", "x", "threads", "memory", "input"), _NUMBER),
     **dict.fromkeys(("error", "gradient_error", "gate", "mae"), _NUMBER),
@@ -197,7 +197,7 @@ FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 
 def finished(rows: Iterable[Row]) -> set[str]:
-    """The cases of which every row is there."""
+    """The cases of which all rows are present."""
     seen: dict[str, int] = {}
     wanted: dict[str, int] = {}
     for row in rows:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import matroot
+from matroot.bench.candidates import PHASES, forward_backward, once
 from matroot.bench.measure import Problem, RootName, in_turns, milliseconds
-from matroot.bench.paper import PHASES, forward_backward, once
 from matroot.bench.rows import append, provenance
 from matroot.gradients import GRADIENTS, GradientRule, Lyapunov
 from matroot.methods import METHODS, Method
@@ -101,7 +101,7 @@ def measure(
             a.device,
             seconds=math.inf,
             most=repeats,
-            on_turn=partial(_told, progress, done * repeats, len(ROOTS) * repeats),
+            on_turn=partial(_report_turn, progress, done * repeats, len(ROOTS) * repeats),
         )
         for names in functions:
             times = milliseconds(samples[" ".join(names)], PHASES)["total"]
@@ -109,20 +109,22 @@ def measure(
     return rows
 
 
-def _told(progress: Callable[[int, int], None] | None, before: int, total: int, turn: int) -> None:
+def _report_turn(
+    progress: Callable[[int, int], None] | None, before: int, total: int, turn: int
+) -> None:
     if progress is not None:
         progress(before + turn, total)
 
 
 def save_rows(rows: Sequence[Row], path: Path, **where: object) -> None:
-    """JSON lines, each row with its provenance; a file that is there is replaced."""
+    """JSON lines, each row with its provenance; an existing file is replaced."""
     origin = {**provenance(torch.device("cpu")), **where}
     path.unlink(missing_ok=True)
     append(path, [{**asdict(row), **origin} for row in rows])
 
 
 def save_markdown(rows: Sequence[Row], path: Path, caption: str) -> None:
-    """A table a person reads, most accurate first within each root."""
+    """A Markdown table, the most accurate first within each root."""
     lines = [
         caption,
         "",
@@ -138,7 +140,7 @@ def save_markdown(rows: Sequence[Row], path: Path, caption: str) -> None:
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
-    """The root before the inverse, then by gradient error, what is not finite last."""
+    """The root before the inverse, then by gradient error, the infinite and NaN last."""
 
     def key(row: Row) -> tuple[bool, bool, float]:
         finite = math.isfinite(row.gradient_error)

@@ -1,7 +1,8 @@
-"""Layers: whitening and covariance pooling as modules; their numerics are matroot's functions."""
+"""Layers: whitening and covariance pooling as modules, computed by matroot's functions."""
 
 from matroot.nn import functional
 from matroot.nn.coloring import WhiteningColoring2d
+from matroot.nn.conversion import convert_batchnorm
 from matroot.nn.pooling import (
     CovariancePooling1d,
     CovariancePooling2d,
@@ -16,7 +17,6 @@ from matroot.nn.whitening import (
     DecorrelatedBatchNorm2d,
     DecorrelatedBatchNorm3d,
     DecorrelatedBatchNormAct,
-    convert_batchnorm,
 )
 from matroot.statistics import pack_triangle, unpack_triangle
 

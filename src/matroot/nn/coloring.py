@@ -30,7 +30,7 @@ class WhiteningColoring2d(Leaf):
         groups: number of groups of channels, 1 by default; or
         group_size: channels in each.
         blending: b; 0 leaves the content, 1 is the whole effect.
-        learn_blending: make b a parameter that starts so.
+        learn_blending: make b a parameter that starts at ``blending``.
         eps: ridge on both covariances.
         shrinkage: of both covariances, see ``matroot.statistics.moments``.
         method: of both roots, see ``matroot.sqrtm``.
@@ -43,7 +43,7 @@ class WhiteningColoring2d(Leaf):
     References:
         Y. Li et al., Universal Style Transfer via Feature Transforms, NeurIPS 2017; W. Cho et al.,
         Image-to-Image Translation via Group-wise Deep Whitening-and-Coloring Transformation, CVPR
-        2019, where matrices from a network stand in for both roots.
+        2019, where matrices from a network replace both roots.
 
     Example:
         >>> import torch

@@ -32,23 +32,23 @@ def inverse_root(
 ) -> Tensor:
     """(Σ + eps·I)^{-1/2} of covariances, finite with fewer samples than features.
 
-    Rounding leaves a covariance with an error of some units of √(σ_ii σ_jj) in entry i, j: what is
-    zero in it is noise of that size, of either sign. So the ridge of feature i is
+    Rounding leaves an error of some units of √(σ_ii σ_jj) in entry i, j of a covariance: a zero
+    eigenvalue becomes noise of that size, of either sign. So the ridge of feature i is
     max(eps, 8u·c·σ_ii), with u the rounding unit and c ≥ 1 a bound of the largest eigenvalue of the
     correlations: 1e-6 of a variance where features are not correlated. The root is computed in
-    double precision (on Apple's GPUs, which have none, in single), for which features of very
-    different variance are no harder than others, within its range: where with these ridges an
-    eigenvalue is still zero beside the largest to double precision's rounding, all features take a
-    ridge that makes it count, 2·max(8, n) units of λ_max. Then variances below about 1e-14·n of the
-    largest are lost in it: scale the features where they differ by so much.
+    double precision (on Apple's GPUs, which have none, in single), so that features of very
+    different variance are as accurate as others, within its range: where with these ridges an
+    eigenvalue is still zero beside the largest, to the rounding of double precision, all features
+    take a larger ridge, 2·max(8, n) units of λ_max. Then variances below about 1e-14·n of the
+    largest are lost: scale the features where they differ by so much.
 
     Args:
         covariance: shape (..., n, n), float32 or float64.
         eps: the ridge, in the units of the covariance.
         method: see ``matroot.inv_sqrtm``.
         gradient: see ``matroot.inv_sqrtm``.
-        rounding: how many times the rounding of one sum there may be in Σ.
-        rtol: leave eigenvalues up to this share of the largest out, as noise, instead of adding
+        rounding: the rounding in Σ, as a multiple of that of one sum.
+        rtol: leave out eigenvalues up to this share of the largest, as noise, instead of adding
             ridges for rounding: the pseudo-inverse root, see ``matroot.inv_sqrtm``.
 
     Returns:
@@ -86,7 +86,7 @@ def _inverse_root(
     *,
     named: errors.Named,
 ) -> Tensor:
-    """``inverse_root`` with words of the caller's for errors: see ``errors.raise_if_bad``."""
+    """``inverse_root`` with the caller's words in errors: see ``errors.raise_if_bad``."""
     checks.cut_off("rtol", rtol)
     wide = covariance
     if covariance.device.type != "mps":
@@ -97,7 +97,7 @@ def _inverse_root(
         wide, eps = _regular(wide + torch.diag_embed(ridge), ridge, fused), 0.0
     singular: Singular = "raise" if rtol is None else "pinv"
     backend = "auto" if fused is None else fused.name
-    # What is below zero by the covariance's own rounding counts as zero.
+    # Below zero by no more than the rounding of the covariance counts as zero.
     rounded_in = None if rtol is None else covariance.dtype
     plan = resolve(
         (INV_SQRT,), wide, eps, method, gradient, backend, singular, input_dtype=rounded_in
@@ -109,8 +109,8 @@ def _inverse_root(
 def _fused(covariance: Tensor, wide: Tensor) -> Family | None:
     """The kernels in double precision, for a covariance in single on a GPU that has them.
 
-    They may be slow there, and are still a launch in place of hundreds. What comes in double stays
-    with PyTorch's operations: see their ``on_request``.
+    Even where double precision is slow, one launch replaces hundreds. A covariance in double
+    precision stays with PyTorch's operations: see their ``on_request``.
     """
     if covariance.device.type != "cuda" or covariance.dtype == wide.dtype:
         return None
@@ -118,7 +118,7 @@ def _fused(covariance: Tensor, wide: Tensor) -> Family | None:
 
 
 def _ridge(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
-    """max(eps, 8u·c·σ_ii), u that of the rounding in Σ; variances alone need none but eps."""
+    """max(eps, 8u·c·σ_ii), u the rounding in Σ; a single variance needs no ridge but eps."""
     c = covariance.detach()
     variance = c.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     if covariance.shape[-1] <= 1:
@@ -127,31 +127,31 @@ def _ridge(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
     correlation = c * scale[..., :, None] * scale[..., None, :]
     largest = spd.upper_bound(correlation)[..., 0].clamp(min=1)
     if eps == 0:
-        # A feature that does not vary at all takes the ridge of the one that varies most.
+        # A constant feature takes the ridge of the feature that varies most.
         variance = torch.where(variance > 0, variance, variance.amax(-1, keepdim=True))
     return (8 * unit * largest * variance).clamp(min=eps)
 
 
 def _regular(a: Tensor, ridge: Tensor, fused: Family | None = None) -> Tensor:
-    """Σ, with a ridge that makes the least eigenvalue count beside λ_max where it does not.
+    """Σ, with a further ridge where its least eigenvalue is zero beside λ_max.
 
-    The ridges of the features are each in the units of its own variance: a zero among features of
-    small variance is one of that size, which the largest eigenvalue may hide.
+    The ridge of a feature is in units of its own variance: among features of small variance it may
+    be negligible beside the largest eigenvalue.
 
     Args:
         a: Σ with the ridges, shape (..., n, n).
-        ridge: these, shape (..., n): no eigenvalue is below the least of them but by rounding.
-        fused: kernels that know bounds of the spectrum in a launch.
+        ridge: these ridges, shape (..., n): no eigenvalue is below the least, except by rounding.
+        fused: kernels that bound the spectrum in one launch.
     """
     if context.exporting() or a.shape[-1] <= 1:
-        # ONNX has no factorisation; and exported programs take what is singular.
+        # ONNX has no factorisation, and exported programs accept singular matrices.
         return a
     share = 2 * spd.null_share(a.shape[-1], a.dtype)
     bounds = None if fused is None or a.numel() == 0 else _bounds(a.detach(), fused)
     if bounds is not None:
-        # NaN for a bad matrix, which is to stay as it is.
+        # NaN for a bad matrix, which stays as it is.
         low, least = bounds[..., 0], share * bounds[..., 1].square()
-        # What has no variance at all has no root.
+        # A covariance of zero has no inverse root, and takes no ridge.
         some = a.detach().diagonal(dim1=-2, dim2=-1).amax(-1) > 0
         short = some & (low == 0) & (ridge.amin(-1) <= least)
         return a + torch.diag_embed(torch.where(short, least, 0.0)[..., None].expand_as(ridge))
@@ -171,7 +171,7 @@ def _regular(a: Tensor, ridge: Tensor, fused: Family | None = None) -> Tensor:
 def _bounds(a: Tensor, fused: Family) -> Tensor | None:
     """Bounds of the spectrum of A^{1/2}, the lower one 0 where an eigenvalue may not count.
 
-    They are what a gradient by the Lyapunov equation asks of a forward pass, here without a root.
+    Those that a forward pass keeps for the gradient by the Lyapunov equation, without the root.
 
     Returns:
         Shape (..., 2), NaN for a bad matrix; None if there is no kernel for it.
@@ -193,15 +193,15 @@ def power_normalization(
 
         Σ_i √σ_i v_i v_iᵀ + (A − Σ_i σ_i v_i v_iᵀ)/√σ_rank.
 
-    It is no square root: what it leaves out of the sum keeps its spread. At ``rank=1`` it is A/√σ₁.
-    In place of the inverse root it is Σ_i v_i v_iᵀ/√σ_i + (I − Σ_i v_i v_iᵀ)/√σ_rank, at ``rank=1``
+    It is not a square root: the other eigenvalues keep their ratios. At ``rank=1`` it is A/√σ₁.
+    For the inverse root it is Σ_i v_i v_iᵀ/√σ_i + (I − Σ_i v_i v_iᵀ)/√σ_rank, at ``rank=1``
     I/√σ₁.
 
     Args:
         a: shape (..., n, n), symmetric positive semi-definite.
         rank: number of eigenpairs, at least 1.
         steps: power iterations each, at least 1.
-        root: what it stands in for.
+        root: the root that it replaces.
 
     Returns:
         The shape and dtype of ``a``. 0 where A = 0 (NaN for the inverse); NaN where the rank is
@@ -270,13 +270,13 @@ def whiten_and_color(
         content: x, shape (N, C, ...).
         style: shape (N, C, ...) or (1, C, ...), with any number of pixels, but at least one.
         groups: number of groups of channels, each with its own covariance.
-        blending: b, a number or a tensor that goes with (N, C, ...): 0 leaves the content.
+        blending: b, a number or a tensor that broadcasts to (N, C, ...): 0 leaves the content.
         eps: ridge on both covariances, in their units; at least some units of their rounding, see
             ``inverse_root``.
         shrinkage: of both covariances, see ``matroot.statistics.moments``.
         method: of both roots, see ``matroot.sqrtm``.
         gradient: of both roots.
-        normalization: ``"power"`` puts power normalisation in place of both roots: for comparison.
+        normalization: ``"power"`` replaces both roots by power normalisation, for comparison.
         rtol: of the content's inverse root, see ``inverse_root``.
 
     Returns:
@@ -287,8 +287,8 @@ def whiten_and_color(
         torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
 
     Note:
-        Two roots and three products with the pixels. Content that has fewer pixels than channels,
-        or none that vary, cannot take the style's covariance: what is not there is not coloured.
+        Two roots and three products with the pixels. Directions in which the content does not vary,
+        as with fewer pixels than channels, are not coloured.
 
     References:
         Y. Li et al., Universal Style Transfer via Feature Transforms, NeurIPS 2017.

@@ -86,7 +86,7 @@ class _CovariancePooling(Leaf):
         return c * (c + 1) // 2 if self.triangle else c * c
 
     def features(self, x: Tensor) -> Tensor:
-        """What the covariance is taken of, shape (N, out_channels, ...)."""
+        """The features whose covariance is taken, shape (N, out_channels, ...)."""
         reduced: Tensor = self.reduction(x)
         return reduced
 
@@ -172,7 +172,7 @@ class CovariancePooling2d(_CovariancePooling):
     Args:
         in_channels: C of the input.
         out_channels: C of the covariance, after a 1×1 convolution, batch normalisation and ReLU;
-            several numbers are several of these, one after the other; None: none.
+            several numbers: several of these in sequence; None: no reduction.
         normalization: ``"sqrt"``, the root; ``"power"``, Σ/√σ₁, So-ViT's power normalisation; or
             ``"none"``, Σ itself.
         eps: ridge before the root, in the units of Σ.
@@ -182,7 +182,7 @@ class CovariancePooling2d(_CovariancePooling):
         gradient: of the root; iSQRT-COV's own is ``"unrolled"``, from which ``"auto"`` differs much
             (``matroot.methods.NewtonSchulz``).
         triangle: False returns the matrices.
-        scaled: multiply what is off the diagonal by √2, which keeps distances between matrices.
+        scaled: multiply the entries off the diagonal by √2, which preserves distances of matrices.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
 

@@ -15,7 +15,7 @@ from matroot.overrides import Leaf
 
 
 class TemporalAttention(Leaf):
-    """Weigh the features of each frame by what happened in the two frames before it.
+    """Weight the features of each frame by the two frames before it.
 
     For frame t with features X_t, C channels at m positions, and X_{t−1}, X_{t−2} the frames before
     (the first frame stands in where there are none):
@@ -25,13 +25,13 @@ class TemporalAttention(Leaf):
         mixing:    Y = ReLU(X + conv(X''))
 
     with Q, K, V 1×1 convolutions, p the mean of X over the positions, g two layers with a sigmoid,
-    and conv a convolution over time, whose covariance so holds products across frames. It starts as
-    Y = ReLU(X).
+    and conv a convolution over time, so that the covariance of Y has products across frames. It
+    starts as Y = ReLU(X).
 
     Args:
         channels: C.
         spatial: whether to attend between positions.
-        temporal: whether to weigh channels.
+        temporal: whether to weight channels.
         kernel_size: frames that the convolution sees, odd; 0 leaves it out, Y = X''.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
@@ -42,7 +42,7 @@ class TemporalAttention(Leaf):
     References:
         Z. Gao, Q. Wang, B. Zhang, Q. Hu, P. Li, Temporal-attentive Covariance Pooling Networks for
         Video Recognition, NeurIPS 2021. There the frames before the first are the last ones, and
-        the convolution is circular; here time has an end.
+        the convolution is circular; here neither wraps around.
 
     Example:
         >>> import torch
@@ -139,7 +139,7 @@ class TemporalAttention(Leaf):
 
 
 def _earlier(x: Tensor, frames: int) -> Tensor:
-    """Each frame of (N, C, T, ...) replaced by the one so many before it, or else the first."""
+    """Each frame of (N, C, T, ...) replaced by the one ``frames`` before it, or else the first."""
     start = x[:, :, :1]
     return torch.cat([start] * min(frames, x.shape[2]) + [x[:, :, :-frames]], 2)
 

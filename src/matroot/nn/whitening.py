@@ -21,12 +21,12 @@ from matroot.plan import check_names
 from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
 
 Running = Literal["covariance", "whitening"]
-_MATRICES = ("running_covariance", "running_whitening")
+MATRICES = ("running_covariance", "running_whitening")
 
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """A whitening matrix, and the running covariance and options that it was made of."""
+    """A whitening matrix with the running covariance and options that it was computed from."""
 
     options: tuple[object, ...]
     covariance: Tensor
@@ -37,7 +37,7 @@ class _DecorrelatedBatchNorm(Leaf):
     """See DecorrelatedBatchNorm2d."""
 
     _dimensions: tuple[int, ...] = ()
-    # Of the class, so that layers pickled without it have one.
+    # Defaults of the class, for layers pickled before these existed.
     _kept: _Kept | None = None
     rtol: float | None = None
 
@@ -132,8 +132,8 @@ class _DecorrelatedBatchNorm(Leaf):
             nn.init.zeros_(self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What ``to``, ``half`` and so on do; in half precision a singular covariance is lost."""
-        before = {name: self._buffers[name] for name in _MATRICES}
+        """``to``, ``half`` and so on, but for the matrices, which stay float32 at least."""
+        before = {name: self._buffers[name] for name in MATRICES}
         self._kept = None
         # PyTorch leaves it without types.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -144,7 +144,7 @@ class _DecorrelatedBatchNorm(Leaf):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but the whitening matrix that can be found again."""
+        """All that is copied and pickled, which excludes the cached whitening matrix."""
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
     # PyTorch leaves the type of the method open.
@@ -155,14 +155,14 @@ class _DecorrelatedBatchNorm(Leaf):
         local_metadata: dict[str, Any],
         *rest: Any,
     ) -> None:
-        """Take a state of batch normalisation too, as ``convert_batchnorm`` would."""
+        """Accept a state of batch normalisation too, converted as ``convert_batchnorm`` does."""
         variance = state_dict.get(f"{prefix}running_var")
-        name = next((name for name in _MATRICES if self._buffers[name] is not None), None)
+        name = next((name for name in MATRICES if self._buffers[name] is not None), None)
         if (
             name is not None
             and isinstance(variance, Tensor)
             and variance.numel() == self.num_features
-            and not any(f"{prefix}{matrices}" in state_dict for matrices in _MATRICES)
+            and not any(f"{prefix}{matrices}" in state_dict for matrices in MATRICES)
         ):
             warnings.warn(
                 f"{prefix.rstrip('.') or 'the module'}: a {type(self).__name__} has loaded the "
@@ -171,13 +171,13 @@ class _DecorrelatedBatchNorm(Leaf):
                 stacklevel=2,
             )
             del state_dict[f"{prefix}running_var"]
-            state_dict[f"{prefix}{name}"] = self._of_variances(name, variance)
+            state_dict[f"{prefix}{name}"] = self.of_variances(name, variance)
             if (local_metadata.get("version") or 1) < 2:
-                # Batch normalisation of before it counted batches; PyTorch does the same.
+                # From before batch normalisation counted batches; PyTorch does the same.
                 state_dict.setdefault(f"{prefix}num_batches_tracked", torch.tensor(0))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
-    def _of_variances(self, name: str, variance: Tensor) -> Tensor:
+    def of_variances(self, name: str, variance: Tensor) -> Tensor:
         """The running matrices of this name that whiten as batch normalisation does."""
         matrices = self._buffers[name]
         assert matrices is not None
@@ -189,8 +189,8 @@ class _DecorrelatedBatchNorm(Leaf):
     def statistics(self, x: Tensor) -> Moments:
         """Mean and covariance of one batch, x of shape (N, groups, group_size, positions).
 
-        The one place where a batch's samples meet: a subclass that knows of other processes'
-        samples overrides this.
+        The only place where samples of a batch are combined: a subclass that sums over processes
+        overrides it.
         """
         return moments(x, shrinkage=self.shrinkage, over_batch=True)
 
@@ -236,8 +236,8 @@ class _DecorrelatedBatchNorm(Leaf):
     def _samples(self, x: Tensor) -> Tensor:
         """The samples in columns: (N, groups, group_size, positions), or (1, …, N·positions).
 
-        In the first form nothing is copied; but it takes a matrix for each of the N pictures, which
-        is more than the features where there are few positions.
+        The first form copies nothing, but needs a matrix for each of the N pictures, which takes
+        more memory than the features where there are few positions.
         """
         n, positions = x.shape[0], math.prod(x.shape[2:])
         if x.dim() > 2 and (context.exporting() or positions >= self.group_size):
@@ -264,13 +264,13 @@ class _DecorrelatedBatchNorm(Leaf):
         )
 
     def _running_whitening(self, dtype: torch.dtype) -> Tensor:
-        """The whitening matrices of the running statistics, found once while these stay."""
+        """The whitening matrices of the running statistics, cached while these do not change."""
         if self.running_whitening is not None:
             return self.running_whitening.to(dtype)
         covariance = self.running_covariance
         assert covariance is not None
         assert self.num_batches_tracked is not None
-        # An average of k batches has rounded k times, at random, and forgets with its momentum.
+        # Rounding adds up at random over the k batches of an average; momentum forgets old ones.
         rounding: float | Tensor
         if self.momentum is None:
             rounding = (self.num_batches_tracked.to(dtype).sqrt() / 8).clamp(min=1)
@@ -288,16 +288,16 @@ class _DecorrelatedBatchNorm(Leaf):
             self.normalization,
             float(rounding),
         )
-        kept = self._kept  # Once: other threads may put another one in its place.
+        kept = self._kept  # Read once: another thread may replace it.
         if (
             kept is not None
             and kept.options == options
-            # Numbers, not version counters: these miss what is written through .data or NumPy, and
-            # inference tensors have none.
+            # By value, since version counters miss writes through .data or NumPy, and inference
+            # tensors have none.
             and torch.equal(kept.covariance, covariance)
         ):
             return kept.whitening
-        # An ordinary tensor also in inference mode, which later calls may not be in.
+        # Not an inference tensor, since later calls may be outside inference mode.
         with torch.inference_mode(False), torch.no_grad():
             whitening = self._whitening(what, covariance.to(dtype), rounding)
             self._kept = _Kept(options, covariance.clone(), whitening)
@@ -321,7 +321,7 @@ class _DecorrelatedBatchNorm(Leaf):
 
     @torch.no_grad()
     def _update(self, found: Moments, whitening: Tensor) -> None:
-        """Move the running statistics towards this batch's, the covariance's unbiased."""
+        """Move the running statistics towards this batch's, with the unbiased covariance."""
         if self.running_mean is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -374,7 +374,7 @@ class _DecorrelatedBatchNorm(Leaf):
 class DecorrelatedBatchNorm(_DecorrelatedBatchNorm):
     """ZCA-whitens the channels of (N, C) to (N, C, D, H, W); see DecorrelatedBatchNorm2d.
 
-    What ``torch.nn.SyncBatchNorm``, which takes any number of dimensions, is converted to. The
+    ``torch.nn.SyncBatchNorm``, which takes any number of dimensions, is converted to it. The
     statistics are those of each process.
 
     Example:
@@ -389,7 +389,7 @@ class DecorrelatedBatchNorm(_DecorrelatedBatchNorm):
 
 
 class DecorrelatedBatchNormAct(DecorrelatedBatchNorm):
-    """A DecorrelatedBatchNorm, then what timm's batch normalisation holds: act(drop(whitened)).
+    """A DecorrelatedBatchNorm with the modules of timm's batch normalisation: act(drop(whitened)).
 
     Args:
         num_features: C.
@@ -448,13 +448,13 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
 
     With groups of one channel it is batch normalisation. In training μ and Σ (divided by the number
     of samples) are the batch's; running averages of μ and of the unbiased Σ are kept and used in
-    evaluation, as in ``torch.nn.BatchNorm2d``, the arguments and buffers of which these are.
+    evaluation, with the arguments and buffers of ``torch.nn.BatchNorm2d``.
 
     Args:
         num_features: C.
         eps: ridge on the covariance, in its units. Rounding needs a ridge of its own, some 1e-6 of
-            a channel's variance (``matroot.nn.functional.inverse_root``); where that is more it is
-            taken, so that fewer samples than channels of a group stay finite.
+            a channel's variance (``matroot.nn.functional.inverse_root``); the larger one is used,
+            so that results are finite with fewer samples than channels of a group.
         momentum: share of the new batch in the running statistics; None: the mean of all batches.
         affine: learn γ and β.
         track_running_stats: keep running statistics; without them evaluation uses the batch's.
@@ -473,13 +473,13 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
         normalization: ``"power"`` divides by the root of the largest eigenvalue instead, which
             decorrelates nothing (``matroot.nn.functional.power_normalization``): for comparison.
         bias: False leaves β out.
-        rtol: leave directions with eigenvalues up to this share of the largest out, as noise,
+        rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
             instead of adding a ridge for rounding; see ``matroot.inv_sqrtm``.
 
     Note:
         Covariances are computed in float32 at least, also under autocast, and their roots in
-        float64. Cost: two products of the group's matrix with all samples, and the root. It is no
-        subclass of PyTorch's batch normalisation: ``torch.optim.swa_utils.update_bn`` passes it by.
+        float64. Cost: two products of the group's matrix with all samples, and the root. It is not
+        a subclass of PyTorch's batch normalisation: ``torch.optim.swa_utils.update_bn`` skips it.
 
     References:
         L. Huang, D. Yang, B. Lang, J. Deng, Decorrelated Batch Normalization, CVPR 2018; L. Huang
@@ -509,117 +509,8 @@ class DecorrelatedBatchNorm3d(_DecorrelatedBatchNorm):
     _dimensions = (5,)
 
 
-_COUNTERPARTS: dict[type[nn.Module], type[_DecorrelatedBatchNorm]] = {
-    nn.BatchNorm1d: DecorrelatedBatchNorm1d,
-    nn.BatchNorm2d: DecorrelatedBatchNorm2d,
-    nn.BatchNorm3d: DecorrelatedBatchNorm3d,
-    nn.SyncBatchNorm: DecorrelatedBatchNorm,
-}
-
-
-def convert_batchnorm(
-    module: nn.Module,
-    which: Literal["first", "all"] | Callable[[str, nn.Module], bool] = "first",
-    **options: Any,
-) -> nn.Module:
-    """Put decorrelated batch normalisation where a model has batch normalisation.
-
-    In evaluation the outputs stay what they were, to rounding: the covariance starts as the
-    diagonal matrix of the running variances. Parameters, statistics, dtype, device and mode are
-    taken over, hooks are not. Checkpoints of the model as it was can be loaded into the new one.
-
-    ``torch.nn.SyncBatchNorm`` becomes a DecorrelatedBatchNorm, with statistics of each process.
-    Batch normalisation that holds an activation, as timm's does (modules ``drop`` and ``act``
-    after it), becomes a DecorrelatedBatchNormAct with the same ones.
-
-    Args:
-        module: the model; changed in place, unless it is itself such a layer.
-        which: the ``"first"`` layer in the order of ``named_modules``, as the paper does, ``"all"``, or
-            a function of name and layer.
-        options: ``groups``, ``method`` and so on, see DecorrelatedBatchNorm2d. A ``group_size`` must
-            divide the channels of every layer that is converted. With another ``eps`` than the
-            layer had, outputs change by as much.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: nothing to convert, another subclass of batch normalisation, or options that do
-            not fit a layer; the model is as it was.
-
-    Example:
-        >>> from torch import nn
-        >>> from matroot.nn import convert_batchnorm
-        >>> convert_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), groups=2)[1]
-        DecorrelatedBatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, groups=2, method='auto')
-    """  # noqa: E501 (a doctest's output)
-    if not (which in ("first", "all") or callable(which)):
-        raise ValueError(f"which must be 'first', 'all' or a function, got {which!r}")
-    # A layer that stands in two places is found in both, and stays one.
-    named = module.named_modules(remove_duplicate=False)
-    found = [(name, m) for name, m in named if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if which == "first":
-        found = [(name, m) for name, m in found if m is found[0][1]]
-    elif callable(which):
-        found = [(name, m) for name, m in found if which(name, m)]
-    if not found:
-        raise ValueError("convert_batchnorm: found no layer of batch normalisation to convert")
-    converted: dict[nn.Module, nn.Module] = {}
-    for name, old in found:  # All before the first is put in its place: an error changes nothing.
-        if old not in converted:
-            converted[old] = _converted(name, old, options)
-    for name, old in found:
-        if not name:
-            return converted[old]
-        parent, _, own = name.rpartition(".")
-        setattr(module.get_submodule(parent), own, converted[old])
-    return module
-
-
-def _converted(name: str, old: Any, options: dict[str, Any]) -> _DecorrelatedBatchNorm:
-    kind = _COUNTERPARTS.get(type(old))
-    held = dict(old.named_children())
-    if kind is None and held.keys() == {"drop", "act"} and isinstance(old, tuple(_COUNTERPARTS)):
-        # timm's, told by what it holds.
-        kind, options = DecorrelatedBatchNormAct, options | held
-    if kind is None:
-        known = ", ".join(kind.__name__ for kind in _COUNTERPARTS)
-        raise ValueError(
-            f"convert_batchnorm: {name or 'the module'} is a {type(old).__name__}; only {known} "
-            "and subclasses with modules drop and act have a counterpart: choose layers by which="
-        )
-    example = old.weight if old.weight is not None else old.running_mean
-    where = {} if example is None else {"device": example.device, "dtype": example.dtype}
-    tracked = old.running_mean is not None and old.running_var is not None
-    same = {
-        "eps": old.eps,
-        "momentum": old.momentum,
-        "affine": old.weight is not None,
-        "bias": old.bias is not None,
-        "track_running_stats": tracked,
-    }
-    try:
-        new = kind(old.num_features, **{**same, **where, **options})
-    except ValueError as error:
-        raise ValueError(f"convert_batchnorm: {name or 'the module'}: {error}") from None
-    if new.weight is not None and old.weight is not None:
-        new.weight = old.weight
-    if new.bias is not None and old.bias is not None:
-        new.bias = old.bias
-    if tracked and new.running_mean is not None:
-        new.running_mean = old.running_mean.clone()
-        if old.num_batches_tracked is not None:
-            new.num_batches_tracked = old.num_batches_tracked.clone()
-        for matrices in _MATRICES:
-            if new._buffers[matrices] is not None:
-                setattr(new, matrices, new._of_variances(matrices, old.running_var))
-    if "track_running_stats" not in options:
-        new.track_running_stats = old.track_running_stats
-    return new.train(old.training)
-
-
 def number_of_groups(name: str, features: int, groups: int | None, group_size: int | None) -> int:
-    """The number of groups, from either way of saying it."""
+    """The number of groups, from it or from the size of a group."""
     checks.whole(f"{name}: num_features", features)
     if groups is not None and group_size is not None:
         raise ValueError(f"{name}: give groups or group_size, not both")
@@ -643,9 +534,9 @@ def _as_before(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _constant(covariance: Tensor) -> bool:
-    """Whether this is a plain tensor whose numbers can be read, and no derivative by it asked for.
+    """Whether this is a plain tensor whose numbers can be read, without a derivative by it.
 
-    A mode that records operations has to see them.
+    Not inside modes that record operations, which have to see them.
     """
     return (
         context.host_reads_are_free(covariance)
@@ -657,7 +548,7 @@ def _constant(covariance: Tensor) -> bool:
 
 
 def _processes() -> int:
-    """How many processes train together, as far as can be known."""
+    """How many processes train together, as far as is known."""
     if torch.compiler.is_compiling() or not distributed.is_available():
         return 1
     return distributed.get_world_size() if distributed.is_initialized() else 1
@@ -665,7 +556,7 @@ def _processes() -> int:
 
 @functools.cache
 def _warn_of_processes() -> None:
-    """Once a process; no error, since batch normalisation does the same."""
+    """Once per process; not an error, since batch normalisation does the same."""
     warnings.warn(
         "whitening layers take mean and covariance of this process's samples, not of all "
         "processes', and torch.nn.SyncBatchNorm.convert_sync_batchnorm does not change that; "

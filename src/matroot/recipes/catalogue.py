@@ -1,10 +1,12 @@
-"""What there is to train: names, configurations, one's own data. Loads nothing."""
+"""The applications: names, configurations, layouts of own data. Importing it loads no other."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
 from importlib import resources
+from types import ModuleType
 
 APPLICATIONS = ("dbn", "sovit", "gcp", "video", "style")
 
@@ -21,7 +23,18 @@ OWN_DATA = {
     "style": "a folder with trainA/ and testA/ (photographs), trainB/ and testB/ (styles): "
     "--set data=folder --data-root DIR",
 }
-"""How each application reads what a user has."""
+"""How a user's own data are laid out, by application."""
+
+
+def application(name: str) -> ModuleType:
+    """The module of an application: ``Settings``, ``datasets`` and ``build`` or ``Learner``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in APPLICATIONS:
+        raise ValueError(f"unknown application {name!r}; known: {', '.join(APPLICATIONS)}")
+    return importlib.import_module(f"matroot.recipes.{name}")
 
 
 def configurations(name: str) -> list[str]:

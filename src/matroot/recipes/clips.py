@@ -62,7 +62,7 @@ def count_frames(path: Path) -> int:
     """How many frames a video has, by its packets: nothing is decoded.
 
     Raises:
-        ValueError: no readable video, or an empty one.
+        ValueError: not a readable video, or an empty one.
     """
     with _opened(path) as video:
         count = sum(packet.size > 0 for packet in video.demux(video=0))
@@ -75,11 +75,11 @@ def read_frames(path: Path, chosen: Sequence[int]) -> Tensor:
     """These frames of a video, ascending, uint8 (frames, 3, H, W).
 
     Frames are decoded one after the other up to the last one wanted; only those wanted are kept.
-    Where there are fewer, the last one stands for those missing: Xvid writes packets that show
-    nothing, so that there are some frames less than packets.
+    Where there are fewer, the last one replaces those missing: Xvid writes packets that show
+    nothing, so that a video has fewer frames than packets.
 
     Raises:
-        ValueError: no readable video.
+        ValueError: not a readable video.
     """
     found: dict[int, Tensor] = {}
     last = None
@@ -88,7 +88,7 @@ def read_frames(path: Path, chosen: Sequence[int]) -> Tensor:
         width, height = size.width, size.height
 
         def pixels(frame: av.VideoFrame) -> Tensor:
-            # Frames may change their size on the way; a clip has one.
+            # Frames of a video may differ in size; those of a clip may not.
             array = frame.to_ndarray(format="rgb24", width=width, height=height)
             return torch.from_numpy(array).permute(2, 0, 1)
 
@@ -103,10 +103,10 @@ def read_frames(path: Path, chosen: Sequence[int]) -> Tensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[InputContainer]:
-    """A video; what is wrong with it, in here or while it is used, is a ValueError that names it.
+    """An open video; errors here and while it is used become a ValueError that names it.
 
-    Told the format, libav takes no file for a playlist of others; an absolute path is never taken
-    for an address.
+    With the format given, libav never takes the file for a playlist of other files, nor an absolute
+    path for an address.
     """
     try:
         with av.open(str(path.absolute()), format="avi", metadata_errors="ignore") as video:
@@ -137,7 +137,7 @@ def hmdb51(root: Path, frames: int, split: int, training: Transform, test: Trans
     _check_split(split)
     videos = root / "hmdb51_org" if (root / "hmdb51_org").is_dir() else root
     lists, ending = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt"
-    # Classes of all splits: that one has no list in this split must not go unseen.
+    # Of all splits, so that a class without a list in this split is an error.
     found = {file.name.rpartition("_test_split")[0] for file in lists.glob("*_test_split?.txt")}
     if not found:
         raise ValueError(f"{root}: expected {lists.name} with CLASS{ending}")
@@ -167,7 +167,7 @@ def ucf101(root: Path, frames: int, split: int, training: Transform, test: Trans
         items = []
         for name, *label in lines(file, count):
             folder = name.partition("/")[0]
-            # Lists for training tell the class, too.
+            # Lists for training also give the class.
             if folder not in order or label not in ([], [numbers[folder]]):
                 line = " ".join([name, *label])
                 raise ValueError(f"{file}: {line!r} does not fit the classes of classInd.txt")
@@ -197,7 +197,7 @@ def _split(
             raise ValueError(f"{root}: the lists name no {part} videos")
         missing = next((path for path, _ in items if not path.is_file()), None)
         if missing is not None:
-            raise ValueError(f"{missing}: named in a list of {root}, but not there")
+            raise ValueError(f"{missing}: named in a list of {root}, but missing")
     return (
         Clips(train, frames, training, training=True),
         Clips(held_out, frames, test, training=False),

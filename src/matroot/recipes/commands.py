@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
-from matroot.recipes.catalogue import APPLICATIONS, OWN_DATA, configurations
+from matroot.recipes.catalogue import APPLICATIONS, OWN_DATA, application, configurations
 from matroot.terminal import INTERRUPTED, TERMINATED, interrupted, missing, working
 
 # What both commands take.
@@ -60,19 +60,20 @@ def train(
 ) -> None:
     """Train an application of the paper; ends with one line: result {json}.
 
-    Without further words it trains a small configuration on embedded data. The same command again
-    goes on where an interrupted run has stopped.
+    Without options it trains a small configuration on embedded data. The same command again
+    continues where an interrupted run has stopped.
     """
     need_recipes()
-    _no_small_talk()
-    from matroot.recipes.training import load_config, say
-    from matroot.recipes.training import train as run
+    _only_warnings()
+    from matroot.recipes.training.configuration import load_config
+    from matroot.recipes.training.loop import say
+    from matroot.recipes.training.loop import train as run
 
     changes = _changes(change, eps)
     settings = load_config(application, config, changes)
-    _refuse_idle(settings.idle(), changes)
+    _refuse_without_effect(settings.without_effect(), changes)
     if method == "pi" and eps is not None:
-        raise ValueError("--eps does nothing with --method pi, which is no root; leave it out")
+        raise ValueError("--eps does nothing with --method pi, which is not a root; leave it out")
     if output is None:
         output = Path("runs") / application / f"{Path(config).stem}-{method}-{seed}"
     with _interruptible():
@@ -101,7 +102,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method: seeds 0, 1 …")] = 3,
     config: _Config = "small",
     gradient: Annotated[
-        str | None, typer.Option(help="One gradient rule for all, if not to each its own.")
+        str | None, typer.Option(help="One gradient rule for all, if not each method's own.")
     ] = None,
     eps: _Eps = None,
     data_root: _DataRoot = None,
@@ -119,24 +120,25 @@ def compare(
 
     Time of the roots in a step, forward and backward, methods in turns; time of a whole step; error
     on the test set, mean and standard deviation over the seeds. Writes compare.md, compare.json and
-    compare.png. The same command again goes on where an interrupted one has stopped.
+    compare.png. The same command again continues where an interrupted one has stopped.
     """
     need_recipes()
-    _no_small_talk()
+    _only_warnings()
     from matroot.recipes.compare import compare as run
     from matroot.recipes.compare import table
-    from matroot.recipes.training import load_config, say
+    from matroot.recipes.training.configuration import load_config
+    from matroot.recipes.training.loop import say
 
     changes = _changes(change, eps)
     settings = load_config(application, config, changes)
-    _refuse_idle(settings.idle(), changes)
+    _refuse_without_effect(settings.without_effect(), changes)
     if output is None:
         output = Path("runs") / "compare" / f"{application}-{Path(config).stem}"
     names = [name.strip() for name in methods.split(",") if name.strip()]
     count = len(names) * seeds
     started = 0
 
-    def tell(method: str, seed: int) -> None:
+    def announce(method: str, seed: int) -> None:
         nonlocal started
         started += 1
         if progress:
@@ -151,7 +153,7 @@ def compare(
             output,
             gradient=gradient,
             root=data_root,
-            on_run=tell,
+            on_run=announce,
             progress=progress,
             accelerator=accelerator,
             devices=devices,
@@ -164,16 +166,16 @@ def compare(
             raise typer.Exit(1)
 
 
-class Teaching(TyperCommand):
-    """Its help goes on with the applications, or with the fields of the one that is named."""
+class ApplicationCommand(TyperCommand):
+    """A command whose help also lists the applications, or the fields of the one named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer does, with an eye on the application."""
+        """As typer does; remembers the application that is named."""
         ctx.meta["application"] = next((a for a in args if a in APPLICATIONS), None)
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """As typer does, and what there is to train."""
+        """As typer does, then the applications or fields."""
         super().format_help(ctx, formatter)
         name = ctx.meta.get("application")
         if name is None:
@@ -187,16 +189,16 @@ def _overview(command: str) -> str:
     lines = ["Applications and their configurations (--config):", ""]
     lines += [f"  {name:<{width}}  {', '.join(configurations(name))}" for name in APPLICATIONS]
     lines += ["", "Your own data (--data-root DIR, not with data that are embedded):", ""]
-    for told in dict.fromkeys(OWN_DATA.values()):
-        names = ", ".join(name for name in APPLICATIONS if OWN_DATA[name] == told)
-        lines += [f"  {names}: {told}"]
+    for layout in dict.fromkeys(OWN_DATA.values()):
+        names = ", ".join(name for name in APPLICATIONS if OWN_DATA[name] == layout)
+        lines += [f"  {names}: {layout}"]
     lines += ["", f"{command} gcp --help lists the fields of gcp for --set, and so on."]
     return "\n".join(lines) + "\n"
 
 
 def _about(name: str) -> str:
     need_recipes()
-    from matroot.recipes.training import application, load_config
+    from matroot.recipes.training.configuration import load_config
 
     kind = application(name).Settings
     small = load_config(name, "small")
@@ -224,7 +226,7 @@ def _value(value: Any) -> str:
 
 
 def _values(annotation: Any) -> str:
-    """A type in words that a YAML value fits."""
+    """A field's type in words of YAML."""
     if get_origin(annotation) is Literal:
         return "|".join(map(str, get_args(annotation)))
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
@@ -244,47 +246,46 @@ def _limit(constraint: Any) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """One line after Ctrl-C or SIGTERM, which Lightning makes an exit without a word."""
+    """Print one line after Ctrl-C or SIGTERM, at which Lightning exits silently."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as end:
-        # Lightning's exit after Ctrl-C has that as its context; SIGTERM it raises as an exit.
+        # After Ctrl-C Lightning's exit has KeyboardInterrupt as its context, after SIGTERM none.
         by_hand = isinstance(end, KeyboardInterrupt) or isinstance(
             end.__context__, KeyboardInterrupt
         )
         code = INTERRUPTED if by_hand else TERMINATED
-        # Of several processes the first tells.
+        # Of several processes only the first prints it.
         if os.environ.get("LOCAL_RANK", "0") != "0":
             raise SystemExit(code) from None
         raise interrupted("the same command goes on after the last whole epoch", code) from None
 
 
-def _no_small_talk() -> None:
-    """Of Lightning only warnings: it tells of accelerators and other products at every fit."""
+def _only_warnings() -> None:
+    """Only warnings from Lightning, which reports accelerators and its products at every fit."""
     for module in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
         logging.getLogger(f"lightning.pytorch.{module}").setLevel(logging.WARNING)
 
 
 def need_recipes() -> None:
-    """Load what trains, which takes seconds; one line where it is not installed."""
+    """Load the training code, which takes seconds; one line where a package is missing."""
     try:
         with working("loading PyTorch and Lightning"):
-            import matroot.recipes.training  # noqa: F401  (asked for here to name what is missing)
+            import matroot.recipes.training.loop  # noqa: F401  (to name what is missing)
     except ModuleNotFoundError as error:
         raise missing("training", error, "cli,recipes") from None
 
 
-def _refuse_idle(idle: dict[str, str], changes: dict[str, Any]) -> None:
-    """What was asked for has an effect, or is refused."""
+def _refuse_without_effect(without_effect: dict[str, str], changes: dict[str, Any]) -> None:
+    """Raise ValueError for a changed field that has no effect."""
     for field in changes:
-        if field in idle:
-            raise ValueError(
-                f"--set {field} does nothing with {idle[field]}; leave one of them out"
-            )
+        if field in without_effect:
+            why = without_effect[field]
+            raise ValueError(f"--set {field} does nothing with {why}; leave one of them out")
 
 
 def _changes(pairs: list[str] | None, eps: float | None) -> dict[str, Any]:
-    """``["epochs=3"]`` as values, and the ridge."""
+    """``["epochs=3"]`` as values of fields, with the ridge."""
     import yaml
 
     found: dict[str, Any] = {}
@@ -295,7 +296,7 @@ def _changes(pairs: list[str] | None, eps: float | None) -> dict[str, Any]:
         try:
             found[name] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError):
-            raise ValueError(f"--set {name}: {value!r} is no YAML value") from None
+            raise ValueError(f"--set {name}: {value!r} is not a YAML value") from None
     if eps is None:
         return found
     if "eps" in found:

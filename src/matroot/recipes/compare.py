@@ -26,15 +26,12 @@ from matroot.nn import (
     WhiteningColoring2d,
 )
 from matroot.nn.functional import inverse_root, power_normalization
+from matroot.recipes.catalogue import application
 from matroot.recipes.methods import layer_options
-from matroot.recipes.training import (
-    Common,
-    Data,
-    application,
-    learner,
-    read_checkpoint,
-    train,
-)
+from matroot.recipes.training.configuration import Common
+from matroot.recipes.training.folder import RunFolder, read_checkpoint
+from matroot.recipes.training.loaders import Data
+from matroot.recipes.training.loop import learner, train
 from matroot.statistics import moments
 from matroot.terminal import check_folder, working
 
@@ -46,7 +43,7 @@ _TURNS = 7
 
 @dataclass(frozen=True)
 class Root:
-    """A root that a layer takes in a step: of which covariances, shape (..., n, n)."""
+    """A root that a layer takes in a step, of covariances of shape (..., n, n)."""
 
     kind: Literal["sqrt", "inv_sqrt"]
     covariance: Tensor
@@ -68,7 +65,7 @@ def roots(network: nn.Module, step: Callable[[], object]) -> list[Root]:
     """The roots that the layers of ``network`` take while ``step`` runs."""
     found: list[Root] = []
 
-    def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+    def record(layer: Any, inputs: tuple[Tensor, ...]) -> None:
         inputs = tuple(x.float() for x in inputs)
         if isinstance(layer, _WHITENING):
             samples = inputs[0].transpose(0, 1).reshape(layer.groups, layer.group_size, -1)
@@ -84,7 +81,7 @@ def roots(network: nn.Module, step: Callable[[], object]) -> list[Root]:
             found.append(Root("inv_sqrt", content, layer.eps))
             found.append(Root("sqrt", style, layer.eps))
 
-    handles = [layer.register_forward_pre_hook(look) for layer in network.modules()]
+    handles = [layer.register_forward_pre_hook(record) for layer in network.modules()]
     try:
         with torch.no_grad():
             step()
@@ -136,27 +133,27 @@ def compare(
 ) -> list[Row]:
     """Train an application with each method and seed, and time its roots.
 
-    Finished runs are not trained again, an interrupted one goes on.
+    Finished runs are not trained again, an interrupted one is continued.
 
     Args:
-        name: one of ``training.APPLICATIONS``.
-        config: see ``training.load_config``.
+        name: one of ``catalogue.APPLICATIONS``.
+        config: see ``training.configuration.load_config``.
         methods: names, see ``layer_options``.
         seeds: how many: 0, 1 …
         output: folder; a run is a folder in it.
-        gradient: one rule for all methods; None: to each its own.
+        gradient: one rule for all methods; None: each method's own.
         root: folder of data that are not embedded.
         on_run: called with method and seed before each run.
-        options: others of ``training.train``.
+        options: others of ``training.loop.train``.
 
     Returns:
         A row a method: ``root_ms`` and ``step_ms``, the latter the median over its runs; mean and
         standard deviation over the seeds of ``error`` (%), ``test_loss`` or ``improvement``; and
-        ``failed``, what a run ended with that did not reach the end. Written to ``compare.json``,
-        ``compare.md`` and ``compare.png``. Of several processes only the first has rows.
+        ``failed``, the error of a run that did not reach the end. Written to ``compare.json``,
+        ``compare.md`` and ``compare.png``. Of several processes only the first returns rows.
 
     Raises:
-        ValueError: an unknown method, or what ``training.train`` raises.
+        ValueError: an unknown method, or what ``training.loop.train`` raises.
     """
     if not methods:
         raise ValueError("no methods to compare; give names as in 'auto,mpa,ns'")
@@ -172,13 +169,18 @@ def compare(
     for seed in range(seeds):
         for method in methods:
             on_run(method, seed)
-            folder = output / f"{method}-{seed}"
-            told: Row = {"method": method, "gradient": gradient, "seed": seed, "root": root}
+            asked: Row = {"method": method, "gradient": gradient, "seed": seed, "root": root}
+            folder = _folder(output, method, seed)
             try:
-                results[method].append(train(name, config, folder, **told, **options))
+                results[method].append(train(name, config, folder, **asked, **options))
             except (torch.linalg.LinAlgError, FloatingPointError) as error:
                 failed[method] = str(error).splitlines()[0]
     return _rows(name, config, results, failed, output, gradient, root) or []
+
+
+def _folder(output: Path, method: str, seed: int) -> Path:
+    """The folder of one run."""
+    return output / f"{method}-{seed}"
 
 
 @rank_zero_only
@@ -191,7 +193,7 @@ def _rows(
     gradient: str | None,
     root: Path | None,
 ) -> list[Row]:
-    """What ``compare`` returns, written, too. One process does this, whose times count."""
+    """The rows of ``compare``, also written to files. Timed and written by one process."""
     methods = list(results)
     with working("timing the roots"):
         times = _times(name, config, methods, results, output, gradient, root)
@@ -224,27 +226,27 @@ def _times(
     gradient: str | None,
     root: Path | None,
 ) -> list[float]:
-    """Of the roots in one step of the first network that was trained."""
+    """Milliseconds of the roots in one step of the first network that was trained."""
     trained = next((method for method in methods if results[method]), None)
     if trained is None:
         return [math.nan] * len(methods)
     module = application(name)
     training, test, classes = module.datasets(config, root)
     network = learner(module, config, classes, layer_options(trained, gradient, config.eps), 0)
-    file = output / f"{trained}-{results[trained][0]['seed']}" / "last.ckpt"
-    network.load_state_dict(read_checkpoint(file)["state_dict"])
+    folder = RunFolder(_folder(output, trained, results[trained][0]["seed"]))
+    network.load_state_dict(read_checkpoint(folder.checkpoint)["state_dict"])
     batch = next(iter(Data(training, test, config, 0).train_dataloader()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = [x.to(device) for x in batch]
     network.to(device)
     inputs = batch if isinstance(batch[1], Tensor) and batch[1].is_floating_point() else batch[:1]
-    # Where a step does more than look at a batch once, the network says so.
+    # A network whose step is more than one forward pass has a method for it.
     step = getattr(network, "whole_step", network)
     return root_times(roots(network, lambda: step(*inputs)), methods, gradient)
 
 
 def _measures(results: list[Row]) -> dict[str, list[float]]:
-    """What is compared, of every run."""
+    """The values to compare, of every run."""
     found: dict[str, list[float]] = {}
     for result in results:
         measures: Row = {
@@ -286,7 +288,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _plot(rows: list[Row], file: Path) -> None:
-    """Time of the roots against what was reached."""
+    """The first measure against the time of the roots."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 

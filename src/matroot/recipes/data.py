@@ -1,4 +1,4 @@
-"""Data on disk: the folders that the published experiments read, and what is said of wrong ones."""
+"""Data sets on disk, laid out as the published experiments read them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Transformed(Dataset[Any]):
-    """A data set with its pictures changed."""
+    """A data set whose pictures are transformed."""
 
     def __init__(self, dataset: Dataset[Any], transform: Transform) -> None:
         self.dataset, self.transform = dataset, transform
@@ -41,17 +41,17 @@ def need_root(name: str, root: Path | None) -> Path:
     """The folder of a data set that is not embedded.
 
     Raises:
-        ValueError: none was given, or it is no folder.
+        ValueError: none was given, or it is not a folder.
     """
     if root is None:
         raise ValueError(f"data {name!r} is read from a folder; give it with --data-root")
     if not root.is_dir():
-        raise ValueError(f"data {name!r}: {root} is no folder")
+        raise ValueError(f"data {name!r}: {root} is not a folder")
     return root
 
 
 def no_root(config: Any, root: Path | None) -> None:
-    """Refuse a folder that would go unused.
+    """Refuse a folder that would not be used.
 
     Args:
         config: settings of an application whose ``data`` are embedded.
@@ -76,11 +76,11 @@ def to_numbers(*before: Any, mean: tuple[float, ...] = MEAN, std: tuple[float, .
 
 
 def crops(size: int, least: float = 0.08) -> tuple[Transform, Transform]:
-    """What is usual for photographs: random crops, mirrored; the middle for test.
+    """The usual transforms of photographs: random crops, mirrored at random; for test the middle.
 
     Args:
         size: pixels of a side.
-        least: share of the picture that a random crop has at least.
+        least: smallest share of the picture that a random crop covers.
     """
     changed = to_numbers(v2.RandomResizedCrop(size, (least, 1.0)), v2.RandomHorizontalFlip())
     return changed, to_numbers(v2.Resize(size * 8 // 7), v2.CenterCrop(size))
@@ -99,7 +99,7 @@ def textures(config: Any, root: Path | None) -> Split:
 
 
 def read(path: str | Path) -> Tensor:
-    """The colours of a picture, uint8 (3, H, W); ValueError where it is none."""
+    """The colours of a picture, uint8 (3, H, W); ValueError for any other file."""
     return load_image(path)[0]
 
 
@@ -111,7 +111,7 @@ def lines(file: Path, count: int) -> list[list[str]]:
         count: how many words each must have.
 
     Raises:
-        ValueError: there is no such file, or it is no text, or a line has another number of words.
+        ValueError: there is no such text file, or a line has another number of words.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -136,7 +136,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 class Listed(Dataset[Any]):
-    """Pictures by their paths."""
+    """Pictures given by their paths."""
 
     def __init__(self, items: Sequence[tuple[Path, int]], transform: Transform) -> None:
         self.items, self.transform = items, transform
@@ -210,7 +210,7 @@ def cars(root: Path, training: Transform, test: Transform) -> Split:
     classes = len(sets[0].classes)
     for dataset, transform in zip(sets, (training, test), strict=True):
         dataset.transform = transform
-        # Files from elsewhere, which torchvision takes as they are.
+        # torchvision does not check what these files name.
         for path, label in dataset._samples:
             inside(root, Path(path).relative_to(root).as_posix())
             if not 0 <= label < classes:
@@ -219,10 +219,10 @@ def cars(root: Path, training: Transform, test: Transform) -> Split:
 
 
 def _torchvision(kind: Any, root: Path, folder: str, parts: tuple[str, str]) -> list[Any]:
-    """The two parts of a data set of torchvision's."""
+    """The two parts of one of torchvision's data sets."""
     try:
         sets = [kind(root, split=part, loader=read) for part in parts]
-    except Exception as error:  # What reads .mat raises many kinds.
+    except Exception as error:  # The reader of .mat files raises many kinds.
         message = " ".join(str(error).split())
         raise ValueError(f"{root}: expected {folder} in it as it is unpacked ({message})") from None
     if not all(len(part) for part in sets):

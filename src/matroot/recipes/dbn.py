@@ -26,7 +26,7 @@ from matroot.recipes.data import (
     no_root,
     to_numbers,
 )
-from matroot.recipes.training import Config
+from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
@@ -40,10 +40,10 @@ class Settings(Config):
     size: int = 32
     group_size: int | None = None
 
-    def idle(self) -> dict[str, str]:
+    def without_effect(self) -> dict[str, str]:
         """See ``Common``."""
         fixed = self.data in ("cifar10", "cifar100")
-        return super().idle() | ({"size": f"data={self.data}"} if fixed else {})
+        return super().without_effect() | ({"size": f"data={self.data}"} if fixed else {})
 
 
 def datasets(config: Settings, root: Path | None) -> Split:
@@ -52,7 +52,7 @@ def datasets(config: Settings, root: Path | None) -> Split:
         return image_folders(need_root(config.data, root), *crops(config.size))
     if config.data == "digits":
         no_root(config, root)
-        # Digits are shifted, never mirrored.
+        # Digits are shifted but not mirrored.
         shift = v2.RandomCrop(config.size, padding=config.size // 8)
         train, test = (embedded.digits(part, config.size) for part in embedded.PARTS)
         return Transformed(train, shift), test, 10
@@ -63,7 +63,9 @@ def datasets(config: Settings, root: Path | None) -> Split:
         train = kind(folder, train=True, transform=changed, download=True)
         test = kind(folder, train=False, transform=to_numbers(), download=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{config.data}: neither in {folder} nor to be had: {error}") from None
+        raise ValueError(
+            f"{config.data}: not in {folder}, and cannot be downloaded: {error}"
+        ) from None
     return train, test, classes
 
 

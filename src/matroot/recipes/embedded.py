@@ -1,8 +1,8 @@
-"""Data sets that come with installed packages: every application trains on one of them at once.
+"""Data sets that come with installed packages, so that every application trains without downloads.
 
 ``digits``: scanned digits (scikit-learn). ``textures``: patches of scikit-image's pictures, train
 and test from regions apart. ``motions``: clips that a moving camera takes of a photograph, train
-and test from different photographs. ``photos``: photographs and styles for them.
+and test from different photographs. ``photos``: photographs, and styles for them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CONTENTS: dict[Part, tuple[str, ...]] = {
 
 
 def photos(part: Part) -> tuple[list[Tensor], list[Tensor]]:
-    """Photographs, and pictures whose style they shall take: bricks, grass, gravel, galaxies.
+    """Photographs, and pictures whose style they are to take: bricks, grass, gravel, galaxies.
 
     Photographs of train and test differ; styles are the upper 55 % and the lower 45 % of a picture.
 
@@ -102,7 +102,7 @@ def digits(part: Part, size: int = 16) -> TensorDataset:
 
 
 def textures(part: Part, size: int = 32, count: int = 200) -> TensorDataset:
-    """Grey patches of ten pictures; which one is it?
+    """Grey patches of ten pictures; the class is the picture.
 
     Train and test patches lie in the upper 60 % and the lower 35 % of a picture.
 
@@ -113,7 +113,7 @@ def textures(part: Part, size: int = 32, count: int = 200) -> TensorDataset:
 
     Returns:
         Patches, float32 (3, size, size) of equal channels, each with mean 0 and standard deviation
-        1, so that brightness and contrast do not tell; and classes 0 … 9.
+        1, so that brightness and contrast do not give the class away; and classes 0 … 9.
     """
     generator = torch.Generator().manual_seed(0 if part == "train" else 1)
     x, y = [], []
@@ -130,10 +130,10 @@ def textures(part: Part, size: int = 32, count: int = 200) -> TensorDataset:
 
 
 def motions(part: Part, frames: int = 8, size: int = 32, count: int | None = None) -> TensorDataset:
-    """Clips that a moving camera takes of photographs; how does it move?
+    """Clips that a moving camera takes of photographs; the class is its motion.
 
     Each is a window of a photograph that moves, grows, turns or slants at a speed drawn at random.
-    Windows without enough edges to tell are drawn again.
+    Windows without enough edges to show it are drawn again.
 
     Args:
         part: ``"train"`` or ``"test"``, of different photographs.
@@ -159,7 +159,7 @@ def motions(part: Part, frames: int = 8, size: int = 32, count: int | None = Non
             matrices = _camera(name, frames, between(0.6, 1.4))
             height, width = scene.shape[1:]
             while True:
-                # A window of some 100 pixels, away from the border by as much as it may move.
+                # A window of some 100 pixels, with room to move on every side.
                 half = between(45, 60)
                 middle = between(2 * half, width - 2 * half), between(2 * half, height - 2 * half)
                 clip = _clip(scene, matrices, half, middle, size)
@@ -171,14 +171,14 @@ def motions(part: Part, frames: int = 8, size: int = 32, count: int | None = Non
 
 
 def _shows_motion(clip: Tensor) -> bool:
-    """Whether the middle picture has edges of all directions: sky does not, nor does a mast."""
+    """Whether the middle picture has edges in all directions, as neither sky nor a mast has."""
     middle = clip[:, clip.shape[1] // 2].mean(0)
     edges = torch.stack(torch.gradient(middle)).flatten(1)
     return bool(torch.linalg.eigvalsh(edges @ edges.T / edges.shape[1])[0] > 0.02**2)
 
 
 def _camera(motion: str, frames: int, speed: float) -> Tensor:
-    """Where the window's corners go: affine maps of [−1, 1]², shape (frames, 2, 3)."""
+    """The window in each frame, as affine maps of [−1, 1]², shape (frames, 2, 3)."""
     t = torch.linspace(-0.5, 0.5, frames) * speed
     zero, one = torch.zeros_like(t), torch.ones_like(t)
     turn = t * (math.pi / 3)
@@ -197,7 +197,7 @@ def _camera(motion: str, frames: int, speed: float) -> Tensor:
 def _clip(
     scene: Tensor, matrices: Tensor, half: float, middle: tuple[float, float], size: int
 ) -> Tensor:
-    """What the windows show, (3, frames, size, size)."""
+    """The pictures in the windows, (3, frames, size, size)."""
     grid = F.affine_grid(matrices, [len(matrices), 1, size, size], align_corners=False)
     height, width = scene.shape[1:]
     place = grid * half + torch.tensor(middle)

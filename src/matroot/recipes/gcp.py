@@ -1,4 +1,4 @@
-"""Global covariance pooling: a ResNet whose average at the end becomes the root of a covariance.
+"""Global covariance pooling: a ResNet that ends with the root of a covariance, not an average.
 
 As published: the last stage of a ResNet-50 keeps its size (stride 1), a 1×1 convolution reduces
 2048 channels to 256 (64 for fine-grained data), and the upper triangle of the root of their
@@ -24,7 +24,7 @@ from matroot.recipes.data import (
     need_root,
     textures,
 )
-from matroot.recipes.training import Config
+from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
@@ -48,10 +48,10 @@ class Settings(Config):
     size: int = 224
     pretrained: bool = False
 
-    def idle(self) -> dict[str, str]:
+    def without_effect(self) -> dict[str, str]:
         """See ``Common``."""
         average = dict.fromkeys(("eps", "reduced"), "pooling=average")
-        return super().idle() | (average if self.pooling == "average" else {})
+        return super().without_effect() | (average if self.pooling == "average" else {})
 
 
 def datasets(config: Settings, root: Path | None) -> Split:

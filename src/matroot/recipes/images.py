@@ -14,8 +14,8 @@ MAX_PIXELS = 4096 * 4096
 CONTENTS = ("astronaut", "coffee", "chelsea", "rocket")
 STYLES = ("brick", "grass", "gravel", "hubble_deep_field")
 
-# Of scikit-image's pictures those with texture and colour, and one that is grey; rows and columns
-# of the part that is taken.
+# Three of scikit-image's pictures with texture and colour, and a grey one; rows and columns of the
+# part that is used.
 _WHOLE = slice(None)
 SHEET_STYLES: dict[str, tuple[str, slice, slice]] = {
     "tissue": ("immunohistochemistry", _WHOLE, _WHOLE),
@@ -23,7 +23,7 @@ SHEET_STYLES: dict[str, tuple[str, slice, slice]] = {
     "galaxies": ("hubble_deep_field", _WHOLE, _WHOLE),
     "bricks": ("brick", _WHOLE, _WHOLE),
 }
-"""What the contact sheet of ``matroot demo`` gives to photographs."""
+"""The styles on the contact sheet of ``matroot demo``."""
 
 
 def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
@@ -35,7 +35,7 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no readable image, or has more than 4096 x 4096 pixels.
+        ValueError: The file is not a readable image, or has more than 4096 x 4096 pixels.
     """
     try:
         with Image.open(path) as opened:

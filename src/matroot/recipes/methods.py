@@ -1,4 +1,4 @@
-"""The published names of ways to a root, as options of the layers."""
+"""The published names of methods, as options of the layers."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def layer_options(
     Args:
         method: a published name (``"mpa"``, ``"svd-pi"`` …), ``"auto"``, or a name from
             ``matroot.methods.METHODS``.
-        gradient: a name from ``matroot.gradients.GRADIENTS``; None: the one that belongs to it.
+        gradient: a name from ``matroot.gradients.GRADIENTS``; None: the method's own.
         eps: ridge; None: that of the application.
 
     Raises:
-        ValueError: an unknown name, or a gradient for ``"pi"``, which is no root.
+        ValueError: an unknown name, or a gradient for ``"pi"``, which is not a root.
     """
     if method not in NAMES:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(NAMES)}")
@@ -51,7 +51,7 @@ def layer_options(
         if gradient not in GRADIENTS:
             raise ValueError(f"unknown gradient {gradient!r}; known: {', '.join(GRADIENTS)}")
         if "normalization" in options:
-            raise ValueError(f"method {method!r} is no root and takes no gradient rule")
+            raise ValueError(f"method {method!r} is not a root and takes no gradient rule")
         options["gradient"] = gradient
     if eps is not None:
         options["eps"] = eps

@@ -1,6 +1,6 @@
-"""Second-order vision transformer: a covariance of the visual tokens helps the class token.
+"""Second-order vision transformer: the class token and a covariance of the visual tokens.
 
-So-ViT (arXiv 2104.10935) with the published depths, widths and head. Its first layers are plainer
+So-ViT (arXiv 2104.10935) with the published depths, widths and head. Its first layers are simpler
 than the published ones: 3×3 convolutions of stride 2, in place of blocks of a residual network.
 """
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from matroot.nn import SecondOrderHead
 from matroot.recipes.data import Split, crops, image_folders, need_root, textures
-from matroot.recipes.training import Config
+from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
@@ -41,10 +41,10 @@ class Settings(Config):
     drop_path: float = 0.0
     size: int = 224
 
-    def idle(self) -> dict[str, str]:
+    def without_effect(self) -> dict[str, str]:
         """See ``Common``."""
         plain = dict.fromkeys(("eps", "features"), "head=class-token")
-        return super().idle() | (plain if self.head == "class-token" else {})
+        return super().without_effect() | (plain if self.head == "class-token" else {})
 
 
 def datasets(config: Settings, root: Path | None) -> Split:
@@ -59,7 +59,7 @@ def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:
     second_order = config.head == "second-order"
     model: Any = VisionTransformer(
         config.size,
-        patch_size=1,  # Of what the convolutions make.
+        patch_size=1,  # Of the convolutions' output.
         num_classes=classes,
         global_pool="" if second_order else "token",
         embed_dim=config.width,

@@ -136,22 +136,22 @@ def _sweep(
     patch: int,
     tick: Callable[[], None],
 ) -> Tensor:
-    """Match every pyramid level once, coarse to fine; what a level gained is handed down."""
+    """Match every pyramid level once, coarse to fine; a level's change is added to the next."""
     pyramid = _pyramid(image, len(target))
-    gained: Tensor | None = None
+    change: Tensor | None = None
     while True:
         level = len(pyramid) - 1
         old = pyramid.pop()
         new = old
-        if gained is not None:
-            new = F.interpolate(gained[None], size=old.shape[1:], mode="bilinear")[0].add_(old)
+        if change is not None:
+            new = F.interpolate(change[None], size=old.shape[1:], mode="bilinear")[0].add_(old)
         source, goal = _moments(new, patch, level), target[level]
         kernel = _kernel(roots[level] @ whiten(source.covariance), patch)
         new = _convolve(new, kernel, source.mean, goal.mean, tick if level == 0 else None)
         if level == 0:
-            # Clipping inside the sweeps lets the next sweep repair what it did to the statistics.
+            # Clipped here, so that the next sweep repairs what clipping did to the statistics.
             return new.clamp_(0, 1)
-        gained = new - old
+        change = new - old
 
 
 def _kernel(patch_map: Tensor, patch: int) -> Tensor:
@@ -275,10 +275,10 @@ def _pyramid(image: Tensor, levels: int) -> list[Tensor]:
 
 
 def _levels(image: Tensor, patch: int) -> int:
-    """How many pyramid levels are wide enough, and have patches enough to know a covariance by.
+    """How many pyramid levels are wide enough, with enough patches to estimate a covariance.
 
-    Of fewer patches than the covariance has rows it is singular; whitening then fits what those
-    few patches happen to be, and makes the others worse.
+    With fewer patches than rows the covariance is singular; whitening then fits these few patches,
+    and makes the others worse.
     """
     for level in range(_LEVELS):
         sides = [math.ceil(side / 2**level) for side in image.shape[1:]]
@@ -323,5 +323,5 @@ def _check_arguments(
             smaller = f", or take patches of {max(fitting)} pixels" if fitting else ""
             raise ValueError(
                 f"{name} of {picture.shape[2]} x {picture.shape[1]} pixels has too few patches of "
-                f"{patch} pixels to know their covariance by; take a larger picture{smaller}"
+                f"{patch} pixels to estimate their covariance; take a larger picture{smaller}"
             )

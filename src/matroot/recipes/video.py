@@ -1,4 +1,4 @@
-"""Covariance pooling of video: a ResNet sees frames, one covariance sees the clip.
+"""Covariance pooling of video: a ResNet on every frame, one covariance over the clip.
 
 As published (temporal-attentive covariance pooling, with TEA's motion excitation in the network):
 2048 channels of each frame are reduced to 256 and then 128, frames attend to those before them, and
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from matroot.nn import TemporalCovariancePooling
 from matroot.recipes import clips, embedded
 from matroot.recipes.data import Split, Transformed, crops, need_root, no_root
-from matroot.recipes.training import Config
+from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
@@ -27,8 +27,8 @@ class Settings(Config):
 
     ``layers``: blocks of each stage, None for those of the backbone. ``excitation``: whether its
     blocks see the frame before and the frame after. ``differences``: the first convolution sees,
-    beside each frame, its change to the next; not published, for networks that are shallow.
-    ``small_pictures``: three 3×3 convolutions come first, and no pooling after them.
+    beside each frame, its change to the next; not published, meant for shallow networks.
+    ``small_pictures``: three 3×3 convolutions at the start, without pooling after them.
     """
 
     data: Literal["motions", "hmdb51", "ucf101"]
@@ -45,9 +45,9 @@ class Settings(Config):
     size: int = 224
     pretrained: bool = False
 
-    def idle(self) -> dict[str, str]:
+    def without_effect(self) -> dict[str, str]:
         """See ``Common``."""
-        found = super().idle()
+        found = super().without_effect()
         if self.pooling == "average":
             found |= dict.fromkeys(("eps", "reduced"), "pooling=average")
         if self.data == "motions":
@@ -67,18 +67,18 @@ def datasets(config: Settings, root: Path | None) -> Split:
 
 
 def _equal(clip: Tensor) -> Tensor:
-    """Brightness and contrast do not tell."""
+    """Mean 0 and deviation 1: brightness and contrast do not give the class away."""
     return (clip - clip.mean()) / clip.std()
 
 
 def _recoloured(clip: Tensor) -> Tensor:
-    """Channels in another order, perhaps as a negative: there are few photographs."""
+    """For variety of few photographs: channels in random order, perhaps as a negative."""
     sign = 1 - 2 * torch.randint(2, ())
     return sign * _equal(clip)[torch.randperm(3)]
 
 
 class Excitation(nn.Module):
-    """Tell a network of single frames what moves.
+    """Give a network of single frames access to motion.
 
     Channels are weighed by the change from each frame to the next, averaged over the positions:
     x + x·(2σ(w) − 1). Then a convolution over time, channel by channel, adds up three frames; it
@@ -88,7 +88,7 @@ class Excitation(nn.Module):
     Args:
         channels: C.
         frames: T; the input holds the frames of a clip one after the other.
-        reduction: the change is looked for in C / reduction channels.
+        reduction: the change is computed in C / reduction channels.
     """
 
     def __init__(self, channels: int, frames: int, reduction: int = 16) -> None:

@@ -1,0 +1,1 @@
+"""Training the applications: configuration, loaders, classifier, the folder of a run, the loop."""

@@ -1,0 +1,113 @@
+"""The folder of a run: what was asked for, the last checkpoint, and the result."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matroot.recipes.training.configuration import read_text
+
+
+class RunFolder:
+    """Where a run keeps its files.
+
+    Attributes:
+        path: the folder.
+        description: ``run.json``: what was asked for, and the data that it was trained on.
+        checkpoint: ``last.ckpt``, written after each epoch.
+        result: ``result.json``, written at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.description = path / "run.json"
+        self.checkpoint = path / "last.ckpt"
+        self.result = path / "result.json"
+
+    def earlier_run(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The description of the run that the folder holds; empty where it holds none.
+
+        Args:
+            asked: what is asked for now. More epochs are no other run: they continue it.
+
+        Raises:
+            ValueError: the folder holds another run; both values are named.
+        """
+        if not (self.checkpoint.exists() or self.result.exists()):
+            return {}
+        known = read_json(self.description)
+        old, new = known.get("config"), asked["config"]
+        if not isinstance(old, dict):
+            raise ValueError(f"{self.description}: expected what 'matroot train' has written there")
+        pairs = [(name, known.get(name), asked[name]) for name in asked if name != "config"]
+        pairs += [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
+        different = [
+            f"{name} ({there} there, {wanted} asked for)"
+            for name, there, wanted in pairs
+            if there != wanted
+            and not (name == "epochs" and isinstance(there, int) and there < wanted)
+        ]
+        if different:
+            raise ValueError(
+                f"{self.path} holds a run with another {', '.join(different)}; "
+                "choose another folder"
+            )
+        return known
+
+    def check_data(self, known: dict[str, Any], items: list[int], root: str | None) -> None:
+        """Raise ValueError where the run that the folder holds was trained on other data.
+
+        Args:
+            known: see ``earlier_run``.
+            items: sizes of training and test set, number of classes.
+            root: the folder that data are read from.
+        """
+        if known.get("items", items) != items:
+            raise ValueError(
+                f"{self.path} holds a run with other data: {_counted(known['items'])} in "
+                f"{known['data_root']}, {_counted(items)} in {root}; choose another folder"
+            )
+
+    def start(self, description: dict[str, Any]) -> None:
+        """Write the description, and remove the result of fewer epochs."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.description.write_text(json.dumps(description), encoding="utf-8")
+        self.result.unlink(missing_ok=True)
+
+
+def _counted(items: list[int]) -> str:
+    return "{} items for training, {} for test, {} classes".format(*items)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a run has written into ``file``.
+
+    Raises:
+        ValueError: the file is missing, or holds something else.
+    """
+    try:
+        found = json.loads(read_text(file))
+    except (FileNotFoundError, json.JSONDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: expected what 'matroot train' has written there")
+    return found
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint of ``train``, on the CPU; no code in it is run.
+
+    Raises:
+        ValueError: the file is no such checkpoint, or broken.
+    """
+    try:
+        found: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        if found.keys() >= {"state_dict", "epoch", "loops", "pytorch-lightning_version"}:
+            return found
+    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError):
+        pass
+    raise ValueError(f"{file}: expected a checkpoint of 'matroot train'; delete it to start anew")

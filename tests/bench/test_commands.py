@@ -1,0 +1,105 @@
+"""``matroot bench`` on the command line."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from bench.examples import counted, row, run
+from matroot import cli
+from matroot.bench import paper, rows
+
+
+def test_a_run_a_report_and_a_comparison(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(["bench", "paper", "--quick", "--only", "convergence, scalar,lyapunov"])
+    assert result.exit_code == 0, result.output
+    assert "Eight iterations" in result.output
+    path = tmp_path / "bench/paper-cpu-quick.jsonl"
+    with path.open("a") as file:
+        file.write("no row\n")
+    result = run(["bench", "report"])
+    assert result.exit_code == 0, result.output
+    assert "plots" in result.stderr
+    assert "plots ━" not in result.stdout
+    number = path.read_text().count("\n")
+    assert f"line {number}: skipped" in result.output.replace("\n", "")
+    assert f"line {number}: skipped" in (tmp_path / "bench/report/index.html").read_text()
+    result = run(["bench", "compare", str(path), str(path)])
+    assert result.exit_code == 0, result.output
+    assert "0 faster, 0 slower" in result.output
+    assert "geometric mean of B over A 1.000" in " ".join(result.output.split())
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch):
+    log = []
+    monkeypatch.setitem(paper.EXPERIMENTS, "mae", lambda settings: counted("xyz", log, fail_at="y"))
+    path = tmp_path / "rows.jsonl"
+    result = run(["bench", "paper", "--quick", "--only", "mae", "-o", str(path)])
+    assert result.exit_code == 130
+    assert "the same command goes on from there" in result.output.replace("\n", " ")
+    assert len(rows.load(path)[0]) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_run_keeps_its_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "matroot.cli", "bench", "paper", "--quick", "-o", str(path)]
+    command = [sys.executable, "-c", "from matroot.cli import main; main()", *command[3:]]
+    process = subprocess.Popen(
+        [*command, "--only", "convergence,scalar,lyapunov,degree"], stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_bytes().count(b"\n") >= 3):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = path.read_bytes()
+    kept = rows.finished(rows.load(path)[0])
+    assert kept
+    result = run(["bench", "paper", "--quick", "-o", str(path), "--only", "convergence,scalar"])
+    assert result.exit_code == 0, result.output
+    assert path.read_bytes().startswith(before)
+    after = rows.load(path)[0]
+    assert kept <= rows.finished(after)
+    assert len([r for r in after if r["experiment"] == "scalar"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["paper", "--only", "speeed"], "unknown speeed; known: headline, batch"),
+        (["paper", "--device", "cuda"], "no CUDA device"),
+        (["report", "missing.jsonl"], "missing.jsonl"),
+        (["report"], "no files of rows"),
+        (["compare", "a.jsonl", "a.jsonl"], "no timed case"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):
+    (tmp_path / "a.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["matroot", "bench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    # Python prints this and returns 1.
+    assert message in ended.value.code
+    assert ended.value.code.startswith("matroot: ")
+    assert "\n" not in ended.value.code
+
+
+def test_fresh_keeps_the_old_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows.append(path, [row(torch="1.0")])
+    options = ["bench", "paper", "--quick", "--only", "convergence", "-o", str(path)]
+    refused = run(options)
+    assert isinstance(refused.exception, ValueError)
+    assert "torch 1.0 there" in str(refused.exception)
+    assert run([*options, "--fresh"]).exit_code == 0
+    assert rows.load(tmp_path / "rows.1.jsonl")[0][0]["torch"] == "1.0"
+    assert len(rows.load(path)[0]) == 3

@@ -1,0 +1,121 @@
+"""Reports of rows, and comparisons of two files of them."""
+
+import re
+
+import pytest
+
+from bench.examples import CPU, row
+from matroot.bench import compare, report, rows
+
+
+def page_of(found, folder, complaints=()):
+    report.write(found, list(complaints), folder)
+    return (folder / "index.html").read_text(), (folder / "report.md").read_text()
+
+
+def test_a_failed_root_is_shown_as_failed_in_page_and_plot(tmp_path):
+    good, bad = row(), row("other", error=0.5, passed=False, why="error 5.0e-01, allowed 1.0e-05")
+    html, markdown = page_of([good, bad], tmp_path)
+    assert "1, 1× FAILED" in html
+    assert "FAILED" in markdown
+    svg = (tmp_path / "plots/speed-4x8-error.svg").read_text()
+    assert "failed its accuracy gate" in svg
+    html, _ = page_of([good, row("other")], tmp_path / "all good")
+    svg = (tmp_path / "all good/plots/speed-4x8-error.svg").read_text()
+    assert "failed its accuracy gate" not in svg
+
+
+def test_results_that_are_not_finite_are_named_below_the_plot(tmp_path):
+    lost = row("other", error=None, passed=False, why="not finite")
+    html, markdown = page_of([row(), lost], tmp_path)
+    assert "Not drawn: other (not finite)" in html
+    assert "Not drawn: other (not finite)" in markdown
+
+
+def test_the_page_is_one_file_and_escapes_its_texts(tmp_path):
+    evil = '<script>alert(1)</script>|`"'
+    found = [
+        row(evil, why=evil, version=evil),
+        row(
+            evil,
+            experiment="capability",
+            probe="x",
+            case="capability x",
+            question=evil,
+            answer="n",
+            why=evil,
+        ),
+    ]
+    html, markdown = page_of(found, tmp_path, [evil])
+    for text in (html, markdown):
+        assert "<script" not in text
+        assert "&lt;script&gt;" in text
+    assert not re.search(r'(src|href)="(?!data:image/svg|#)', html)
+    assert "@import" not in html
+    assert 'name="viewport"' in html
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert all(re.search(r"(?<!\\)\|\s*$", line) for line in lines)
+
+
+def test_every_plot_is_there_three_times(tmp_path):
+    found = [row(), row("other", ms={"forward": [3.0, 2.9, 3.1]})]
+    html, markdown = page_of(found, tmp_path)
+    names = sorted(path.stem for path in (tmp_path / "plots").glob("*.svg"))
+    assert names == ["speed-4x8-error", "speed-4x8-gradient_error"]
+    assert names == sorted(path.stem for path in (tmp_path / "plots").glob("*.png"))
+    assert html.count("data:image/svg+xml") == 2
+    assert all(f"(plots/{name}.svg)" in markdown for name in names)
+    origin = rows.provenance(CPU)
+    for text in (html, (tmp_path / "plots/speed-4x8-error.svg").read_text()):
+        assert origin["torch"].split("+")[0] in text
+        assert f"{origin['threads']} threads" in text
+
+
+def test_environments_are_kept_apart(tmp_path):
+    other = row(device_name="Another One", ms={"forward": [9.0, 9.0, 9.0]})
+    html, _ = page_of([row(), other, row(quick=True)], tmp_path)
+    assert html.count("<h2") == 3
+    assert "2. Another One" in html
+    assert html.count("A look, not a result") == 1
+    assert (tmp_path / "plots/speed-4x8-error-3.svg").exists()
+
+
+def test_the_same_rows_give_the_same_report(tmp_path):
+    for name in "ab":
+        page_of([row(measured="then")], tmp_path / name)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    for path in files:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+
+
+def test_the_report_reports_its_progress(tmp_path):
+    steps = []
+    written = report.write(
+        [row(measured="then")], [], tmp_path, progress=lambda *step: steps.append(step)
+    )
+    plots = sum(path.suffix == ".svg" for path in written)
+    assert plots > 0
+    assert steps == [(i, plots) for i in range(plots + 1)]
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(ValueError, match="no rows"):
+        report.write([], [], tmp_path)
+
+
+def test_only_changes_beyond_noise_count():
+    before = row(ms={"forward": [10, 9, 11], "backward": [10, 9, 11], "total": [10, 9, 11]})
+    after = row(ms={"forward": [5, 4.5, 5.5], "backward": [10.5, 9, 12], "both": [1, 1, 1]})
+    forward, backward = compare.changes([before], [after, row("unknown")])
+    assert (forward.verdict, forward.ratio) == ("faster", 0.5)
+    assert (forward.low, forward.high) == (4.5 / 11, 5.5 / 9)
+    assert backward.verdict == "within noise"
+    assert compare.changes([after], [before])[0].verdict == "slower"
+    assert compare.mean_ratio([forward, forward]) == pytest.approx(0.5)
+
+
+def test_gates_that_changed():
+    failed = row(passed=False, why="error 1")
+    assert "fails its gate now (error 1)" in compare.changed_gates([row()], [failed])[0]
+    assert "passes its gate now" in compare.changed_gates([failed], [row()])[0]
+    assert compare.changed_gates([row()], [row()]) == []
