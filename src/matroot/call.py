@@ -26,10 +26,7 @@ def values(
     """
     if type(relative_eps) is not float or relative_eps:
         checks.ridge(relative_eps, a.dtype, "relative_eps")
-    if check_errors is None and plan.chosen is not None:
-        check = plan.chosen.readable
-    else:
-        check = checks.checking(check_errors, a)
+    check = _checking(plan, a, check_errors)
     if a.numel() == 0:
         return tuple(a.clone() for _ in plan.request.functions)
     found, x = evaluated(plan, a, relative_eps, rtol)
@@ -37,6 +34,13 @@ def values(
         limits = plan.request.thresholds(x.shape[-1])
         errors.raise_if_bad(named, found.info[..., 0], x, limits, plan.request.eps)
     return found.values
+
+
+def _checking(plan: Plan, a: Tensor, check_errors: bool | None) -> bool:
+    """See ``checks.checking``, which a plan for plain tensors has been asked before."""
+    if check_errors is None and plan.chosen is not None:
+        return plan.chosen.readable
+    return checks.checking(check_errors, a)
 
 
 def evaluated(

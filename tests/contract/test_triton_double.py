@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import matroot
-from matroot import plan
+from matroot import call, plan
 from matroot.gradients import Lyapunov
 from matroot.kernels import TRITON, TRITON_DOUBLE, triton
 from matroot.kernels.triton import selftest
@@ -316,7 +316,7 @@ def test_whitening_of_hard_covariances(variances, eps, monkeypatch):
 def whitened(a, eps):
     """Without an error for what is bad: as on a GPU, where nobody looks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matroot.checks, "checking", lambda *_: False)
+        patch.setattr(call, "_checking", lambda *_: False)
         return functional.inverse_root(a, eps, method="minimax")
 
 
