@@ -19,8 +19,6 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-constexpr int kOk = 0, kUnsolved = 1, kSingular = 2, kIndefinite = 3, kAsymmetric = 4,
-              kNonfinite = 5;  // see checks.Status
 constexpr int kMost = 16;      // matrices at once
 
 // Pieces of working memory, or where base is null only how much they are.
@@ -54,7 +52,7 @@ inline void by_fours(int count, F f) {
 template <class K, class Store>
 void normalise(const typename K::Real* from, int n, int count, double eps, double skew,
                typename K::Vector* x, typename K::Vector* y, typename K::Double::Vector* rows,
-               int* status, int* exponent, Store store) {
+               Status* status, int* exponent, Store store) {
   using T = typename K::Real;
   using V = typename K::Vector;
   using D = typename K::Double;
@@ -72,10 +70,10 @@ void normalise(const typename K::Real* from, int n, int count, double eps, doubl
   auto nonfinite = K::total(wrong[0] + wrong[1] + wrong[2] + wrong[3]);
   DN half{}, ridge{};
   for (int l = 0; l < K::matrices; ++l) {
-    status[l] = lane<T>(nonfinite, l) == 0 ? kOk : kNonfinite;
+    status[l] = lane<T>(nonfinite, l) == 0 ? Status::Ok : Status::Nonfinite;
     int k = 0;
     const double largest = std::max<double>(lane<T>(most, l), eps);
-    if (status[l] == kOk && largest > 0) std::frexp(largest, &k);
+    if (status[l] == Status::Ok && largest > 0) std::frexp(largest, &k);
     // 2^k is to be a normal number; no entry that counts is beyond.
     exponent[l] = k = std::clamp(k + (k & 1), -1020, 1020);
     put(half, l, std::ldexp(0.5, -k)), put(ridge, l, eps * std::ldexp(1.0, -k));
@@ -97,8 +95,8 @@ void normalise(const typename K::Real* from, int n, int count, double eps, doubl
   bool bad = false;
   for (int l = 0; l < K::matrices; ++l) {
     const double part = lane<double>(skewed, l), whole = lane<double>(symmetric, l) + part;
-    if (status[l] == kOk && part > skew * skew * whole) status[l] = kAsymmetric;
-    if (status[l] != kOk) exponent[l] = 0, bad = true;
+    if (status[l] == Status::Ok && part > skew * skew * whole) status[l] = Status::Asymmetric;
+    if (status[l] != Status::Ok) exponent[l] = 0, bad = true;
   }
   for (int i = 0; bad && i < n; ++i) {  // again, since few matrices are
     K::widen_row(rows, x + i * w, n);
@@ -107,7 +105,7 @@ void normalise(const typename K::Real* from, int n, int count, double eps, doubl
       DN entry = (D::at(rows, dw, 0, j) + D::at(rows + dw, dw, 0, j)) * half;
       if (i == j) entry += ridge;
       for (int l = 0; l < K::matrices; ++l)
-        if (status[l] != kOk) put(entry, l, double(i == j));
+        if (status[l] != Status::Ok) put(entry, l, double(i == j));
       D::set(rows, dw, 0, j, entry);
     }
     store(i, rows);
@@ -437,18 +435,20 @@ static void solve_eigh(const EighTask& task, std::int64_t first, int count, void
   using D = typename K::Double;
   using N = typename K::Number;
   using Wide = typename Convert<T>::Wide;
-  const int n = task.n, w = K::width(n);
+  const Thresholds thresholds = task.thresholds;
+  const int n = task.batch.n, w = K::width(n);
   const std::int64_t size = std::int64_t(n) * n;
   Arena arena{static_cast<char*>(memory)};
   EighMemory<K> m(arena, n);
   constexpr int groups = m.groups;
   const int present = groups == 1 ? 1 : count;
-  int status[kMost], exponent[kMost];
+  Status status[kMost];
+  int exponent[kMost];
 
   for (int i = 0; i < n; ++i) m.d[i] = Wide{} + 1.0, m.e[i] = Wide{};
   for (int group = 0; group < present; ++group) {
-    const T* from = static_cast<const T*>(task.a) + (first + group) * size;
-    normalise<K>(from, n, count, task.eps, task.skew, m.x, m.y, m.work, status + group,
+    const T* from = task.a.as<const T>() + (first + group) * size;
+    normalise<K>(from, n, count, task.eps, task.thresholds.skew, m.x, m.y, m.work, status + group,
                  exponent + group, [&](int i, const typename D::Vector* row) {
                    for (int v = i / D::lanes / m.a.wide * m.a.wide; v < m.a.w; v += m.a.wide) {
                      typename D::Vector* to = m.a.at(i, v);
@@ -517,7 +517,7 @@ static void solve_eigh(const EighTask& task, std::int64_t first, int count, void
       // T and its rotations are no more exact here than the results are to be. One step of
       // perturbation theory, v_i + Σ_j v_j R_ij/(λ_i − λ_j) with R = Uᵀ A U, where λ are apart.
       spare = m.spare;
-      K::load(better, static_cast<const T*>(task.a) + (first + group) * size, n, size, here);
+      K::load(better, task.a.as<const T>() + (first + group) * size, n, size, here);
       K::transpose(spare, better, n);
       for (int i = 0; i < n * w; ++i) m.y[i] = (better[i] * scale + spare[i] * scale) * 0.5;
       K::transpose(m.x, vectors, n);
@@ -563,20 +563,19 @@ static void solve_eigh(const EighTask& task, std::int64_t first, int count, void
   }
   for (int l = 0; l < count; ++l) {
     const double least = lane<double>(low, l), largest = std::max(lane<double>(high, l), 0.0);
-    if (status[l] == kOk) {
-      if (lane<double>(unsolved, l) > 0) status[l] = kUnsolved;
-      else if (least < -task.below * largest) status[l] = kIndefinite;
-      else if (task.above >= 0 && least <= task.above * largest) status[l] = kSingular;
+    if (status[l] == Status::Ok) {
+      if (lane<double>(unsolved, l) > 0) status[l] = Status::Left;
+      else if (thresholds.indefinite >= 0 && least < -thresholds.indefinite * largest) status[l] = Status::Indefinite;
+      else if (thresholds.singular >= 0 && least <= thresholds.singular * largest) status[l] = Status::Singular;
     }
-    put(up, l, status[l] == kOk ? std::ldexp(1.0, exponent[l] / 2)
+    put(up, l, status[l] == Status::Ok ? std::ldexp(1.0, exponent[l] / 2)
                                 : std::numeric_limits<double>::quiet_NaN());
-    std::int64_t* info = task.info + 3 * (first + l);
-    info[0] = status[l], info[1] = 1, info[2] = status[l] == kOk;
+    task.info.as<Info>()[first + l] = {std::int64_t(status[l]), 1, status[l] == Status::Ok};
   }
   // The eigenvalues of S, and of its inverse where they are not zero to rounding; NaN where there
   // is no root. They take the place of d and e.
   Wide *s = m.d, *inverse = m.e;
-  const Wide kept = task.kept * most;
+  const Wide kept = thresholds.null * most;
   for (int i = 0; i < n; ++i) {
     const auto there = m.d[i] > kept;
     const Wide positive = larger(m.d[i], Wide{});
@@ -587,29 +586,28 @@ static void solve_eigh(const EighTask& task, std::int64_t first, int count, void
     if constexpr (groups == 1) return Convert<T>::narrow(*x);
     else return T(reinterpret_cast<const double*>(x)[group]);
   };
-  if (task.s)
+  if (task.roots)
     for (int l = 0; l < count; ++l)
       for (int i = 0; i < n; ++i)
-        static_cast<T*>(task.s)[(first + l) * n + i] = T(reinterpret_cast<const double*>(s + i)[l]);
+        task.roots.as<T>()[(first + l) * n + i] = T(reinterpret_cast<const double*>(s + i)[l]);
 
   for (int group = 0; group < present; ++group) {
     const int here = groups == 1 ? count : 1;
     const std::int64_t offset = (first + group) * size;
     const V* vectors = m.vectors + group * n * w;
     K::transpose(m.x, vectors, n);
-    if (task.vectors) K::store(static_cast<T*>(task.vectors) + offset, m.x, n, size, here);
-    auto assemble = [&](void* out, const Wide* values) {
-      if (!out) return;
+    if (task.vectors) K::store(task.vectors.as<T>() + offset, m.x, n, size, here);
+    auto assemble = [&](Pointer out, const Wide* values) {
       V *scaled = m.reflections, *product = m.y;
       for (int i = 0; i < n; ++i) {
         const N factor = number(values + i, group);
         for (int v = 0; v < w; ++v) scaled[i * w + v] = factor * vectors[i * w + v];
       }
       multiply_symmetric<K>(n, product, m.x, scaled);
-      K::store(static_cast<T*>(out) + offset, product, n, size, here);
+      K::store(out.as<T>() + offset, product, n, size, here);
     };
-    assemble(task.sqrt, s);
-    assemble(task.inv_sqrt, inverse);
+    for (const Output& output : task.outputs)
+      assemble(output.x, output.function == Function::Sqrt ? s : inverse);
   }
 }
 
@@ -662,26 +660,26 @@ static void solve_spectral(const SpectralTask& task, std::int64_t first, int cou
   using T = typename K::Real;
   using V = typename K::Vector;
   using N = typename K::Number;
-  const int n = task.n, w = K::width(n);
+  const int n = task.batch.n, w = K::width(n);
   const std::int64_t size = std::int64_t(n) * n, offset = first * size;
   Arena arena{static_cast<char*>(memory)};
   SpectralMemory<K> m(arena, n);
 
-  K::load(m.u, static_cast<const T*>(task.vectors) + offset, n, size, count);
+  K::load(m.u, task.vectors.as<const T>() + offset, n, size, count);
   K::transpose(m.vt, m.u, n);
   N most{};
   for (int i = 0; i < w * K::lanes; ++i) {
     N s{};
     for (int l = 0; l < K::matrices && i < n; ++l)
-      put(s, l, static_cast<const T*>(task.s)[(first + std::min(l, count - 1)) * n + i]);
+      put(s, l, task.roots.as<const T>()[(first + std::min(l, count - 1)) * n + i]);
     m.s[i] = s;
     most = larger(s, most);
   }
   const N null = T(task.null) * most;
 
   // The symmetric part of a cotangent, in m.g.
-  auto load = [&](const void* g) {
-    K::load(m.g, static_cast<const T*>(g) + offset, n, size, count);
+  auto load = [&](Pointer g) {
+    K::load(m.g, g.as<const T>() + offset, n, size, count);
     K::transpose(m.t, m.g, n);
     for (int i = 0; i < n * w; ++i) m.g[i] = m.g[i] * T(0.5) + m.t[i] * T(0.5);
   };
@@ -693,7 +691,7 @@ static void solve_spectral(const SpectralTask& task, std::int64_t first, int cou
   const V* columns = reinterpret_cast<const V*>(m.s);
   if (task.g_inv && task.z) {
     load(task.g_inv);
-    K::load(m.r, static_cast<const T*>(task.z) + offset, n, size, count);
+    K::load(m.r, task.z.as<const T>() + offset, n, size, count);
     between(m.g, m.r, m.r);
     std::swap(m.g, m.r);
     if (task.g_sqrt) load(task.g_sqrt);
@@ -719,7 +717,7 @@ static void solve_spectral(const SpectralTask& task, std::int64_t first, int cou
   if (task.norms) {
     N norm{};
     for (int l = 0; l < K::matrices; ++l)
-      put(norm, l, static_cast<const T*>(task.norms)[first + std::min(l, count - 1)]);
+      put(norm, l, task.norms.as<const T>()[first + std::min(l, count - 1)]);
     iterate_sign<K>(n, m.r, m.s, null, norm, task.steps);
   } else {
     for (int i = 0; i < n; ++i) {
@@ -733,7 +731,7 @@ static void solve_spectral(const SpectralTask& task, std::int64_t first, int cou
   }
   multiply<K>(n, n, w, m.t, nullptr, m.u, w, 0, m.r);
   multiply_symmetric<K>(n, m.g, m.t, m.vt);
-  K::store(static_cast<T*>(task.x) + offset, m.g, n, size, count);
+  K::store(task.x.as<T>() + offset, m.g, n, size, count);
 }
 }  // namespace MATROOT_ISA
 }  // namespace matroot

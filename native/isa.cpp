@@ -17,16 +17,16 @@ template <class K>
 static void product(const ProductTask& task, std::int64_t first, int count, void* memory) {
   using T = typename K::Real;
   using V = typename K::Vector;
-  const int n = task.n, w = K::width(n);
+  const int n = task.batch.n, w = K::width(n);
   const std::int64_t size = std::int64_t(n) * n, offset = first * size;
   V *a = static_cast<V*>(memory), *b = a + n * w, *c = b + n * w;
-  K::load(a, static_cast<const T*>(task.a) + offset, n, size, count);
-  K::load(b, static_cast<const T*>(task.b) + offset, n, size, count);
+  K::load(a, task.a.as<const T>() + offset, n, size, count);
+  K::load(b, task.b.as<const T>() + offset, n, size, count);
   for (int i = 0; i < task.repeats; ++i) {
     if (task.symmetric) multiply_symmetric<K>(n, c, a, b);
     else multiply<K>(n, n, w, c, nullptr, a, w, 0, b);
   }
-  K::store(static_cast<T*>(task.c) + offset, c, n, size, count);
+  K::store(task.c.as<T>() + offset, c, n, size, count);
 }
 
 template <class K>

@@ -158,15 +158,16 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
   using T = typename K::Real;
   using V = typename K::Vector;
   using N = typename K::Number;
-  const int n = task.n, w = K::width(n), many = K::matrices;
+  const int n = task.batch.n, w = K::width(n), many = K::matrices;
   Solver<K> s{n, w, static_cast<V*>(memory)};
   double* doubles = reinterpret_cast<double*>(s.memory + Solver<K>::vectors(n));
   V *a = s.matrix(0), *y = s.matrix(1), *z = s.matrix(2), *p = s.matrix(3), *d = s.matrix(4),
     *t = s.matrix(5), *u = s.matrix(6);
   const std::int64_t size = std::int64_t(n) * n;
-  int status[kMost] = {}, exponent[kMost] = {};
+  Status status[kMost] = {};
+  int exponent[kMost] = {};
   auto* two_rows = reinterpret_cast<typename K::Double::Vector*>(p);
-  normalise<K>(static_cast<const T*>(task.a) + first * size, n, count, task.eps, task.skew, t, u,
+  normalise<K>(task.a.as<const T>() + first * size, n, count, task.eps, task.thresholds.skew, t, u,
                two_rows, status, exponent, [&](int i, const typename K::Double::Vector* row) {
                  K::narrow_row(a + i * w, row, n);
                });
@@ -191,7 +192,7 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
     T ratio = lane<T>(high, l) / lane<T>(design, l);
     ratio = std::min(std::max(ratio, T(1)), T(std::ldexp(1.0, task.octaves)));
     auto row = static_cast<std::int64_t>(std::ceil(std::log2(ratio) * task.octave));
-    rows[l] = static_cast<const T*>(task.table) + row * task.table_steps * 4;
+    rows[l] = task.table.as<const T>() + row * task.table_steps * 4;
     wanted[l] = 1;
     for (int i = 0; i < task.table_steps; ++i) wanted[l] += rows[l][4 * i + 3] > T(task.tol);
     int limit = task.max_steps ? std::min(task.max_steps, task.table_steps) : task.table_steps;
@@ -240,27 +241,25 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
 
   // Store what is symmetric anyway but for rounding.
   N scale = T(1) / root(high);
-  const T null_share = (std::is_same_v<T, double> ? std::max(8, n) : 4) * eps<T>();  // as spd's
+  const T null = T(task.thresholds.null);
   for (int l = 0; l < count; ++l) {
-    // Singular to rounding, or indefinite: left to whoever can decide it, see native.py.
-    if (status[l] == kOk && !(lane<T>(low_at_most, l) > null_share * lane<T>(at_least, l)))
-      status[l] = kUnsolved;
+    // Singular to rounding, or indefinite: which the reference tells apart.
+    if (status[l] == Status::Ok && !(lane<T>(low_at_most, l) > null * lane<T>(at_least, l)))
+      status[l] = Status::Left;
     std::int64_t m = first + l;
-    bool good = status[l] == kOk;
-    task.info[3 * m] = status[l];
-    task.info[3 * m + 1] = needed[l];
-    task.info[3 * m + 2] = good && needed[l] == wanted[l];
+    bool good = status[l] == Status::Ok;
+    task.info.as<Info>()[m] = {std::int64_t(status[l]), needed[l], good && needed[l] == wanted[l]};
     const int half = exponent[l] / 2;
     if (task.bounds) {
-      T* out = static_cast<T*>(task.bounds) + 2 * m;
-      bool null = lane<T>(low_at_most, l) <= 2 * null_share * lane<T>(at_least, l);
+      T* out = task.bounds.as<T>() + 2 * m;
+      bool singular = lane<T>(low_at_most, l) <= 2 * null * lane<T>(at_least, l);
       T unit = good ? std::ldexp(T(1), half) : std::numeric_limits<T>::quiet_NaN();
-      out[0] = null ? 0 * unit : std::sqrt(lane<T>(low, l)) * unit;
+      out[0] = singular ? 0 * unit : std::sqrt(lane<T>(low, l)) * unit;
       out[1] = std::sqrt(lane<T>(high, l)) * unit;
     }
-    auto store = [&](void* to, const V* x, T factor) {
+    auto store = [&](Pointer to, const V* x, T factor) {
       if (!to) return;
-      T* out = static_cast<T*>(to) + m * size;
+      T* out = to.as<T>() + m * size;
       if (!good) factor = std::numeric_limits<T>::quiet_NaN();
       s.store_symmetric(out, x, l, factor);
     };

@@ -120,9 +120,9 @@ def _fused(plan: Plan, x: Tensor, prepare: bool) -> Evaluated | None:
         return None
     roots = [t for t in (fused.sqrt, fused.inv_sqrt) if t is not None]
     found = Evaluated(fused.info, tuple(roots), fused.constants, fused.statuses == 1 << Status.OK)
-    if fused.statuses is not None and fused.statuses & 1 << Status.DIVERGED:
+    if fused.statuses is not None and fused.statuses & 1 << Status.LEFT:
         # One by one: the bits of a matrix must not depend on how many others are left.
-        for index in (fused.info[..., 0] == Status.DIVERGED).nonzero().tolist():
+        for index in (fused.info[..., 0] == Status.LEFT).nonzero().tolist():
             place = tuple(index)
             one = _evaluate(plan, x[place], prepare)
             for whole, part in zip(found.flat(), one.flat(), strict=True):

@@ -40,6 +40,7 @@ class Status:
     INDEFINITE = 3
     ASYMMETRIC = 4
     NONFINITE = 5
+    LEFT = 6  # by a kernel to the reference; not what a caller sees
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:

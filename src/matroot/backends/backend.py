@@ -59,8 +59,8 @@ class FusedRoots:
     """What such a kernel returns for matrices (..., n, n).
 
     Attributes:
-        info: status, steps, whether converged, (..., 3), int64. Status.DIVERGED where a matrix is
-            left to others.
+        info: status, steps, whether converged, (..., 3), int64. Status.LEFT where a matrix is
+            left to the reference.
         sqrt: A^{1/2}, exactly Hermitian, NaN where the status is not OK; None if not wanted.
         inv_sqrt: the same of A^{-1/2}.
         constants: what the rule's ``prepare`` returns.

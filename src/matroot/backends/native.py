@@ -81,6 +81,42 @@ def _roots(problem: RootProblem, a: Tensor) -> FusedRoots | None:
     return kernel(problem, _in_memory(a))
 
 
+def _batch(a: Tensor) -> Any:
+    n = a.shape[-1]
+    return _MODULE.Batch(
+        is_double=a.dtype == torch.float64,
+        # Where n = 0 there is nothing to solve.
+        count=a.numel() // (n * n) if n else 0,
+        n=n,
+        threads=torch.get_num_threads(),
+    )
+
+
+@functools.cache
+def _thresholds(n: int, dtype: torch.dtype, input_dtype: torch.dtype, regular: bool = False) -> Any:
+    null = spd.null_share(n, dtype)
+    return _MODULE.Thresholds(
+        skew=checks.max_skew(input_dtype),
+        indefinite=n * spd.real_eps(input_dtype),
+        singular=null if regular else -1.0,
+        null=null,
+    )
+
+
+@functools.cache
+def _null_of_root(n: int, dtype: torch.dtype) -> float:
+    return math.sqrt(spd.null_share(n, dtype))
+
+
+def _outputs(sqrt: Tensor | None, inv_sqrt: Tensor | None) -> list[Any]:
+    outputs = []
+    if sqrt is not None:
+        outputs.append(_MODULE.Output(function=_MODULE.Function.SQRT, x=sqrt.data_ptr()))
+    if inv_sqrt is not None:
+        outputs.append(_MODULE.Output(function=_MODULE.Function.INV_SQRT, x=inv_sqrt.data_ptr()))
+    return outputs
+
+
 def _info(a: Tensor) -> Tensor:
     return a.new_empty((*a.shape[:-2], 3), dtype=torch.int64)
 
@@ -92,42 +128,6 @@ def _roots_memory(problem: RootProblem, a: Tensor) -> tuple[Tensor | None, Tenso
     )
 
 
-def _eigh(
-    a: Tensor,
-    sqrt: Tensor | None,
-    inv_sqrt: Tensor | None,
-    eigenpairs: tuple[Tensor | None, Tensor | None],
-    info: Tensor,
-    *,
-    of_root: bool = False,
-    eps: float = 0.0,
-    skew: float = 1.0,
-    below: float,
-    above: float = -1.0,
-) -> int:
-    """The kernel by eigendecomposition; see EighTask in native/isa.hpp."""
-    s, vectors = eigenpairs
-    statuses: int = _MODULE.eigh(
-        a.dtype == torch.float64,
-        a.data_ptr(),
-        _address(sqrt),
-        _address(inv_sqrt),
-        _address(s),
-        _address(vectors),
-        of_root,
-        info.data_ptr(),
-        math.prod(a.shape[:-2]),
-        a.shape[-1],
-        eps,
-        skew,
-        below,
-        above,
-        spd.null_share(a.shape[-1], a.dtype),
-        torch.get_num_threads(),
-    )
-    return statuses
-
-
 def _by_eigh(problem: RootProblem, a: Tensor) -> FusedRoots | None:
     constants: tuple[Tensor, Tensor] | tuple[()] = ()
     if kind(problem.rule) == "Spectral":
@@ -136,44 +136,41 @@ def _by_eigh(problem: RootProblem, a: Tensor) -> FusedRoots | None:
         return None
     if a.shape[-1] > LARGEST:
         return _by_lapack(problem, a)
-    found = _solved_by_eigh(problem, a, constants or (None, None))
-    return replace(found, constants=constants)
+    return _solved_by_eigh(problem, a, *constants)
 
 
 def _solved_by_eigh(
-    problem: RootProblem, a: Tensor, eigenpairs: tuple[Tensor | None, Tensor | None]
+    problem: RootProblem, a: Tensor, roots: Tensor | None = None, vectors: Tensor | None = None
 ) -> FusedRoots:
     """The roots by the kernel, and the eigenvalues of S and its eigenvectors where wanted."""
     info, (sqrt, inv_sqrt) = _info(a), _roots_memory(problem, a)
-    statuses = _eigh(
-        a,
-        sqrt,
-        inv_sqrt,
-        eigenpairs,
-        info,
+    constants = () if roots is None or vectors is None else (roots, vectors)
+    task = _MODULE.EighTask(
+        batch=_batch(a),
+        a=a.data_ptr(),
+        outputs=_outputs(sqrt, inv_sqrt),
+        roots=_address(roots),
+        vectors=_address(vectors),
+        info=info.data_ptr(),
         eps=problem.eps,
-        skew=checks.max_skew(problem.input_dtype),
-        below=a.shape[-1] * spd.real_eps(problem.input_dtype),
-        above=spd.null_share(a.shape[-1], a.dtype) if problem.regular else -1.0,
+        thresholds=_thresholds(a.shape[-1], a.dtype, problem.input_dtype, problem.regular),
     )
-    return FusedRoots(info, sqrt, inv_sqrt, (), statuses)
+    return FusedRoots(info, sqrt, inv_sqrt, constants, _MODULE.eigh(task))
 
 
 def _by_lapack(problem: RootProblem, a: Tensor) -> FusedRoots:
     n = a.shape[-1]
     x = torch.empty_like(a).view(-1, n, n)
     found = a.new_empty((len(x), 2), dtype=torch.int64)
-    _MODULE.prepare(
-        a.dtype == torch.float64,
-        a.data_ptr(),
-        x.data_ptr(),
-        found.data_ptr(),
-        len(x),
-        n,
-        problem.eps,
-        checks.max_skew(problem.input_dtype),
-        torch.get_num_threads(),
+    task = _MODULE.PrepareTask(
+        batch=_batch(x),
+        a=a.data_ptr(),
+        x=x.data_ptr(),
+        info=found.data_ptr(),
+        eps=problem.eps,
+        thresholds=_thresholds(n, a.dtype, problem.input_dtype),
     )
+    _MODULE.prepare(task)
     values, vectors = spectrum.eigh(x)
     definite = normalize.definiteness(
         x, problem.input_dtype, inverse=problem.regular, eigenvalues=values
@@ -201,9 +198,7 @@ def _by_lapack(problem: RootProblem, a: Tensor) -> FusedRoots:
 
 def _symmetrise(x: Tensor) -> None:
     """X becomes (X + Xᵀ)/2."""
-    n = x.shape[-1]
-    threads = torch.get_num_threads()
-    _MODULE.symmetrise(x.dtype == torch.float64, x.data_ptr(), x.numel() // n**2, n, threads)
+    _MODULE.symmetrise(_MODULE.SymmetriseTask(batch=_batch(x), x=x.data_ptr()))
 
 
 def _by_minimax(problem: RootProblem, a: Tensor) -> FusedRoots | None:
@@ -217,26 +212,24 @@ def _by_minimax(problem: RootProblem, a: Tensor) -> FusedRoots | None:
     table = schedules(5, a.dtype, a.device)
     info, (sqrt, inv_sqrt) = _info(a), _roots_memory(problem, a)
     constants = (a.new_empty((*a.shape[:-2], 2)),) if problem.rule else ()
-    statuses = _MODULE.minimax(
-        a.dtype == torch.float64,
-        a.data_ptr(),
-        _address(sqrt),
-        _address(inv_sqrt),
-        constants[0].data_ptr() if constants else 0,
-        info.data_ptr(),
-        math.prod(a.shape[:-2]),
-        a.shape[-1],
-        problem.eps,
-        checks.max_skew(a.dtype),
-        table.data_ptr(),
-        table.shape[1],
-        OCTAVE,
-        OCTAVES,
-        2 * spd.real_eps(a.dtype) if method.tol is None else method.tol,
-        method.max_steps or 0,
-        torch.get_num_threads(),
+    task = _MODULE.MinimaxTask(
+        batch=_batch(a),
+        a=a.data_ptr(),
+        sqrt=_address(sqrt),
+        inv_sqrt=_address(inv_sqrt),
+        bounds=constants[0].data_ptr() if constants else 0,
+        info=info.data_ptr(),
+        eps=problem.eps,
+        thresholds=_thresholds(a.shape[-1], a.dtype, a.dtype),
+        table=table.data_ptr(),
+        table_steps=table.shape[1],
+        octave=OCTAVE,
+        octaves=OCTAVES,
+        tol=2 * spd.real_eps(a.dtype) if method.tol is None else method.tol,
+        max_steps=method.max_steps or 0,
     )
-    left = 1 << checks.Status.DIVERGED
+    statuses = _MODULE.minimax(task)
+    left = 1 << checks.Status.LEFT
     if statuses & left:
         others = statuses & ~left
         statuses = others | _singular_by_eigh(problem, a, info, sqrt, inv_sqrt, constants)
@@ -255,11 +248,11 @@ def _singular_by_eigh(
 
     In place; returns which statuses occur among them.
     """
-    left = info[..., 0] == checks.Status.DIVERGED
+    left = info[..., 0] == checks.Status.LEFT
     few = replace(problem, method=None, rule=None)
     x = a[left]
     s = x.new_empty(x.shape[:-1]) if constants else None
-    found = _solved_by_eigh(few, x, (s, None))
+    found = _solved_by_eigh(few, x, s)
     info[left] = found.info
     if sqrt is not None and found.sqrt is not None:
         sqrt[left] = found.sqrt
@@ -285,24 +278,21 @@ def _by_published(problem: RootProblem, a: Tensor) -> FusedRoots | None:
     # Beyond doubt on the side where the reference has a root; what is closer is left to it.
     n = a.shape[-1]
     units = -(2 * spd.null_units(n, a.dtype) + n / 8) if problem.regular else n / 2
-    statuses = _MODULE.published(
-        a.dtype == torch.float64,
-        a.data_ptr(),
-        _address(sqrt),
-        _address(inv_sqrt),
-        constants[0].data_ptr() if constants else 0,
-        info.data_ptr(),
-        math.prod(a.shape[:-2]),
-        n,
-        problem.eps,
-        checks.max_skew(problem.input_dtype),
-        units * spd.real_eps(a.dtype),
-        polynomials.data_ptr(),
-        polynomials.shape[1] - 1,
-        kind(problem.method) == "Pade",
-        torch.get_num_threads(),
+    task = _MODULE.PublishedTask(
+        batch=_batch(a),
+        a=a.data_ptr(),
+        sqrt=_address(sqrt),
+        inv_sqrt=_address(inv_sqrt),
+        norms=constants[0].data_ptr() if constants else 0,
+        info=info.data_ptr(),
+        eps=problem.eps,
+        thresholds=_thresholds(n, a.dtype, problem.input_dtype),
+        shift=units * spd.real_eps(a.dtype),
+        coefficients=polynomials.data_ptr(),
+        degree=polynomials.shape[1] - 1,
+        quotient=kind(problem.method) == "Pade",
     )
-    return FusedRoots(info, sqrt, inv_sqrt, constants, statuses)
+    return FusedRoots(info, sqrt, inv_sqrt, constants, _MODULE.published(task))
 
 
 @functools.cache
@@ -349,9 +339,19 @@ def _by_lyapunov(problem: GradientProblem) -> Tensor | None:
     root = _in_memory(problem.sqrt)
     z = None if problem.inv_sqrt is None else _in_memory(problem.inv_sqrt)
     info, s, vectors = _info(root), root.new_empty(root.shape[:-1]), torch.empty_like(root)
-    n, unit = root.shape[-1], spd.real_eps(root.dtype)
-    statuses = _eigh(root, None, None, (s, vectors), info, of_root=True, below=n * unit)
-    return None if statuses & 1 << checks.Status.DIVERGED else _divided(s, vectors, z, problem)
+    n = root.shape[-1]
+    task = _MODULE.EighTask(
+        batch=_batch(root),
+        a=root.data_ptr(),
+        outputs=[],
+        roots=s.data_ptr(),
+        vectors=vectors.data_ptr(),
+        of_root=True,
+        info=info.data_ptr(),
+        thresholds=_MODULE.Thresholds(indefinite=n * spd.real_eps(root.dtype)),
+    )
+    left = _MODULE.eigh(task) & 1 << checks.Status.LEFT
+    return None if left else _divided(s, vectors, z, problem)
 
 
 def _divided(s: Tensor, vectors: Tensor, z: Tensor | None, problem: GradientProblem) -> Tensor:
@@ -360,27 +360,25 @@ def _divided(s: Tensor, vectors: Tensor, z: Tensor | None, problem: GradientProb
     norms = _in_memory(problem.constants[0]) if steps else None
     n = vectors.shape[-1]
     # A matrix that has an inverse root has no null space.
-    null = math.sqrt(spd.null_share(n, s.dtype)) if problem.inv_sqrt is None else 0.0
+    null = _null_of_root(n, s.dtype) if problem.inv_sqrt is None else 0.0
     s, vectors = _in_memory(s), _in_memory(vectors)
     g_sqrt, g_inv = (None if g is None else _in_memory(g) for g in (problem.g_sqrt, problem.g_inv))
     if n > LARGEST:
         return _divided_by_passes(s, vectors, g_sqrt, g_inv, null)
     x = torch.empty_like(vectors)
-    _MODULE.spectral(
-        s.dtype == torch.float64,
-        s.data_ptr(),
-        vectors.data_ptr(),
-        _address(z),
-        _address(g_sqrt),
-        _address(g_inv),
-        x.data_ptr(),
-        math.prod(x.shape[:-2]),
-        n,
-        null,
-        _address(norms),
-        steps,
-        torch.get_num_threads(),
+    task = _MODULE.SpectralTask(
+        batch=_batch(x),
+        roots=s.data_ptr(),
+        vectors=vectors.data_ptr(),
+        z=_address(z),
+        g_sqrt=_address(g_sqrt),
+        g_inv=_address(g_inv),
+        x=x.data_ptr(),
+        null=null,
+        norms=_address(norms),
+        steps=steps,
     )
+    _MODULE.spectral(task)
     return x
 
 
@@ -396,17 +394,10 @@ def _divided_by_passes(
 
     q = None if g_inv is None else rotated(g_inv)
     r = rotated(g_sqrt) if g_sqrt is not None else torch.zeros_like(vectors)
-    n = vectors.shape[-1]
-    _MODULE.divide(
-        s.dtype == torch.float64,
-        r.data_ptr(),
-        _address(q),
-        s.data_ptr(),
-        r.numel() // n**2,
-        n,
-        null,
-        torch.get_num_threads(),
+    task = _MODULE.DivideTask(
+        batch=_batch(r), r=r.data_ptr(), q=_address(q), roots=s.data_ptr(), null=null
     )
+    _MODULE.divide(task)
     x = vectors @ r @ vectors.mT
     _symmetrise(x)
     return x
