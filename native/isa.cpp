@@ -6,6 +6,7 @@
 #include "minimax.hpp"
 #include "passes.hpp"
 #include "published.hpp"
+#include "spectral.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {

@@ -3,7 +3,8 @@
 
 #pragma once
 
-#include "eigh.hpp"
+#include "isa.hpp"
+#include "screen.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {

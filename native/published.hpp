@@ -4,7 +4,9 @@
 
 #pragma once
 
-#include "minimax.hpp"
+#include "isa.hpp"
+#include "screen.hpp"
+#include "solver.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
