@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "functions.hpp"
 #include "isa.hpp"
 #include "matrix.hpp"
 #include "ql.hpp"
@@ -72,7 +73,7 @@ struct EighRun {
   const int here = groups == 1 ? count : 1;     // matrices in each
   Status status[kMost] = {};
   int exponent[kMost] = {};
-  Wide unsolved{};
+  Wide unsolved{}, up{}, null{};
 
   const T* given(int group) const { return task.a.as<const T>() + (first + group) * size; }
   V* vectors(int group) const { return m.vectors + group * n * w; }  // Uᵀ
@@ -201,46 +202,58 @@ struct EighRun {
     }
   }
 
-  // The statuses; returns 2^(k/2) for a matrix that was scaled by 2^−k, NaN for one not solved.
-  Wide judge(const Wide& low, const Wide& high) {
+  // The statuses; also 2^(k/2) for a matrix that was scaled by 2^−k, NaN for one not solved, and the
+  // size up to which an eigenvalue is null.
+  void judge() {
+    Wide low = m.d[0], high = m.d[0], most = magnitude(m.d[0]), least = most;
+    for (int i = 1; i < n; ++i) {
+      const Wide size = magnitude(m.d[i]);
+      low = smaller(low, m.d[i]), high = larger(high, m.d[i]);
+      least = smaller(least, size), most = larger(most, size);
+    }
     const Thresholds thresholds = task.thresholds;
-    Wide up{};
+    null = thresholds.null * most;
     for (int l = 0; l < count; ++l) {
-      const double least = lane<double>(low, l), largest = std::max(lane<double>(high, l), 0.0);
+      const double lowest = lane<double>(low, l), highest = std::max(lane<double>(high, l), 0.0);
+      const bool singular = thresholds.is_real()
+                                ? lane<double>(least, l) <= thresholds.singular * lane<double>(most, l)
+                                : lowest <= thresholds.singular * highest;
       if (status[l] == Status::Ok) {
         if (lane<double>(unsolved, l) > 0) status[l] = Status::Left;
-        else if (thresholds.indefinite >= 0 && least < -thresholds.indefinite * largest)
+        else if (!thresholds.is_real() && lowest < -thresholds.indefinite * highest)
           status[l] = Status::Indefinite;
-        else if (thresholds.singular >= 0 && least <= thresholds.singular * largest)
-          status[l] = Status::Singular;
+        else if (thresholds.singular >= 0 && singular) status[l] = Status::Singular;
       }
       const bool ok = status[l] == Status::Ok;
-      put(up, l, ok ? std::ldexp(1.0, exponent[l] / 2) : std::numeric_limits<double>::quiet_NaN());
+      put(up, l, ok ? std::ldexp(1.0, exponent[l] / 2) : kNaN);
       task.info.as<Info>()[first + l] = {std::int64_t(status[l]), 1, ok};
     }
-    return up;
   }
 
-  // The eigenvalues of S, and of its inverse where they are not zero to rounding; NaN where there
-  // is no root. They take the place of d and e.
-  void take_roots() {
-    Wide low = m.d[0], high = m.d[0], most = magnitude(m.d[0]);
-    for (int i = 1; i < n; ++i) {
-      low = smaller(low, m.d[i]), high = larger(high, m.d[i]);
-      most = larger(most, magnitude(m.d[i]));
+  // f of eigenvalue i; NaN where there is no result. Of the inverse root, 0 where it is null.
+  Wide value_at(const Function& f, int i) const {
+    const Wide d = m.d[i], zero{}, one = zero + 1.0;
+    if (f.kind == Kind::Sqrt || f.kind == Kind::InvSqrt) {
+      const Wide positive = larger(d, zero);
+      const Wide s = task.of_root ? positive * up * up : MATROOT_ISA::root(positive) * up;
+      if (f.kind == Kind::Sqrt) return s;
+      const auto there = d > null;
+      return select(there, 1.0 / select(there, s, one), up - up);
     }
-    const Wide up = judge(low, high), null = task.thresholds.null * most;
-    Wide *s = m.d, *inverse = m.e;
+    const Wide nothing = up - up, x = d * up * up;
+    if (!is_singular_at_zero(f)) return value(f, x) + nothing;
+    const auto there = (task.thresholds.is_real() ? magnitude(d) : d) > null;
+    return select(there, value(f, select(there, x, one)), zero) + nothing;
+  }
+
+  // The numbers of an array of Wide, a matrix a lane, as the caller's.
+  template <class To, class F>
+  void put_numbers(Pointer to, F f) const {
+    if (!to) return;
     for (int i = 0; i < n; ++i) {
-      const auto there = m.d[i] > null;
-      const Wide positive = larger(m.d[i], Wide{});
-      s[i] = task.of_root ? positive * up * up : root(positive) * up;
-      inverse[i] = select(there, 1.0 / select(there, s[i], Wide{} + 1.0), up - up);
+      const Wide x = f(i);
+      for (int l = 0; l < count; ++l) to.as<To>()[(first + l) * n + i] = To(lane<double>(x, l));
     }
-    if (task.roots)
-      for (int l = 0; l < count; ++l)
-        for (int i = 0; i < n; ++i)
-          task.roots.as<T>()[(first + l) * n + i] = T(reinterpret_cast<const double*>(s + i)[l]);
   }
 
   N number(const Wide* x, int group) const {
@@ -248,22 +261,22 @@ struct EighRun {
     else return T(reinterpret_cast<const double*>(x)[group]);
   }
 
-  // The eigenvectors and U diag(f) Uᵀ of every function.
-  void store(int group) {
-    const std::int64_t offset = (first + group) * size;
+  void store_vectors(int group) {
+    K::transpose(m.x, vectors(group), n);
+    K::store(task.vectors.as<T>() + (first + group) * size, m.x, n, size, here);
+  }
+
+  // U diag(f) Uᵀ with f in m.e.
+  void assemble(int group, Pointer to) {
     const V* u = vectors(group);
-    K::transpose(m.x, u, n);
-    if (task.vectors) K::store(task.vectors.as<T>() + offset, m.x, n, size, here);
-    for (const Output& output : task.outputs) {
-      const Wide* values = output.function == Function::Sqrt ? m.d : m.e;
-      V *scaled = m.reflections, *product = m.y;
-      for (int i = 0; i < n; ++i) {
-        const N factor = number(values + i, group);
-        for (int v = 0; v < w; ++v) scaled[i * w + v] = factor * u[i * w + v];
-      }
-      multiply_symmetric<K>(n, product, m.x, scaled);
-      K::store(output.x.as<T>() + offset, product, n, size, here);
+    V *scaled = m.reflections, *product = m.y;
+    for (int i = 0; i < n; ++i) {
+      const N factor = number(m.e + i, group);
+      for (int v = 0; v < w; ++v) scaled[i * w + v] = factor * u[i * w + v];
     }
+    K::transpose(m.x, u, n);
+    multiply_symmetric<K>(n, product, m.x, scaled);
+    K::store(to.as<T>() + (first + group) * size, product, n, size, here);
   }
 };
 
@@ -278,8 +291,16 @@ static void solve_eigh(const EighTask& task, std::int64_t first, int count, void
   for (int group = 0; group < run.present; ++group) run.reduce(group);
   run.diagonalise();
   for (int group = 0; group < run.present; ++group) run.refine(group);
-  run.take_roots();
-  for (int group = 0; group < run.present; ++group) run.store(group);
+  run.judge();
+  run.template put_numbers<typename K::Real>(
+      task.roots, [&](int i) { return run.value_at({Kind::Sqrt}, i); });
+  run.template put_numbers<double>(task.values, [&](int i) { return m.d[i] * run.up * run.up; });
+  if (task.vectors)
+    for (int group = 0; group < run.present; ++group) run.store_vectors(group);
+  for (const Output& output : task.outputs) {
+    for (int i = 0; i < n; ++i) m.e[i] = run.value_at(output.function, i);
+    for (int group = 0; group < run.present; ++group) run.assemble(group, output.x);
+  }
 }
 }  // namespace MATROOT_ISA
 }  // namespace matroot

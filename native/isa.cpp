@@ -3,6 +3,7 @@
 #include "isa.hpp"
 
 #include "eigh.hpp"
+#include "frechet.hpp"
 #include "minimax.hpp"
 #include "passes.hpp"
 #include "published.hpp"
@@ -30,6 +31,19 @@ static void product(const ProductTask& task, std::int64_t first, int count, void
   K::store(task.c.as<T>() + offset, c, n, size, count);
 }
 
+constexpr int kNumbers = 256;  // that the kernel of functions is given at a time
+static void function(const FunctionTask& task, std::int64_t first, int count, void*) {
+  constexpr int lanes = Simd<double>::lanes;
+  const double* x = task.x.as<const double>() + first;
+  for (int i = 0; i < count; i += lanes) {
+    const int many = std::min(lanes, count - i);
+    Doubles y{};
+    for (int l = 0; l < many; ++l) y[l] = x[i + l];
+    y = value(as_power(task.function), y);
+    for (int l = 0; l < many; ++l) task.y.as<double>()[first + i + l] = y[l];
+  }
+}
+
 template <class K>
 static Kernels kernels_of(int n) {
   constexpr bool rows = K::matrices == 1;
@@ -38,11 +52,13 @@ static Kernels kernels_of(int n) {
   return {{solve_minimax<K>, products, K::matrices, false},
           {solve_eigh<K>, bytes_of<EighMemory<K>>(n), EighMemory<K>::together, rows},
           {solve_spectral<K>, bytes_of<SpectralMemory<K>>(n), K::matrices, false},
+          {solve_frechet<K>, bytes_of<FrechetMemory<K>>(n), K::matrices, false},
           {solve_published<K>, products, K::matrices, false},
           {prepare<typename K::Real>, 0, 1, false},
           {symmetrise<typename K::Real>, 0, 1, false},
           {divide<typename K::Real>, 0, 1, false},
-          {product<K>, 3 * sizeof(typename K::Vector) * n * K::width(n), K::matrices, false}};
+          {product<K>, 3 * sizeof(typename K::Vector) * n * K::width(n), K::matrices, false},
+          {function, 0, kNumbers, false}};
 }
 
 template <class T>

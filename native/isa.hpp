@@ -24,7 +24,9 @@ struct Thresholds {
   double skew = 1;         // asymmetric where ‖skew part‖_F > skew · ‖A‖_F
   double indefinite = -1;  // where an eigenvalue is below −indefinite · λ_max
   double singular = -1;    // where one is up to singular · λ_max
-  double null = 0;         // eigenvalues up to null · max|λ| have no inverse
+  double null = 0;         // eigenvalues up to null · max|λ| are 0 to rounding
+  // Where `indefinite` is negative, so that eigenvalues may be, it is |λ| that is up to these.
+  bool is_real() const { return indefinite < 0; }
 };
 
 // Memory of the caller's, from Python as an integer; 0 is null: not there, or not wanted.
@@ -81,12 +83,21 @@ struct PublishedTask {
   bool quotient = false;  // the roots are Q⁻¹P and P⁻¹Q; else P and Q
 };
 
-// A function of a symmetric matrix, by its eigenvalues.
-enum class Function : int { Sqrt, InvSqrt };
+// A function of a symmetric matrix, by its eigenvalues: x^½, x^−½, x^exponent, log x or e^x. Integer
+// exponents take eigenvalues of any sign; else, and for log, negative ones count as 0.
+enum class Kind : int { Sqrt, InvSqrt, Power, Log, Exp };
+struct Function {
+  Kind kind = Kind::Sqrt;
+  double exponent = 0;
+};
 
 struct Output {
-  Function function = Function::Sqrt;
+  Function function;
   Pointer x;  // (count, n, n)
+};
+struct Cotangent {
+  Function function;
+  Pointer g;  // (count, n, n)
 };
 
 // Functions of A + eps·I by one eigendecomposition; see methods/eigh.py.
@@ -96,6 +107,7 @@ struct EighTask {
   std::vector<Output> outputs;
   Pointer roots;         // (count, n), the eigenvalues of S in no order; or null
   Pointer vectors;       // (count, n, n), in columns; or null
+  Pointer values;        // double, (count, n), the eigenvalues of A + eps·I; or null
   bool of_root = false;  // whether what is given is S itself, so that `roots` are its eigenvalues
   Pointer info;
   double eps = 0;
@@ -112,6 +124,23 @@ struct SpectralTask {
   double null = 0;  // X is 0 between eigenvectors whose s are up to null · max s
   Pointer norms;    // (count,), for X by `steps` of the sign iteration of S/norm; or null
   int steps = 0;
+};
+
+// X = Σ_f U [f[λ_i, λ_j] (Uᵀ herm(G_f) U)_ij] Uᵀ, the derivative of Σ_f ⟨f(A), G_f⟩ by A; see
+// functions.hpp.
+struct FrechetTask {
+  Batch batch;
+  Pointer values, vectors;  // as in EighTask
+  std::vector<Cotangent> cotangents;
+  Pointer x;
+  Thresholds thresholds;
+};
+
+// y = f(x) of numbers in double precision, `count` of them: to test the functions.
+struct FunctionTask {
+  Batch batch;
+  Function function;
+  Pointer x, y;
 };
 
 // X = (A + eps·I)/2ᵏ, symmetric, with entries below 1; the identity for a bad matrix.
@@ -162,11 +191,13 @@ struct Kernels {
   Kernel<MinimaxTask> minimax;
   Kernel<EighTask> eigh;
   Kernel<SpectralTask> spectral;
+  Kernel<FrechetTask> frechet;
   Kernel<PublishedTask> published;
   Kernel<PrepareTask> prepare;
   Kernel<SymmetriseTask> symmetrise;
   Kernel<DivideTask> divide;
   Kernel<ProductTask> product;
+  Kernel<FunctionTask> function;
 };
 
 #define MATROOT_DECLARE(isa) \

@@ -141,9 +141,12 @@ void bind_enums(nb::module_& m) {
       .value("ASYMMETRIC", Status::Asymmetric)
       .value("NONFINITE", Status::Nonfinite)
       .value("LEFT", Status::Left, "Left by the kernel to the reference, which decides.");
-  nb::enum_<Function>(m, "Function", "A function of a symmetric matrix, by its eigenvalues.")
-      .value("SQRT", Function::Sqrt)
-      .value("INV_SQRT", Function::InvSqrt);
+  nb::enum_<Kind>(m, "Kind", "A function of a symmetric matrix, by its eigenvalues.")
+      .value("SQRT", Kind::Sqrt)
+      .value("INV_SQRT", Kind::InvSqrt)
+      .value("POWER", Kind::Power)
+      .value("LOG", Kind::Log)
+      .value("EXP", Kind::Exp);
 }
 
 void bind_structs(nb::module_& m) {
@@ -155,8 +158,12 @@ void bind_structs(nb::module_& m) {
                    optional("indefinite", &Thresholds::indefinite),
                    optional("singular", &Thresholds::singular),
                    optional("null", &Thresholds::null));
+  bind<Function>(m, "Function", "A kind, and of powers the exponent.",
+                 required("kind", &Function::kind), optional("exponent", &Function::exponent));
   bind<Output>(m, "Output", "A function of the matrices, and where it goes.",
                required("function", &Output::function), required("x", &Output::x));
+  bind<Cotangent>(m, "Cotangent", "A function of the matrices, and the gradient by its result.",
+                  required("function", &Cotangent::function), required("g", &Cotangent::g));
 }
 
 void bind_solvers(nb::module_& m) {
@@ -178,7 +185,8 @@ void bind_solvers(nb::module_& m) {
   using E = EighTask;
   bind_task<E>(m, "EighTask", "Functions by one eigendecomposition.", required("a", &E::a),
                required("outputs", &E::outputs), optional("roots", &E::roots),
-               optional("vectors", &E::vectors), optional("of_root", &E::of_root),
+               optional("vectors", &E::vectors), optional("values", &E::values),
+               optional("of_root", &E::of_root),
                required("info", &E::info), optional("eps", &E::eps),
                required("thresholds", &E::thresholds));
   using S = SpectralTask;
@@ -187,12 +195,18 @@ void bind_solvers(nb::module_& m) {
                optional("g_sqrt", &S::g_sqrt), optional("g_inv", &S::g_inv),
                required("x", &S::x), required("null", &S::null), optional("norms", &S::norms),
                optional("steps", &S::steps));
+  using F = FrechetTask;
+  bind_task<F>(m, "FrechetTask", "The gradient of functions by divided differences.",
+               required("values", &F::values), required("vectors", &F::vectors),
+               required("cotangents", &F::cotangents), required("x", &F::x),
+               required("thresholds", &F::thresholds));
   constexpr auto released = nb::call_guard<nb::gil_scoped_release>();
   const char* statuses = "Solves the task; returns which statuses occur, Status k as bit k.";
   m.def("minimax", &solve<&Kernels::minimax, M>, nb::arg("task"), released, statuses);
   m.def("published", &solve<&Kernels::published, P>, nb::arg("task"), released, statuses);
   m.def("eigh", &solve<&Kernels::eigh, E>, nb::arg("task"), released, statuses);
   m.def("spectral", &apply<&Kernels::spectral, S>, nb::arg("task"), released);
+  m.def("frechet", &apply<&Kernels::frechet, F>, nb::arg("task"), released);
 }
 
 void bind_passes(nb::module_& m) {
@@ -210,11 +224,15 @@ void bind_passes(nb::module_& m) {
   bind_task<C>(m, "ProductTask", "C = A B, to test and to time it.", required("a", &C::a),
                required("b", &C::b), required("c", &C::c), optional("symmetric", &C::symmetric),
                optional("repeats", &C::repeats));
+  using F = FunctionTask;
+  bind_task<F>(m, "FunctionTask", "y = f(x) of numbers in double precision, to test it.",
+               required("function", &F::function), required("x", &F::x), required("y", &F::y));
   constexpr auto released = nb::call_guard<nb::gil_scoped_release>();
   m.def("prepare", &apply<&Kernels::prepare, P>, nb::arg("task"), released);
   m.def("symmetrise", &apply<&Kernels::symmetrise, S>, nb::arg("task"), released);
   m.def("divide", &apply<&Kernels::divide, D>, nb::arg("task"), released);
   m.def("product", &apply<&Kernels::product, C>, nb::arg("task"), released);
+  m.def("function", &apply<&Kernels::function, F>, nb::arg("task"), released);
 }
 
 }  // namespace

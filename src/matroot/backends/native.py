@@ -108,12 +108,18 @@ def _null_of_root(n: int, dtype: torch.dtype) -> float:
     return math.sqrt(spd.null_share(n, dtype))
 
 
+@functools.cache
+def _root(inverse: bool) -> Any:
+    kind = _MODULE.Kind.INV_SQRT if inverse else _MODULE.Kind.SQRT
+    return _MODULE.Function(kind=kind)
+
+
 def _outputs(sqrt: Tensor | None, inv_sqrt: Tensor | None) -> list[Any]:
     outputs = []
     if sqrt is not None:
-        outputs.append(_MODULE.Output(function=_MODULE.Function.SQRT, x=sqrt.data_ptr()))
+        outputs.append(_MODULE.Output(function=_root(False), x=sqrt.data_ptr()))
     if inv_sqrt is not None:
-        outputs.append(_MODULE.Output(function=_MODULE.Function.INV_SQRT, x=inv_sqrt.data_ptr()))
+        outputs.append(_MODULE.Output(function=_root(True), x=inv_sqrt.data_ptr()))
     return outputs
 
 
