@@ -129,12 +129,12 @@ inline Doubles exp_pair(const Doubles& high, const Doubles& low) {
 inline Doubles logarithm(const Doubles& x) { return log_pair(x).high; }
 inline Doubles exponential(const Doubles& x) { return exp_pair(x, Doubles{}); }
 
-// x^p = exp(p log x) for x ≥ 0.
-inline Doubles power(const Pair<Doubles>& log, double p) {
+// x^(p + rest) = exp((p + rest) log x) for x ≥ 0, rest below an ulp of p.
+inline Doubles power(const Pair<Doubles>& log, double p, double rest = 0) {
   if (p == 0) return Doubles{} + 1.0;
   const Pair<Doubles> product = exact_product(log.high, Doubles{} + p);
   const auto finite = magnitude(product.high) < kInfinity;
-  return exp_pair(product.high, select(finite, product.low + p * log.low, Doubles{}));
+  return exp_pair(product.high, select(finite, product.low + (p * log.low + rest * log.high), Doubles{}));
 }
 
 template <class V>
@@ -147,8 +147,9 @@ inline Twice<V> logarithm(const Twice<V>& x) { return {logarithm(x.a), logarithm
 template <class V>
 inline Twice<V> exponential(const Twice<V>& x) { return {exponential(x.a), exponential(x.b)}; }
 template <class V>
-inline Twice<V> power(const Pair<Twice<V>>& log, double p) {
-  return {power(Pair<V>{log.high.a, log.low.a}, p), power(Pair<V>{log.high.b, log.low.b}, p)};
+inline Twice<V> power(const Pair<Twice<V>>& log, double p, double rest = 0) {
+  return {power(Pair<V>{log.high.a, log.low.a}, p, rest),
+          power(Pair<V>{log.high.b, log.low.b}, p, rest)};
 }
 }  // namespace MATROOT_ISA
 }  // namespace matroot

@@ -71,7 +71,10 @@ inline Points<V> points_of(const Function& f, const V& given, const M& null) {
   const V x = !is_log && is_integer(p) ? given : select(given < 0.0, zero, given);
   const auto negative = x < 0.0;
   const auto log = log_pair(magnitude(x));
-  const V size = power(log, p), root = power(log, p * 0.5), slope = power(log, (p - 1) * 0.5);
+  const double less = p - 1;  // and what its rounding leaves
+  const double rest = std::abs(p) < 1 ? p - (less + 1) : -1 - (less - p);
+  const V size = power(log, p), root = power(log, p * 0.5);
+  const V slope = power(log, less * 0.5, rest * 0.5);
   to.x = x, to.f = is_log ? log.high : size, to.root = root;
   if (is_odd(p)) to.f = select(negative, -size, size), to.root = select(negative, -root, root);
   to.slope = select(negative, -slope, slope);
