@@ -57,6 +57,7 @@ static Kernels kernels_of(int n) {
           {prepare<typename K::Real>, 0, 1, false},
           {symmetrise<typename K::Real>, 0, 1, false},
           {divide<typename K::Real>, 0, 1, false},
+          {weigh<typename K::Real>, bytes_of<Differences<Rows<typename K::Real>>>(n), 1, false},
           {product<K>, 3 * sizeof(typename K::Vector) * n * K::width(n), K::matrices, false},
           {function, 0, kNumbers, false}};
 }

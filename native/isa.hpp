@@ -168,6 +168,14 @@ struct DivideTask {
   double null = 0;
 };
 
+// R_ij ← f[λ_i, λ_j] R_ij, the values in double precision as in EighTask.
+struct WeighTask {
+  Batch batch;
+  Pointer r, values;
+  Function function;
+  Thresholds thresholds;
+};
+
 // C = A B made `repeats` times over in the caches: to test and to time the products that the other
 // kernels are made of. `symmetric` where C is known to be, from its upper triangle.
 struct ProductTask {
@@ -196,6 +204,7 @@ struct Kernels {
   Kernel<PrepareTask> prepare;
   Kernel<SymmetriseTask> symmetrise;
   Kernel<DivideTask> divide;
+  Kernel<WeighTask> weigh;
   Kernel<ProductTask> product;
   Kernel<FunctionTask> function;
 };

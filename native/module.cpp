@@ -220,6 +220,10 @@ void bind_passes(nb::module_& m) {
   bind_task<D>(m, "DivideTask", "R divided by the sums of roots, in place.",
                required("r", &D::r), optional("q", &D::q), required("roots", &D::roots),
                required("null", &D::null));
+  using W = WeighTask;
+  bind_task<W>(m, "WeighTask", "R times divided differences of a function, in place.",
+               required("r", &W::r), required("values", &W::values),
+               required("function", &W::function), required("thresholds", &W::thresholds));
   using C = ProductTask;
   bind_task<C>(m, "ProductTask", "C = A B, to test and to time it.", required("a", &C::a),
                required("b", &C::b), required("c", &C::c), optional("symmetric", &C::symmetric),
@@ -231,6 +235,7 @@ void bind_passes(nb::module_& m) {
   m.def("prepare", &apply<&Kernels::prepare, P>, nb::arg("task"), released);
   m.def("symmetrise", &apply<&Kernels::symmetrise, S>, nb::arg("task"), released);
   m.def("divide", &apply<&Kernels::divide, D>, nb::arg("task"), released);
+  m.def("weigh", &apply<&Kernels::weigh, W>, nb::arg("task"), released);
   m.def("product", &apply<&Kernels::product, C>, nb::arg("task"), released);
   m.def("function", &apply<&Kernels::function, F>, nb::arg("task"), released);
 }
@@ -238,6 +243,8 @@ void bind_passes(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // Tasks and thresholds that a caller keeps until the interpreter ends are no leaks.
+  nb::set_leak_warnings(false);
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
   bind_enums(m);
   bind_structs(m);

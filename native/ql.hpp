@@ -98,20 +98,21 @@ struct Rotations {
   // Each sweep from row `top` upwards, in one strip of columns after the other, copied to where
   // its rows lie together: they would share few sets of the cache where n is a power of two.
   void apply(int n, typename Simd<T>::vector* x, int w, typename Simd<T>::vector* strip) {
-    for (int v = 0; v < w;) {
-      auto part = [&](auto count) {
-        constexpr int NV = decltype(count)::value;
-        for (int i = 0; i < n; ++i)
-          for (int c = 0; c < NV; ++c) strip[i * NV + c] = x[i * w + v + c];
-        turn_strip<NV>(strip);
-        for (int i = 0; i < n; ++i)
-          for (int c = 0; c < NV; ++c) x[i * w + v + c] = strip[i * NV + c];
-        v += NV;
-      };
+    int v = 0;
+    auto part = [&](auto count) {
+      constexpr int NV = decltype(count)::value;
+      for (int i = 0; i < n; ++i)
+        for (int c = 0; c < NV; ++c) strip[i * NV + c] = x[i * w + v + c];
+      turn_strip<NV>(strip);
+      for (int i = 0; i < n; ++i)
+        for (int c = 0; c < NV; ++c) x[i * w + v + c] = strip[i * NV + c];
+      return NV;
+    };
+    while (v < w) {
       // 4 vectors to keep the units busy, 2 where 4 would not fit the first cache.
-      if (w - v >= 4 && n <= 128) part(std::integral_constant<int, 4>());
-      else if (w - v >= 2) part(std::integral_constant<int, 2>());
-      else part(std::integral_constant<int, 1>());
+      if (w - v >= 4 && n <= 128) v += part(std::integral_constant<int, 4>());
+      else if (w - v >= 2) v += part(std::integral_constant<int, 2>());
+      else v += part(std::integral_constant<int, 1>());
     }
     used = many = 0;
   }
