@@ -3,9 +3,11 @@
 #include "isa.hpp"
 
 #include "eigh.hpp"
+#include "frechet.hpp"
 #include "minimax.hpp"
 #include "passes.hpp"
 #include "published.hpp"
+#include "spectral.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
@@ -17,16 +19,29 @@ template <class K>
 static void product(const ProductTask& task, std::int64_t first, int count, void* memory) {
   using T = typename K::Real;
   using V = typename K::Vector;
-  const int n = task.n, w = K::width(n);
+  const int n = task.batch.n, w = K::width(n);
   const std::int64_t size = std::int64_t(n) * n, offset = first * size;
   V *a = static_cast<V*>(memory), *b = a + n * w, *c = b + n * w;
-  K::load(a, static_cast<const T*>(task.a) + offset, n, size, count);
-  K::load(b, static_cast<const T*>(task.b) + offset, n, size, count);
+  K::load(a, task.a.as<const T>() + offset, n, size, count);
+  K::load(b, task.b.as<const T>() + offset, n, size, count);
   for (int i = 0; i < task.repeats; ++i) {
     if (task.symmetric) multiply_symmetric<K>(n, c, a, b);
     else multiply<K>(n, n, w, c, nullptr, a, w, 0, b);
   }
-  K::store(static_cast<T*>(task.c) + offset, c, n, size, count);
+  K::store(task.c.as<T>() + offset, c, n, size, count);
+}
+
+constexpr int kNumbers = 256;  // that the kernel of functions is given at a time
+static void function(const FunctionTask& task, std::int64_t first, int count, void*) {
+  constexpr int lanes = Simd<double>::lanes;
+  const double* x = task.x.as<const double>() + first;
+  for (int i = 0; i < count; i += lanes) {
+    const int many = std::min(lanes, count - i);
+    Doubles y{};
+    for (int l = 0; l < many; ++l) y[l] = x[i + l];
+    y = value(as_power(task.function), y);
+    for (int l = 0; l < many; ++l) task.y.as<double>()[first + i + l] = y[l];
+  }
 }
 
 template <class K>
@@ -37,11 +52,14 @@ static Kernels kernels_of(int n) {
   return {{solve_minimax<K>, products, K::matrices, false},
           {solve_eigh<K>, bytes_of<EighMemory<K>>(n), EighMemory<K>::together, rows},
           {solve_spectral<K>, bytes_of<SpectralMemory<K>>(n), K::matrices, false},
+          {solve_frechet<K>, bytes_of<FrechetMemory<K>>(n), K::matrices, false},
           {solve_published<K>, products, K::matrices, false},
           {prepare<typename K::Real>, 0, 1, false},
           {symmetrise<typename K::Real>, 0, 1, false},
           {divide<typename K::Real>, 0, 1, false},
-          {product<K>, 3 * sizeof(typename K::Vector) * n * K::width(n), K::matrices, false}};
+          {weigh<typename K::Real>, bytes_of<Differences<Rows<typename K::Real>>>(n), 1, false},
+          {product<K>, 3 * sizeof(typename K::Vector) * n * K::width(n), K::matrices, false},
+          {function, 0, kNumbers, false}};
 }
 
 template <class T>

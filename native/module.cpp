@@ -1,8 +1,9 @@
-// Bindings: plain addresses in, whole batches out. Which instruction set runs is decided once;
+// Bindings: a task with addresses in, whole batches out. Which instruction set runs is decided once;
 // threads are OpenMP's, of the runtime that PyTorch has loaded.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 #include <omp.h>
 #include <pthread.h>
 
@@ -13,6 +14,7 @@
 #include <new>
 #include <string>
 
+#include "bind.hpp"
 #include "isa.hpp"
 
 namespace nb = nanobind;
@@ -66,12 +68,23 @@ void* working_memory(std::size_t bytes) {
   return memory.get();
 }
 
+// What a kernel is given a number of at a time: matrices, or rows of tiles of all of them.
 template <class Task>
-void run(const Task& task, const Kernel<Task>& kernel, int threads) {
+std::int64_t parts(const Task& task) {
+  return task.batch.count;
+}
+std::int64_t parts(const SymmetriseTask& task) {
+  return task.batch.count * tile_rows(task.batch.n);
+}
+
+template <class Task>
+void run(const Task& task, const Kernel<Task>& kernel) {
+  const std::int64_t many = parts(task);
+  int threads = task.batch.threads;
   std::int64_t step = kernel.matrices;
   if (kernel.divisible && threads > 1)
-    step = std::clamp<std::int64_t>((task.batch + threads - 1) / threads, 1, step);
-  const std::int64_t packs = (task.batch + step - 1) / step;
+    step = std::clamp<std::int64_t>((many + threads - 1) / threads, 1, step);
+  const std::int64_t packs = (many + step - 1) / step;
   std::atomic<bool> failed{false};
   auto one = [&](std::int64_t pack) {
     void* memory = working_memory(kernel.bytes);
@@ -80,7 +93,7 @@ void run(const Task& task, const Kernel<Task>& kernel, int threads) {
       return;
     }
     const std::int64_t first = pack * step;
-    const auto count = std::min<std::int64_t>(step, task.batch - first);
+    const auto count = std::min<std::int64_t>(step, many - first);
     kernel.solve(task, first, static_cast<int>(count), memory);
   };
   threads = static_cast<int>(std::min<std::int64_t>(threads, packs));
@@ -93,92 +106,150 @@ void run(const Task& task, const Kernel<Task>& kernel, int threads) {
   if (failed) throw std::bad_alloc();
 }
 
-// Which statuses occur, status k as bit k.
-int statuses(const std::int64_t* info, std::int64_t batch) {
-  int found = 0;
-  for (std::int64_t i = 0; i < batch; ++i) found |= 1 << info[3 * i];
+// Which statuses occur among the matrices of a task: Status k as bit k.
+template <class Task>
+unsigned seen(const Task& task) {
+  unsigned found = 0;
+  const Info* info = task.info.template as<const Info>();
+  for (std::int64_t i = 0; i < task.batch.count; ++i) found |= 1u << info[i].status;
   return found;
 }
 
-template <class T = void>
-T* at(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+template <auto kernel, class Task>
+unsigned solve(const Task& task) {
+  run(task, instruction_set().select(task.batch.is_double, task.batch.n).*kernel);
+  return seen(task);
 }
 
-int minimax(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_t inv_sqrt,
-               std::uintptr_t bounds, std::uintptr_t info, std::int64_t batch, int n, double eps,
-             double skew, std::uintptr_t table, int table_steps, int octave, int octaves,
-             double tol, int max_steps, int threads) {
-  const MinimaxTask task{at(a),   at(sqrt), at(inv_sqrt), at(bounds), at<std::int64_t>(info), batch,
-                      n,       eps,      skew,         at(table),
-                      table_steps, octave, octaves, tol, max_steps};
-  run(task, instruction_set().select(is_double, n).minimax, threads);
-  return statuses(task.info, batch);
+template <auto kernel, class Task>
+void apply(const Task& task) {
+  run(task, instruction_set().select(task.batch.is_double, task.batch.n).*kernel);
 }
 
-int published(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_t inv_sqrt,
-              std::uintptr_t norms, std::uintptr_t info, std::int64_t batch, int n, double eps,
-              double skew, double shift, std::uintptr_t coefficients, int degree, bool quotient,
-              int threads) {
-  const double* p = at<const double>(coefficients);
-  const PublishedTask task{at(a), at(sqrt), at(inv_sqrt), at(norms), at<std::int64_t>(info), batch,
-                           n, eps, skew, shift, p, p + degree + 1, degree, quotient};
-  run(task, instruction_set().select(is_double, n).published, threads);
-  return statuses(task.info, batch);
+// A task by its fields, after the one that all tasks have.
+template <class Task, class... Fields>
+void bind_task(nb::module_& m, const char* name, const char* doc, Fields... fields) {
+  bind<Task>(m, name, doc, required("batch", &Task::batch), fields...);
 }
 
-int eigh(bool is_double, std::uintptr_t a, std::uintptr_t sqrt, std::uintptr_t inv_sqrt,
-         std::uintptr_t s, std::uintptr_t vectors, bool of_root, std::uintptr_t info,
-         std::int64_t batch, int n, double eps, double skew, double below, double above,
-         double kept, int threads) {
-  const EighTask task{at(a), at(sqrt), at(inv_sqrt), at(s), at(vectors), of_root,
-                      at<std::int64_t>(info), batch, n, eps, skew, below, above, kept};
-  run(task, instruction_set().select(is_double, n).eigh, threads);
-  return statuses(task.info, batch);
+void bind_enums(nb::module_& m) {
+  nb::enum_<Status>(m, "Status", nb::is_arithmetic(), "What became of a matrix.")
+      .value("OK", Status::Ok)
+      .value("DIVERGED", Status::Diverged)
+      .value("SINGULAR", Status::Singular)
+      .value("INDEFINITE", Status::Indefinite)
+      .value("ASYMMETRIC", Status::Asymmetric)
+      .value("NONFINITE", Status::Nonfinite)
+      .value("LEFT", Status::Left, "Left by the kernel to the reference, which decides.");
+  nb::enum_<Kind>(m, "Kind", "A function of a symmetric matrix, by its eigenvalues.")
+      .value("SQRT", Kind::Sqrt)
+      .value("INV_SQRT", Kind::InvSqrt)
+      .value("POWER", Kind::Power)
+      .value("LOG", Kind::Log)
+      .value("EXP", Kind::Exp);
 }
 
-void spectral(bool is_double, std::uintptr_t s, std::uintptr_t vectors, std::uintptr_t z,
-              std::uintptr_t g_sqrt, std::uintptr_t g_inv, std::uintptr_t x, std::int64_t batch,
-              int n, double null, std::uintptr_t norms, int steps, int threads) {
-  const SpectralTask task{at(s), at(vectors), at(z), at(g_sqrt), at(g_inv), at(x), batch, n, null,
-                          at(norms), steps};
-  run(task, instruction_set().select(is_double, n).spectral, threads);
+void bind_structs(nb::module_& m) {
+  bind<Batch>(m, "Batch", "Contiguous matrices (count, n, n), float or double.",
+              required("is_double", &Batch::is_double), required("count", &Batch::count),
+              required("n", &Batch::n), optional("threads", &Batch::threads));
+  bind<Thresholds>(m, "Thresholds", "What a matrix is tested for; negative: it is not.",
+                   optional("skew", &Thresholds::skew),
+                   optional("indefinite", &Thresholds::indefinite),
+                   optional("singular", &Thresholds::singular),
+                   optional("null", &Thresholds::null));
+  bind<Function>(m, "Function", "A kind, and of powers the exponent.",
+                 required("kind", &Function::kind), optional("exponent", &Function::exponent));
+  bind<Output>(m, "Output", "A function of the matrices, and where it goes.",
+               required("function", &Output::function), required("x", &Output::x));
+  bind<Cotangent>(m, "Cotangent", "A function of the matrices, and the gradient by its result.",
+                  required("function", &Cotangent::function), required("g", &Cotangent::g));
 }
 
-void prepare(bool is_double, std::uintptr_t a, std::uintptr_t x, std::uintptr_t info,
-             std::int64_t batch, int n, double eps, double skew, int threads) {
-  const PrepareTask task{at(a), at(x), at<std::int64_t>(info), batch, n, eps, skew};
-  run(task, instruction_set().select(is_double, n).prepare, threads);
+void bind_solvers(nb::module_& m) {
+  using M = MinimaxTask;
+  bind_task<M>(m, "MinimaxTask", "The coupled minimax iteration.", required("a", &M::a),
+               optional("sqrt", &M::sqrt), optional("inv_sqrt", &M::inv_sqrt),
+               optional("bounds", &M::bounds), required("info", &M::info),
+               optional("eps", &M::eps), required("thresholds", &M::thresholds),
+               required("table", &M::table), required("table_steps", &M::table_steps),
+               required("octave", &M::octave), required("octaves", &M::octaves),
+               required("tol", &M::tol), optional("max_steps", &M::max_steps));
+  using P = PublishedTask;
+  bind_task<P>(m, "PublishedTask", "The published polynomials.", required("a", &P::a),
+               optional("sqrt", &P::sqrt), optional("inv_sqrt", &P::inv_sqrt),
+               optional("norms", &P::norms), required("info", &P::info), optional("eps", &P::eps),
+               required("thresholds", &P::thresholds), required("shift", &P::shift),
+               required("coefficients", &P::coefficients), required("degree", &P::degree),
+               required("quotient", &P::quotient));
+  using E = EighTask;
+  bind_task<E>(m, "EighTask", "Functions by one eigendecomposition.", required("a", &E::a),
+               required("outputs", &E::outputs), optional("roots", &E::roots),
+               optional("vectors", &E::vectors), optional("values", &E::values),
+               optional("of_root", &E::of_root),
+               required("info", &E::info), optional("eps", &E::eps),
+               required("thresholds", &E::thresholds));
+  using S = SpectralTask;
+  bind_task<S>(m, "SpectralTask", "The gradient of the roots.", required("roots", &S::roots),
+               required("vectors", &S::vectors), optional("z", &S::z),
+               optional("g_sqrt", &S::g_sqrt), optional("g_inv", &S::g_inv),
+               required("x", &S::x), required("null", &S::null), optional("norms", &S::norms),
+               optional("steps", &S::steps));
+  using F = FrechetTask;
+  bind_task<F>(m, "FrechetTask", "The gradient of functions by divided differences.",
+               required("values", &F::values), required("vectors", &F::vectors),
+               required("cotangents", &F::cotangents), required("x", &F::x),
+               required("thresholds", &F::thresholds));
+  constexpr auto released = nb::call_guard<nb::gil_scoped_release>();
+  const char* statuses = "Solves the task; returns which statuses occur, Status k as bit k.";
+  m.def("minimax", &solve<&Kernels::minimax, M>, nb::arg("task"), released, statuses);
+  m.def("published", &solve<&Kernels::published, P>, nb::arg("task"), released, statuses);
+  m.def("eigh", &solve<&Kernels::eigh, E>, nb::arg("task"), released, statuses);
+  m.def("spectral", &apply<&Kernels::spectral, S>, nb::arg("task"), released);
+  m.def("frechet", &apply<&Kernels::frechet, F>, nb::arg("task"), released);
 }
 
-void symmetrise(bool is_double, std::uintptr_t x, std::int64_t batch, int n, int threads) {
-  const SymmetriseTask task{at(x), batch * tile_rows(n), n};
-  run(task, instruction_set().select(is_double, n).symmetrise, threads);
-}
-
-void divide(bool is_double, std::uintptr_t r, std::uintptr_t q, std::uintptr_t s,
-            std::int64_t batch, int n, double null, int threads) {
-  run(DivideTask{at(r), at(q), at(s), batch, n, null},
-      instruction_set().select(is_double, n).divide, threads);
-}
-
-void product(bool is_double, std::uintptr_t a, std::uintptr_t b, std::uintptr_t c,
-             std::int64_t batch, int n, bool symmetric, int repeats, int threads) {
-  run(ProductTask{at(a), at(b), at(c), batch, n, symmetric, repeats},
-      instruction_set().select(is_double, n).product, threads);
+void bind_passes(nb::module_& m) {
+  using P = PrepareTask;
+  bind_task<P>(m, "PrepareTask", "A scaled and made symmetric.", required("a", &P::a),
+               required("x", &P::x), required("info", &P::info), optional("eps", &P::eps),
+               required("thresholds", &P::thresholds));
+  using S = SymmetriseTask;
+  bind_task<S>(m, "SymmetriseTask", "X made symmetric, in place.", required("x", &S::x));
+  using D = DivideTask;
+  bind_task<D>(m, "DivideTask", "R divided by the sums of roots, in place.",
+               required("r", &D::r), optional("q", &D::q), required("roots", &D::roots),
+               required("null", &D::null));
+  using W = WeighTask;
+  bind_task<W>(m, "WeighTask", "R times divided differences of a function, in place.",
+               required("r", &W::r), required("values", &W::values),
+               required("function", &W::function), required("thresholds", &W::thresholds));
+  using C = ProductTask;
+  bind_task<C>(m, "ProductTask", "C = A B, to test and to time it.", required("a", &C::a),
+               required("b", &C::b), required("c", &C::c), optional("symmetric", &C::symmetric),
+               optional("repeats", &C::repeats));
+  using F = FunctionTask;
+  bind_task<F>(m, "FunctionTask", "y = f(x) of numbers in double precision, to test it.",
+               required("function", &F::function), required("x", &F::x), required("y", &F::y));
+  constexpr auto released = nb::call_guard<nb::gil_scoped_release>();
+  m.def("prepare", &apply<&Kernels::prepare, P>, nb::arg("task"), released);
+  m.def("symmetrise", &apply<&Kernels::symmetrise, S>, nb::arg("task"), released);
+  m.def("divide", &apply<&Kernels::divide, D>, nb::arg("task"), released);
+  m.def("weigh", &apply<&Kernels::weigh, W>, nb::arg("task"), released);
+  m.def("product", &apply<&Kernels::product, C>, nb::arg("task"), released);
+  m.def("function", &apply<&Kernels::function, F>, nb::arg("task"), released);
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // Tasks and thresholds that a caller keeps until the interpreter ends are no leaks.
+  nb::set_leak_warnings(false);
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
-  m.def("minimax", &minimax, nb::call_guard<nb::gil_scoped_release>());
-  m.def("published", &published, nb::call_guard<nb::gil_scoped_release>());
-  m.def("eigh", &eigh, nb::call_guard<nb::gil_scoped_release>());
-  m.def("spectral", &spectral, nb::call_guard<nb::gil_scoped_release>());
-  m.def("prepare", &prepare, nb::call_guard<nb::gil_scoped_release>());
-  m.def("symmetrise", &symmetrise, nb::call_guard<nb::gil_scoped_release>());
-  m.def("divide", &divide, nb::call_guard<nb::gil_scoped_release>());
-  m.def("product", &product, nb::call_guard<nb::gil_scoped_release>());
-  m.def("instruction_set", [] { return std::string(instruction_set().name); });
+  bind_enums(m);
+  bind_structs(m);
+  bind_solvers(m);
+  bind_passes(m);
+  m.def("instruction_set", [] { return std::string(instruction_set().name); },
+        "The instruction set that the kernels run in.");
 }

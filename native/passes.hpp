@@ -3,7 +3,8 @@
 
 #pragma once
 
-#include "eigh.hpp"
+#include "isa.hpp"
+#include "screen.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
@@ -37,10 +38,11 @@ inline void pairs(int n, const T* a, T* x, int tile_row, F f) {
 // As normalise, in T, one matrix.
 template <class T>
 static void prepare(const PrepareTask& task, std::int64_t matrix, int, void*) {
-  const int n = task.n;
+  const int n = task.batch.n;
+  const double skew = task.thresholds.skew;
   const std::int64_t size = std::int64_t(n) * n;
-  const T* a = static_cast<const T*>(task.a) + matrix * size;
-  T* x = static_cast<T*>(task.x) + matrix * size;
+  const T* a = task.a.as<const T>() + matrix * size;
+  T* x = task.x.as<T>() + matrix * size;
   using V = typename Simd<T>::vector;
   constexpr int lanes = Simd<T>::lanes;
   V top[4] = {}, wrong[4] = {};
@@ -53,9 +55,10 @@ static void prepare(const PrepareTask& task, std::int64_t matrix, int, void*) {
   T nonfinite = Rows<T>::total(wrong[0] + wrong[1] + wrong[2] + wrong[3]);
   for (std::int64_t i = size / lanes * lanes; i < size; ++i)
     largest = std::max<double>(largest, std::abs(a[i])), nonfinite += a[i] - a[i];
-  int status = nonfinite == 0 ? kOk : kNonfinite, k = 0;
+  Status status = nonfinite == 0 ? Status::Ok : Status::Nonfinite;
+  int k = 0;
   largest = std::max(largest, task.eps);
-  if (status == kOk && largest > 0) std::frexp(largest, &k);
+  if (status == Status::Ok && largest > 0) std::frexp(largest, &k);
   k = std::clamp(k + (k & 1), -1020, 1020);
   const double half = std::ldexp(0.5, -k), ridge = task.eps * std::ldexp(1.0, -k);
   double symmetric = 0, skewed = 0;
@@ -66,19 +69,20 @@ static void prepare(const PrepareTask& task, std::int64_t matrix, int, void*) {
       symmetric += weight * mean * mean, skewed += weight * off * off;
       lower = upper = T(diagonal ? mean + ridge : mean);
     });
-  if (status == kOk && skewed > task.skew * task.skew * (symmetric + skewed)) status = kAsymmetric;
-  if (status != kOk) {
+  if (status == Status::Ok && skewed > skew * skew * (symmetric + skewed)) status = Status::Asymmetric;
+  if (status != Status::Ok) {
     k = 0;
     for (std::int64_t i = 0; i < size; ++i) x[i] = T(i % (n + 1) == 0);
   }
-  task.info[2 * matrix] = status, task.info[2 * matrix + 1] = k;
+  std::int64_t* info = task.info.as<std::int64_t>() + 2 * matrix;
+  info[0] = std::int64_t(status), info[1] = k;
 }
 
 // X ← (X + Xᵀ)/2, one row of tiles.
 template <class T>
 static void symmetrise(const SymmetriseTask& task, std::int64_t index, int, void*) {
-  const int n = task.n, rows = tile_rows(n);
-  T* x = static_cast<T*>(task.x) + index / rows * n * n;
+  const int n = task.batch.n, rows = tile_rows(n);
+  T* x = task.x.as<T>() + index / rows * n * n;
   pairs(n, x, x, int(index % rows),
         [](T& lower, T& upper, bool) { lower = upper = lower * T(0.5) + upper * T(0.5); });
 }
@@ -86,11 +90,11 @@ static void symmetrise(const SymmetriseTask& task, std::int64_t index, int, void
 // R_ij ← (R_ij − Q_ij/(s_i s_j))/(s_i + s_j), 0 on null × null space; Q may be null.
 template <class T>
 static void divide(const DivideTask& task, std::int64_t matrix, int, void*) {
-  const int n = task.n;
+  const int n = task.batch.n;
   const std::int64_t size = std::int64_t(n) * n;
-  T* r = static_cast<T*>(task.r) + matrix * size;
-  const T *q = task.q ? static_cast<const T*>(task.q) + matrix * size : nullptr,
-          *s = static_cast<const T*>(task.s) + matrix * n;
+  T* r = task.r.as<T>() + matrix * size;
+  const T *q = task.q ? task.q.as<const T>() + matrix * size : nullptr,
+          *s = task.roots.as<const T>() + matrix * n;
   const T null = T(task.null) * *std::max_element(s, s + n);
   for (int i = 0; i < n; ++i)
     for (int j = 0; j < n; ++j) {

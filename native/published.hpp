@@ -4,7 +4,9 @@
 
 #pragma once
 
-#include "minimax.hpp"
+#include "isa.hpp"
+#include "screen.hpp"
+#include "solver.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
@@ -63,7 +65,7 @@ static void solve_published(const PublishedTask& task, std::int64_t first, int c
   using V = typename K::Vector;
   using N = typename K::Number;
   using DV = typename K::Double::Vector;
-  const int n = task.n, w = K::width(n);
+  const int n = task.batch.n, w = K::width(n);
   const std::int64_t size = std::int64_t(n) * n, offset = first * size;
   const Solver<K> s{n, w, static_cast<V*>(memory)};
   V* power[kPowers + 1];  // Z, Z², … from 1 on
@@ -72,8 +74,9 @@ static void solve_published(const PublishedTask& task, std::int64_t first, int c
   static_assert(kPowers + 3 <= Solver<K>::kMatrices);
 
   V* z = power[1];
-  int status[kMost] = {}, exponent[kMost] = {};
-  normalise<K>(static_cast<const T*>(task.a) + offset, n, count, task.eps, task.skew, p, q,
+  Status status[kMost] = {};
+  int exponent[kMost] = {};
+  normalise<K>(task.a.as<const T>() + offset, n, count, task.eps, task.thresholds.skew, p, q,
                reinterpret_cast<DV*>(power[2]), status, exponent,
                [&](int i, const DV* row) { K::narrow_row(z + i * w, row, n); });
   std::memcpy(static_cast<void*>(spare), z, sizeof(V) * n * w);
@@ -112,25 +115,24 @@ static void solve_published(const PublishedTask& task, std::int64_t first, int c
       std::swap(spare, result);
     }
   };
-  if (task.sqrt || task.quotient) evaluate(p, task.p);
-  if (task.inv_sqrt || task.quotient) evaluate(q, task.q);
+  if (task.sqrt || task.quotient) evaluate(p, task.coefficients.as<const double>());
+  if (task.inv_sqrt || task.quotient) evaluate(q, task.coefficients.as<const double>() + degree + 1);
 
   N scale{}, inverse{};
   for (int l = 0; l < K::matrices; ++l) {
-    if (status[l] == kOk && !(lane<T>(definite, l) > 0 && lane<T>(trace, l) > 0))
-      status[l] = kUnsolved;  // left to whoever can decide it, see native.py
+    if (status[l] == Status::Ok && !(lane<T>(definite, l) > 0 && lane<T>(trace, l) > 0))
+      status[l] = Status::Left;  // perhaps indefinite
     const T size = std::sqrt(lane<T>(norm, l)), unit = std::ldexp(T(1), exponent[l] / 2);
-    const bool good = status[l] == kOk;
+    const bool good = status[l] == Status::Ok;
     put(scale, l, good ? size * unit : std::numeric_limits<T>::quiet_NaN());
     put(inverse, l, good ? T(1) / size / unit : std::numeric_limits<T>::quiet_NaN());
     if (l >= count) continue;
-    std::int64_t* info = task.info + 3 * (first + l);
-    info[0] = status[l], info[1] = degree, info[2] = good ? 2 : 0;
-    if (task.norms) static_cast<T*>(task.norms)[first + l] = lane<T>(scale, l);
+    task.info.as<Info>()[first + l] = {std::int64_t(status[l]), degree, good ? 2 : 0};
+    if (task.norms) task.norms.as<T>()[first + l] = lane<T>(scale, l);
   }
-  auto store = [&](void* to, V* x, const N& factor) {
+  auto store = [&](Pointer to, V* x, const N& factor) {
     s.map(x, [&](int i) { return factor * x[i]; });
-    K::store(static_cast<T*>(to) + offset, x, n, size, count);
+    K::store(to.as<T>() + offset, x, n, size, count);
   };
   if (!task.quotient) {
     if (task.sqrt) store(task.sqrt, p, scale);

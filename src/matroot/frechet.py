@@ -40,8 +40,8 @@ def frechet(
     Args:
         function: f.
         a: A, shape (..., n, n), which gradients go to; its numbers are not looked at.
-        values: λ, shape (..., n), exactly 0 where they are null: see ``Spectrum.arguments``. A
-            constant.
+        values: λ, shape (..., n), in the precision of ``a`` or a higher one, exactly 0 where they
+            are null: see ``Spectrum.arguments``. A constant.
         vectors: Q, shape (..., n, n). A constant.
         e: E, any square matrices, shape and dtype of ``a``.
 
@@ -106,7 +106,8 @@ def _second_differences(function: SpectralFunction, x: Tensor, y: Tensor, z: Ten
 
 def _first_order(function: SpectralFunction, values: Tensor, vectors: Tensor, e: Tensor) -> Tensor:
     """L(A)[E]."""
-    weighted = differences(function, values) * (vectors.mH @ e @ vectors)
+    weights = differences(function, values).to(spd.real_dtype(vectors.dtype))
+    weighted = weights * (vectors.mH @ e @ vectors)
     return vectors @ weighted @ vectors.mH
 
 
@@ -127,6 +128,7 @@ def _second_order(
         weights = _second_differences(
             function, x[..., :, None, None], y[..., None, :, None], z[..., None, None, :]
         )
+        weights = weights.to(spd.real_dtype(vectors.dtype))
         orders = {tuple(triple[o] for o in order): order for order in _ORDERS}
         for (i, k, j), order in orders.items():
             turned = weights.movedim([o - 3 for o in order], [-3, -2, -1])

@@ -29,6 +29,7 @@ class Status:
     INDEFINITE = 3
     ASYMMETRIC = 4
     NONFINITE = 5
+    LEFT = 6  # By a kernel to the method; no caller sees it.
 
 
 class Thresholds(NamedTuple):

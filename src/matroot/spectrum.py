@@ -36,8 +36,8 @@ class Spectrum:
 
     @classmethod
     def from_pairs(cls, values: Tensor, vectors: Tensor) -> Spectrum:
-        """Eigenpairs that something else has found."""
-        share = spd.null_share(values.shape[-1], values.dtype)
+        """Eigenpairs that something else has found, λ in that precision or a higher one."""
+        share = spd.null_share(values.shape[-1], vectors.dtype)
         # Written so that NaN counts as null.
         kept = values.abs() > share * values.abs().amax(-1, keepdim=True)
         return cls(values, vectors, ~kept)

@@ -78,8 +78,15 @@ def test_products(n, dtype):
     c = torch.full_like(a, torch.nan)
     for symmetric in (False, True):
         right = a.mT.contiguous() if symmetric else b
-        addresses = (a.data_ptr(), right.data_ptr(), c.data_ptr())
-        native._MODULE.product(dtype == torch.float64, *addresses, 5, n, symmetric, 2, 2)
+        task = native._MODULE.ProductTask(
+            batch=native._MODULE.Batch(is_double=dtype == torch.float64, count=5, n=n, threads=2),
+            a=a.data_ptr(),
+            b=right.data_ptr(),
+            c=c.data_ptr(),
+            symmetric=symmetric,
+            repeats=2,
+        )
+        native._MODULE.product(task)
         expected = a.double() @ right.double()
         assert relative_error(c, expected).max() < 4 * torch.finfo(dtype).eps
         assert not symmetric or torch.equal(c, c.mT)

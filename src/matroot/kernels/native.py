@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 
 from matroot import context, screen, spd
-from matroot.functions import InvSqrt, Sqrt
+from matroot.functions import Exp, InvSqrt, Log, OnRange, Power, SpectralFunction, Sqrt
 from matroot.gradients import GradientRule, Kept, Lyapunov, Spectral
 from matroot.gradients.rule import Cotangents
 from matroot.kernels.kernel import Family, GradientKernel, Solved, ValueKernel
 from matroot.methods import Eigh, Minimax, Pade, Taylor
 from matroot.request import Request
-from matroot.roots import belonging, only_roots, roots_in_order, wanted_roots
+from matroot.roots import Functions, belonging, roots_in_order, wanted_roots
 from matroot.schedules import OCTAVE, OCTAVES, schedules
 from matroot.screen import Status, Thresholds
 from matroot.spectrum import Spectrum
@@ -83,6 +84,37 @@ def _address(a: Tensor | None) -> int:
     return 0 if a is None else a.data_ptr()
 
 
+def _batch(a: Tensor) -> Any:
+    """The matrices (..., n, n) of a task, and the threads for them."""
+    n = a.shape[-1]
+    return _MODULE.Batch(
+        is_double=a.dtype == torch.float64,
+        count=a.numel() // (n * n),
+        n=n,
+        threads=torch.get_num_threads(),
+    )
+
+
+@functools.lru_cache(1024)
+def _thresholds(limits: Thresholds) -> Any:
+    """As the kernels take them, below 0 for None."""
+    return _MODULE.Thresholds(**{k: -1.0 if x is None else x for k, x in limits._asdict().items()})
+
+
+@functools.lru_cache(1024)
+def _function(function: SpectralFunction) -> Any:
+    """As the kernels know it; None where they do not."""
+    kinds = _MODULE.Kind
+    if type(function) is OnRange:
+        # They leave null eigenvalues out wherever singular matrices are not refused.
+        return None if function.function.domain == "semidefinite" else _function(function.function)
+    if type(function) is Power:
+        return _MODULE.Function(kind=kinds.POWER, exponent=function.p)
+    known = {Sqrt: kinds.SQRT, InvSqrt: kinds.INV_SQRT, Log: kinds.LOG, Exp: kinds.EXP}
+    kind = known.get(type(function))
+    return None if kind is None else _MODULE.Function(kind=kind)
+
+
 def _info(a: Tensor) -> Tensor:
     return a.new_empty((*a.shape[:-2], 3), dtype=torch.int64)
 
@@ -99,60 +131,64 @@ def _is_exact(rule: GradientRule | None) -> bool:
 
 
 def _solved(
-    request: Request,
-    info: Tensor,
-    roots: tuple[Tensor | None, Tensor | None],
-    constants: tuple[Tensor, ...],
-    statuses: int,
+    info: Tensor, values: tuple[Tensor, ...], constants: tuple[Tensor, ...], statuses: int
 ) -> Solved:
     """What was found; ``statuses`` has bit k where status k occurs."""
-    left = info[..., 0] == Status.DIVERGED if statuses & 1 << Status.DIVERGED else None
-    values = roots_in_order(request.solved, *roots)
+    left = info[..., 0] == Status.LEFT if statuses & 1 << Status.LEFT else None
     return Solved(info, values, constants, statuses == 1 << Status.OK, left)
 
 
 def _eigh(
     a: Tensor,
-    roots: tuple[Tensor | None, Tensor | None],
-    eigenpairs: tuple[Tensor | None, Tensor | None],
+    outputs: list[Any],
     info: Tensor,
     limits: Thresholds,
     *,
+    roots: Tensor | None = None,
+    vectors: Tensor | None = None,
+    values: Tensor | None = None,
     of_root: bool = False,
     eps: float = 0.0,
 ) -> int:
     """The kernel by eigendecomposition; see EighTask in native/isa.hpp."""
-    sqrt, inv_sqrt = roots
-    s, vectors = eigenpairs
-    assert limits.indefinite is not None
-    statuses: int = _MODULE.eigh(
-        a.dtype == torch.float64,
-        a.data_ptr(),
-        _address(sqrt),
-        _address(inv_sqrt),
-        _address(s),
-        _address(vectors),
-        of_root,
-        info.data_ptr(),
-        math.prod(a.shape[:-2]),
-        a.shape[-1],
-        eps,
-        limits.skew,
-        limits.indefinite,
-        -1.0 if limits.singular is None else limits.singular,
-        limits.null,
-        torch.get_num_threads(),
+    task = _MODULE.EighTask(
+        batch=_batch(a),
+        a=a.data_ptr(),
+        outputs=outputs,
+        roots=_address(roots),
+        vectors=_address(vectors),
+        values=_address(values),
+        of_root=of_root,
+        info=info.data_ptr(),
+        eps=eps,
+        thresholds=_thresholds(limits),
     )
+    statuses: int = _MODULE.eigh(task)
     return statuses
+
+
+def _outputs(functions: Functions, values: Iterable[Tensor]) -> list[Any]:
+    """Where the functions go."""
+    return [
+        _MODULE.Output(function=_function(function), x=value.data_ptr())
+        for function, value in zip(functions, values, strict=True)
+    ]
+
+
+def _unknown(request: Request) -> str | None:
+    """Why the functions are not for the kernels by eigenpairs."""
+    if not request.roots_only and None in map(_function, request.solved):
+        return "its kernels do not know that function"
+    return None
 
 
 def _eigh_declines(request: Request, a: Tensor) -> str | None:
     rule = request.rule
-    if not only_roots(request.solved):
-        return "its kernels know the two roots"
     if rule is not None and type(rule) is not Spectral and not _is_exact(rule):
         return "its kernel for Eigh does not know what that gradient needs"
-    return None
+    if not request.roots_only and a.shape[-1] > LARGEST:
+        return f"its kernel for functions other than roots holds matrices up to n = {LARGEST}"
+    return _unknown(request)
 
 
 def _by_eigh(request: Request, a: Tensor) -> Solved | None:
@@ -161,31 +197,43 @@ def _by_eigh(request: Request, a: Tensor) -> Solved | None:
     a = _in_memory(a)
     if a.shape[-1] > LARGEST:
         return _by_lapack(request, a)
-    eigenpairs: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+    info, wanted = _info(a), tuple([torch.empty_like(a) for _ in request.solved])
+    roots = vectors = values = None
     constants: tuple[Tensor, ...] = ()
     if type(request.rule) is Spectral:
-        constants = eigenpairs = (a.new_empty(a.shape[:-1]), torch.empty_like(a))
-    info, roots = _info(a), _memory(request, a)
-    limits = request.thresholds(a.shape[-1])
-    statuses = _eigh(a, roots, eigenpairs, info, limits, eps=request.eps)
-    return _solved(request, info, roots, constants, statuses)
+        vectors = torch.empty_like(a)
+        if request.roots_only:
+            roots = a.new_empty(a.shape[:-1])
+            constants = (roots, vectors)
+        else:
+            values = a.new_empty(a.shape[:-1], dtype=torch.float64)
+            constants = (values, vectors)
+    statuses = _eigh(
+        a,
+        _outputs(request.solved, wanted),
+        info,
+        request.thresholds(a.shape[-1]),
+        roots=roots,
+        vectors=vectors,
+        values=values,
+        eps=request.eps,
+    )
+    return _solved(info, wanted, constants, statuses)
 
 
 def _by_lapack(request: Request, a: Tensor) -> Solved:
     n, limits = a.shape[-1], request.thresholds(a.shape[-1])
     x = torch.empty_like(a).view(-1, n, n)
     found = a.new_empty((len(x), 2), dtype=torch.int64)
-    _MODULE.prepare(
-        a.dtype == torch.float64,
-        a.data_ptr(),
-        x.data_ptr(),
-        found.data_ptr(),
-        len(x),
-        n,
-        request.eps,
-        limits.skew,
-        torch.get_num_threads(),
+    task = _MODULE.PrepareTask(
+        batch=_batch(x),
+        a=a.data_ptr(),
+        x=x.data_ptr(),
+        info=found.data_ptr(),
+        eps=request.eps,
+        thresholds=_thresholds(limits),
     )
+    _MODULE.prepare(task)
     pairs = Spectrum.of(x)
     definite = screen.definiteness(x, limits, eigenvalues=pairs.values)
     status = torch.maximum(found[:, 0], definite)
@@ -216,9 +264,7 @@ def _by_lapack(request: Request, a: Tensor) -> Solved:
 
 def _symmetrise(x: Tensor) -> None:
     """X becomes (X + Xᵀ)/2."""
-    n = x.shape[-1]
-    threads = torch.get_num_threads()
-    _MODULE.symmetrise(x.dtype == torch.float64, x.data_ptr(), x.numel() // n**2, n, threads)
+    _MODULE.symmetrise(_MODULE.SymmetriseTask(batch=_batch(x), x=x.data_ptr()))
 
 
 def _minimax_declines(request: Request, a: Tensor) -> str | None:
@@ -243,29 +289,29 @@ def _by_minimax(request: Request, a: Tensor) -> Solved | None:
     table, limits = schedules(5, a.dtype, a.device), request.thresholds(a.shape[-1])
     info, roots = _info(a), _memory(request, a)
     constants = (a.new_empty((*a.shape[:-2], 2)),) if request.rule else ()
-    statuses = _MODULE.minimax(
-        a.dtype == torch.float64,
-        a.data_ptr(),
-        *map(_address, roots),
-        constants[0].data_ptr() if constants else 0,
-        info.data_ptr(),
-        math.prod(a.shape[:-2]),
-        a.shape[-1],
-        request.eps,
-        limits.skew,
-        table.data_ptr(),
-        table.shape[1],
-        OCTAVE,
-        OCTAVES,
-        2 * spd.real_eps(a.dtype) if method.tol is None else method.tol,
-        method.max_steps or 0,
-        torch.get_num_threads(),
+    sqrt, inv_sqrt = roots
+    task = _MODULE.MinimaxTask(
+        batch=_batch(a),
+        a=a.data_ptr(),
+        sqrt=_address(sqrt),
+        inv_sqrt=_address(inv_sqrt),
+        bounds=constants[0].data_ptr() if constants else 0,
+        info=info.data_ptr(),
+        eps=request.eps,
+        thresholds=_thresholds(limits),
+        table=table.data_ptr(),
+        table_steps=table.shape[1],
+        octave=OCTAVE,
+        octaves=OCTAVES,
+        tol=2 * spd.real_eps(a.dtype) if method.tol is None else method.tol,
+        max_steps=method.max_steps or 0,
     )
-    left = 1 << Status.DIVERGED
+    statuses = _MODULE.minimax(task)
+    left = 1 << Status.LEFT
     if statuses & left:
         others = statuses & ~left
         statuses = others | _singular_by_eigh(request, a, info, roots, constants)
-    return _solved(request, info, roots, constants, statuses)
+    return _solved(info, roots_in_order(request.solved, *roots), constants, statuses)
 
 
 def _singular_by_eigh(
@@ -279,12 +325,13 @@ def _singular_by_eigh(
 
     In place; returns which statuses occur among them.
     """
-    left = info[..., 0] == Status.DIVERGED
+    left = info[..., 0] == Status.LEFT
     x = a[left]
     s = x.new_empty(x.shape[:-1]) if constants else None
     x_info, x_roots = _info(x), _memory(request, x)
     limits = request.thresholds(x.shape[-1])
-    statuses = _eigh(x, x_roots, (s, None), x_info, limits, eps=request.eps)
+    outputs = _outputs(request.solved, roots_in_order(request.solved, *x_roots))
+    statuses = _eigh(x, outputs, x_info, limits, roots=s, eps=request.eps)
     info[left] = x_info
     for whole, part in zip(roots, x_roots, strict=True):
         if whole is not None and part is not None:
@@ -319,23 +366,23 @@ def _by_published(request: Request, a: Tensor) -> Solved | None:
     constants = (a.new_empty(a.shape[:-2]),) if norms else ()
     # Beyond doubt on the side where the reference has a root; what is closer is left to it.
     units = -(2 * spd.null_units(n, a.dtype) + n / 8) if request.regular else n / 2
-    statuses = _MODULE.published(
-        a.dtype == torch.float64,
-        a.data_ptr(),
-        *map(_address, roots),
-        constants[0].data_ptr() if constants else 0,
-        info.data_ptr(),
-        math.prod(a.shape[:-2]),
-        n,
-        request.eps,
-        limits.skew,
-        units * spd.real_eps(a.dtype),
-        polynomials.data_ptr(),
-        polynomials.shape[1] - 1,
-        type(request.method) is Pade,
-        torch.get_num_threads(),
+    sqrt, inv_sqrt = roots
+    task = _MODULE.PublishedTask(
+        batch=_batch(a),
+        a=a.data_ptr(),
+        sqrt=_address(sqrt),
+        inv_sqrt=_address(inv_sqrt),
+        norms=constants[0].data_ptr() if constants else 0,
+        info=info.data_ptr(),
+        eps=request.eps,
+        thresholds=_thresholds(limits),
+        shift=units * spd.real_eps(a.dtype),
+        coefficients=polynomials.data_ptr(),
+        degree=polynomials.shape[1] - 1,
+        quotient=type(request.method) is Pade,
     )
-    return _solved(request, info, roots, constants, statuses)
+    statuses = _MODULE.published(task)
+    return _solved(info, roots_in_order(request.solved, *roots), constants, statuses)
 
 
 @functools.cache
@@ -346,14 +393,60 @@ def _polynomials(method: Any) -> Tensor | None:
 
 
 def _spectral_declines(request: Request, a: Tensor) -> str | None:
-    return None if only_roots(request.solved) else "its kernels know the two roots"
+    return _unknown(request)
 
 
 def _by_spectrum(request: Request, kept: Kept, g: Cotangents) -> Tensor | None:
     if not _have_memory(*kept.values, *kept.constants, *g):
         return None
-    s, vectors = kept.constants
-    return _divided(s, vectors, None, None, 0, kept, g)
+    first, vectors = kept.constants
+    if not request.roots_only:
+        return _by_divided_differences(request, first, vectors, g)
+    return _divided(first, vectors, None, None, 0, kept, g)
+
+
+def _by_divided_differences(
+    request: Request, values: Tensor, vectors: Tensor, g: Cotangents
+) -> Tensor:
+    """Σ U [f[λ_i, λ_j] (Uᵀ G_f U)_ij] Uᵀ; see FrechetTask."""
+    n = vectors.shape[-1]
+    limits = request.thresholds(n)
+    given = [
+        (_function(function), _in_memory(x))
+        for function, x in zip(request.solved, g, strict=True)
+        if x is not None
+    ]
+    values, vectors = _in_memory(values.to(torch.float64)), _in_memory(vectors)
+    if n > LARGEST:
+        r = sum(_weighed(values, vectors.mT @ x @ vectors, f, limits) for f, x in given)
+        x = vectors @ r @ vectors.mT
+        _symmetrise(x)
+        return x
+    x = torch.empty_like(vectors)
+    task = _MODULE.FrechetTask(
+        batch=_batch(x),
+        values=values.data_ptr(),
+        vectors=vectors.data_ptr(),
+        cotangents=[_MODULE.Cotangent(function=f, g=y.data_ptr()) for f, y in given],
+        x=x.data_ptr(),
+        thresholds=_thresholds(limits),
+    )
+    _MODULE.frechet(task)
+    return x
+
+
+def _weighed(values: Tensor, r: Tensor, function: Any, limits: Thresholds) -> Tensor:
+    """f[λ_i, λ_j] r_ij, in the memory of R, of which the symmetric part is taken."""
+    _symmetrise(r)
+    task = _MODULE.WeighTask(
+        batch=_batch(r),
+        r=r.data_ptr(),
+        values=values.data_ptr(),
+        function=function,
+        thresholds=_thresholds(limits),
+    )
+    _MODULE.weigh(task)
+    return r
 
 
 def _lyapunov_declines(request: Request, a: Tensor) -> str | None:
@@ -380,8 +473,8 @@ def _by_lyapunov(request: Request, kept: Kept, g: Cotangents) -> Tensor | None:
     z = None if kept.inv_sqrt is None else _in_memory(kept.inv_sqrt)
     info, s, vectors = _info(root), root.new_empty(root.shape[:-1]), torch.empty_like(root)
     limits = screen.thresholds(root.shape[-1], root.dtype)._replace(skew=1.0)
-    statuses = _eigh(root, (None, None), (s, vectors), info, limits, of_root=True)
-    if statuses & 1 << Status.DIVERGED:
+    statuses = _eigh(root, [], info, limits, roots=s, vectors=vectors, of_root=True)
+    if statuses & 1 << Status.LEFT:
         return None
     return _divided(s, vectors, z, norms, steps, kept, g)
 
@@ -405,21 +498,19 @@ def _divided(
     if n > LARGEST:
         return _divided_by_passes(s, vectors, g_sqrt, g_inv, null)
     x = torch.empty_like(vectors)
-    _MODULE.spectral(
-        s.dtype == torch.float64,
-        s.data_ptr(),
-        vectors.data_ptr(),
-        _address(z),
-        _address(g_sqrt),
-        _address(g_inv),
-        x.data_ptr(),
-        math.prod(x.shape[:-2]),
-        n,
-        null,
-        _address(norms),
-        steps,
-        torch.get_num_threads(),
+    task = _MODULE.SpectralTask(
+        batch=_batch(x),
+        roots=s.data_ptr(),
+        vectors=vectors.data_ptr(),
+        z=_address(z),
+        g_sqrt=_address(g_sqrt),
+        g_inv=_address(g_inv),
+        x=x.data_ptr(),
+        null=null,
+        norms=_address(norms),
+        steps=steps,
     )
+    _MODULE.spectral(task)
     return x
 
 
@@ -435,17 +526,10 @@ def _divided_by_passes(
 
     q = None if g_inv is None else rotated(g_inv)
     r = rotated(g_sqrt) if g_sqrt is not None else torch.zeros_like(vectors)
-    n = vectors.shape[-1]
-    _MODULE.divide(
-        s.dtype == torch.float64,
-        r.data_ptr(),
-        _address(q),
-        s.data_ptr(),
-        r.numel() // n**2,
-        n,
-        null,
-        torch.get_num_threads(),
+    task = _MODULE.DivideTask(
+        batch=_batch(r), r=r.data_ptr(), q=_address(q), roots=s.data_ptr(), null=null
     )
+    _MODULE.divide(task)
     x = vectors @ r @ vectors.mT
     _symmetrise(x)
     return x

@@ -8,11 +8,32 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 
 #include "simd.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
+
+constexpr int kMost = 16;  // matrices at once, in lanes or one after the other
+
+// Pieces of working memory, or where base is null only how much they are.
+struct Arena {
+  char* base;
+  std::size_t used = 0;
+  template <class V>
+  V* take(std::size_t count) {
+    V* piece = base ? reinterpret_cast<V*>(base + used) : nullptr;
+    used += (count * sizeof(V) + 63) / 64 * 64;
+    return piece;
+  }
+};
+template <class Memory>
+std::size_t bytes_of(int n) {
+  Arena arena{nullptr};
+  Memory memory(arena, n);
+  return arena.used;
+}
 
 // One matrix: numbers are of type T, and scale whole vectors.
 template <class T>

@@ -1,0 +1,706 @@
+from collections.abc import Sequence
+import enum
+
+
+class Status(enum.IntEnum):
+    """What became of a matrix."""
+
+    OK = 0
+
+    DIVERGED = 1
+
+    SINGULAR = 2
+
+    INDEFINITE = 3
+
+    ASYMMETRIC = 4
+
+    NONFINITE = 5
+
+    LEFT = 6
+    """Left by the kernel to the reference, which decides."""
+
+class Kind(enum.Enum):
+    """A function of a symmetric matrix, by its eigenvalues."""
+
+    SQRT = 0
+
+    INV_SQRT = 1
+
+    POWER = 2
+
+    LOG = 3
+
+    EXP = 4
+
+class Batch:
+    """Contiguous matrices (count, n, n), float or double."""
+
+    def __init__(self, *, is_double: bool, count: int, n: int, threads: int = 1) -> None: ...
+
+    @property
+    def is_double(self) -> bool: ...
+
+    @is_double.setter
+    def is_double(self, arg: bool, /) -> None: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @count.setter
+    def count(self, arg: int, /) -> None: ...
+
+    @property
+    def n(self) -> int: ...
+
+    @n.setter
+    def n(self, arg: int, /) -> None: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @threads.setter
+    def threads(self, arg: int, /) -> None: ...
+
+class Thresholds:
+    """What a matrix is tested for; negative: it is not."""
+
+    def __init__(self, *, skew: float = 1.0, indefinite: float = -1.0, singular: float = -1.0, null: float = 0.0) -> None: ...
+
+    @property
+    def skew(self) -> float: ...
+
+    @skew.setter
+    def skew(self, arg: float, /) -> None: ...
+
+    @property
+    def indefinite(self) -> float: ...
+
+    @indefinite.setter
+    def indefinite(self, arg: float, /) -> None: ...
+
+    @property
+    def singular(self) -> float: ...
+
+    @singular.setter
+    def singular(self, arg: float, /) -> None: ...
+
+    @property
+    def null(self) -> float: ...
+
+    @null.setter
+    def null(self, arg: float, /) -> None: ...
+
+class Function:
+    """A kind, and of powers the exponent."""
+
+    def __init__(self, *, kind: Kind, exponent: float = 0.0) -> None: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @kind.setter
+    def kind(self, arg: Kind, /) -> None: ...
+
+    @property
+    def exponent(self) -> float: ...
+
+    @exponent.setter
+    def exponent(self, arg: float, /) -> None: ...
+
+class Output:
+    """A function of the matrices, and where it goes."""
+
+    def __init__(self, *, function: Function, x: int) -> None: ...
+
+    @property
+    def function(self) -> Function: ...
+
+    @function.setter
+    def function(self, arg: Function, /) -> None: ...
+
+    @property
+    def x(self) -> int: ...
+
+    @x.setter
+    def x(self, arg: int, /) -> None: ...
+
+class Cotangent:
+    """A function of the matrices, and the gradient by its result."""
+
+    def __init__(self, *, function: Function, g: int) -> None: ...
+
+    @property
+    def function(self) -> Function: ...
+
+    @function.setter
+    def function(self, arg: Function, /) -> None: ...
+
+    @property
+    def g(self) -> int: ...
+
+    @g.setter
+    def g(self, arg: int, /) -> None: ...
+
+class MinimaxTask:
+    """The coupled minimax iteration."""
+
+    def __init__(self, *, batch: Batch, a: int, sqrt: int = 0, inv_sqrt: int = 0, bounds: int = 0, info: int, eps: float = 0.0, thresholds: Thresholds, table: int, table_steps: int, octave: int, octaves: int, tol: float, max_steps: int = 0) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def a(self) -> int: ...
+
+    @a.setter
+    def a(self, arg: int, /) -> None: ...
+
+    @property
+    def sqrt(self) -> int: ...
+
+    @sqrt.setter
+    def sqrt(self, arg: int, /) -> None: ...
+
+    @property
+    def inv_sqrt(self) -> int: ...
+
+    @inv_sqrt.setter
+    def inv_sqrt(self, arg: int, /) -> None: ...
+
+    @property
+    def bounds(self) -> int: ...
+
+    @bounds.setter
+    def bounds(self, arg: int, /) -> None: ...
+
+    @property
+    def info(self) -> int: ...
+
+    @info.setter
+    def info(self, arg: int, /) -> None: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    @eps.setter
+    def eps(self, arg: float, /) -> None: ...
+
+    @property
+    def thresholds(self) -> Thresholds: ...
+
+    @thresholds.setter
+    def thresholds(self, arg: Thresholds, /) -> None: ...
+
+    @property
+    def table(self) -> int: ...
+
+    @table.setter
+    def table(self, arg: int, /) -> None: ...
+
+    @property
+    def table_steps(self) -> int: ...
+
+    @table_steps.setter
+    def table_steps(self, arg: int, /) -> None: ...
+
+    @property
+    def octave(self) -> int: ...
+
+    @octave.setter
+    def octave(self, arg: int, /) -> None: ...
+
+    @property
+    def octaves(self) -> int: ...
+
+    @octaves.setter
+    def octaves(self, arg: int, /) -> None: ...
+
+    @property
+    def tol(self) -> float: ...
+
+    @tol.setter
+    def tol(self, arg: float, /) -> None: ...
+
+    @property
+    def max_steps(self) -> int: ...
+
+    @max_steps.setter
+    def max_steps(self, arg: int, /) -> None: ...
+
+class PublishedTask:
+    """The published polynomials."""
+
+    def __init__(self, *, batch: Batch, a: int, sqrt: int = 0, inv_sqrt: int = 0, norms: int = 0, info: int, eps: float = 0.0, thresholds: Thresholds, shift: float, coefficients: int, degree: int, quotient: bool) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def a(self) -> int: ...
+
+    @a.setter
+    def a(self, arg: int, /) -> None: ...
+
+    @property
+    def sqrt(self) -> int: ...
+
+    @sqrt.setter
+    def sqrt(self, arg: int, /) -> None: ...
+
+    @property
+    def inv_sqrt(self) -> int: ...
+
+    @inv_sqrt.setter
+    def inv_sqrt(self, arg: int, /) -> None: ...
+
+    @property
+    def norms(self) -> int: ...
+
+    @norms.setter
+    def norms(self, arg: int, /) -> None: ...
+
+    @property
+    def info(self) -> int: ...
+
+    @info.setter
+    def info(self, arg: int, /) -> None: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    @eps.setter
+    def eps(self, arg: float, /) -> None: ...
+
+    @property
+    def thresholds(self) -> Thresholds: ...
+
+    @thresholds.setter
+    def thresholds(self, arg: Thresholds, /) -> None: ...
+
+    @property
+    def shift(self) -> float: ...
+
+    @shift.setter
+    def shift(self, arg: float, /) -> None: ...
+
+    @property
+    def coefficients(self) -> int: ...
+
+    @coefficients.setter
+    def coefficients(self, arg: int, /) -> None: ...
+
+    @property
+    def degree(self) -> int: ...
+
+    @degree.setter
+    def degree(self, arg: int, /) -> None: ...
+
+    @property
+    def quotient(self) -> bool: ...
+
+    @quotient.setter
+    def quotient(self, arg: bool, /) -> None: ...
+
+class EighTask:
+    """Functions by one eigendecomposition."""
+
+    def __init__(self, *, batch: Batch, a: int, outputs: Sequence[Output], roots: int = 0, vectors: int = 0, values: int = 0, of_root: bool = False, info: int, eps: float = 0.0, thresholds: Thresholds) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def a(self) -> int: ...
+
+    @a.setter
+    def a(self, arg: int, /) -> None: ...
+
+    @property
+    def outputs(self) -> list[Output]: ...
+
+    @outputs.setter
+    def outputs(self, arg: Sequence[Output], /) -> None: ...
+
+    @property
+    def roots(self) -> int: ...
+
+    @roots.setter
+    def roots(self, arg: int, /) -> None: ...
+
+    @property
+    def vectors(self) -> int: ...
+
+    @vectors.setter
+    def vectors(self, arg: int, /) -> None: ...
+
+    @property
+    def values(self) -> int: ...
+
+    @values.setter
+    def values(self, arg: int, /) -> None: ...
+
+    @property
+    def of_root(self) -> bool: ...
+
+    @of_root.setter
+    def of_root(self, arg: bool, /) -> None: ...
+
+    @property
+    def info(self) -> int: ...
+
+    @info.setter
+    def info(self, arg: int, /) -> None: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    @eps.setter
+    def eps(self, arg: float, /) -> None: ...
+
+    @property
+    def thresholds(self) -> Thresholds: ...
+
+    @thresholds.setter
+    def thresholds(self, arg: Thresholds, /) -> None: ...
+
+class SpectralTask:
+    """The gradient of the roots."""
+
+    def __init__(self, *, batch: Batch, roots: int, vectors: int, z: int = 0, g_sqrt: int = 0, g_inv: int = 0, x: int, null: float, norms: int = 0, steps: int = 0) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def roots(self) -> int: ...
+
+    @roots.setter
+    def roots(self, arg: int, /) -> None: ...
+
+    @property
+    def vectors(self) -> int: ...
+
+    @vectors.setter
+    def vectors(self, arg: int, /) -> None: ...
+
+    @property
+    def z(self) -> int: ...
+
+    @z.setter
+    def z(self, arg: int, /) -> None: ...
+
+    @property
+    def g_sqrt(self) -> int: ...
+
+    @g_sqrt.setter
+    def g_sqrt(self, arg: int, /) -> None: ...
+
+    @property
+    def g_inv(self) -> int: ...
+
+    @g_inv.setter
+    def g_inv(self, arg: int, /) -> None: ...
+
+    @property
+    def x(self) -> int: ...
+
+    @x.setter
+    def x(self, arg: int, /) -> None: ...
+
+    @property
+    def null(self) -> float: ...
+
+    @null.setter
+    def null(self, arg: float, /) -> None: ...
+
+    @property
+    def norms(self) -> int: ...
+
+    @norms.setter
+    def norms(self, arg: int, /) -> None: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @steps.setter
+    def steps(self, arg: int, /) -> None: ...
+
+class FrechetTask:
+    """The gradient of functions by divided differences."""
+
+    def __init__(self, *, batch: Batch, values: int, vectors: int, cotangents: Sequence[Cotangent], x: int, thresholds: Thresholds) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def values(self) -> int: ...
+
+    @values.setter
+    def values(self, arg: int, /) -> None: ...
+
+    @property
+    def vectors(self) -> int: ...
+
+    @vectors.setter
+    def vectors(self, arg: int, /) -> None: ...
+
+    @property
+    def cotangents(self) -> list[Cotangent]: ...
+
+    @cotangents.setter
+    def cotangents(self, arg: Sequence[Cotangent], /) -> None: ...
+
+    @property
+    def x(self) -> int: ...
+
+    @x.setter
+    def x(self, arg: int, /) -> None: ...
+
+    @property
+    def thresholds(self) -> Thresholds: ...
+
+    @thresholds.setter
+    def thresholds(self, arg: Thresholds, /) -> None: ...
+
+def minimax(task: MinimaxTask) -> int:
+    """Solves the task; returns which statuses occur, Status k as bit k."""
+
+def published(task: PublishedTask) -> int:
+    """Solves the task; returns which statuses occur, Status k as bit k."""
+
+def eigh(task: EighTask) -> int:
+    """Solves the task; returns which statuses occur, Status k as bit k."""
+
+def spectral(task: SpectralTask) -> None: ...
+
+def frechet(task: FrechetTask) -> None: ...
+
+class PrepareTask:
+    """A scaled and made symmetric."""
+
+    def __init__(self, *, batch: Batch, a: int, x: int, info: int, eps: float = 0.0, thresholds: Thresholds) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def a(self) -> int: ...
+
+    @a.setter
+    def a(self, arg: int, /) -> None: ...
+
+    @property
+    def x(self) -> int: ...
+
+    @x.setter
+    def x(self, arg: int, /) -> None: ...
+
+    @property
+    def info(self) -> int: ...
+
+    @info.setter
+    def info(self, arg: int, /) -> None: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    @eps.setter
+    def eps(self, arg: float, /) -> None: ...
+
+    @property
+    def thresholds(self) -> Thresholds: ...
+
+    @thresholds.setter
+    def thresholds(self, arg: Thresholds, /) -> None: ...
+
+class SymmetriseTask:
+    """X made symmetric, in place."""
+
+    def __init__(self, *, batch: Batch, x: int) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def x(self) -> int: ...
+
+    @x.setter
+    def x(self, arg: int, /) -> None: ...
+
+class DivideTask:
+    """R divided by the sums of roots, in place."""
+
+    def __init__(self, *, batch: Batch, r: int, q: int = 0, roots: int, null: float) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def r(self) -> int: ...
+
+    @r.setter
+    def r(self, arg: int, /) -> None: ...
+
+    @property
+    def q(self) -> int: ...
+
+    @q.setter
+    def q(self, arg: int, /) -> None: ...
+
+    @property
+    def roots(self) -> int: ...
+
+    @roots.setter
+    def roots(self, arg: int, /) -> None: ...
+
+    @property
+    def null(self) -> float: ...
+
+    @null.setter
+    def null(self, arg: float, /) -> None: ...
+
+class WeighTask:
+    """R times divided differences of a function, in place."""
+
+    def __init__(self, *, batch: Batch, r: int, values: int, function: Function, thresholds: Thresholds) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def r(self) -> int: ...
+
+    @r.setter
+    def r(self, arg: int, /) -> None: ...
+
+    @property
+    def values(self) -> int: ...
+
+    @values.setter
+    def values(self, arg: int, /) -> None: ...
+
+    @property
+    def function(self) -> Function: ...
+
+    @function.setter
+    def function(self, arg: Function, /) -> None: ...
+
+    @property
+    def thresholds(self) -> Thresholds: ...
+
+    @thresholds.setter
+    def thresholds(self, arg: Thresholds, /) -> None: ...
+
+class ProductTask:
+    """C = A B, to test and to time it."""
+
+    def __init__(self, *, batch: Batch, a: int, b: int, c: int, symmetric: bool = False, repeats: int = 1) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def a(self) -> int: ...
+
+    @a.setter
+    def a(self, arg: int, /) -> None: ...
+
+    @property
+    def b(self) -> int: ...
+
+    @b.setter
+    def b(self, arg: int, /) -> None: ...
+
+    @property
+    def c(self) -> int: ...
+
+    @c.setter
+    def c(self, arg: int, /) -> None: ...
+
+    @property
+    def symmetric(self) -> bool: ...
+
+    @symmetric.setter
+    def symmetric(self, arg: bool, /) -> None: ...
+
+    @property
+    def repeats(self) -> int: ...
+
+    @repeats.setter
+    def repeats(self, arg: int, /) -> None: ...
+
+class FunctionTask:
+    """y = f(x) of numbers in double precision, to test it."""
+
+    def __init__(self, *, batch: Batch, function: Function, x: int, y: int) -> None: ...
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @batch.setter
+    def batch(self, arg: Batch, /) -> None: ...
+
+    @property
+    def function(self) -> Function: ...
+
+    @function.setter
+    def function(self, arg: Function, /) -> None: ...
+
+    @property
+    def x(self) -> int: ...
+
+    @x.setter
+    def x(self, arg: int, /) -> None: ...
+
+    @property
+    def y(self) -> int: ...
+
+    @y.setter
+    def y(self, arg: int, /) -> None: ...
+
+def prepare(task: PrepareTask) -> None: ...
+
+def symmetrise(task: SymmetriseTask) -> None: ...
+
+def divide(task: DivideTask) -> None: ...
+
+def weigh(task: WeighTask) -> None: ...
+
+def product(task: ProductTask) -> None: ...
+
+def function(task: FunctionTask) -> None: ...
+
+def instruction_set() -> str:
+    """The instruction set that the kernels run in."""
