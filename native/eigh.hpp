@@ -263,12 +263,13 @@ struct EighRun {
     else return T(reinterpret_cast<const double*>(x)[group]);
   }
 
-  void store_vectors(int group) {
+  // U in m.x, and in the caller's memory where that is not null.
+  void form_vectors(int group, Pointer to) {
     K::transpose(m.x, vectors(group), n);
-    K::store(task.vectors.as<T>() + (first + group) * size, m.x, n, size, here);
+    if (to) K::store(to.as<T>() + (first + group) * size, m.x, n, size, here);
   }
 
-  // U diag(f) Uᵀ with f in m.e.
+  // U diag(f) Uᵀ with f in m.e and U in m.x.
   void assemble(int group, Pointer to) {
     const V* u = vectors(group);
     V *scaled = m.reflections, *product = m.y;
@@ -276,7 +277,6 @@ struct EighRun {
       const N factor = number(m.e + i, group);
       for (int v = 0; v < w; ++v) scaled[i * w + v] = factor * u[i * w + v];
     }
-    K::transpose(m.x, u, n);
     multiply_symmetric<K>(n, product, m.x, scaled);
     K::store(to.as<T>() + (first + group) * size, product, n, size, here);
   }
@@ -297,12 +297,17 @@ static void solve_eigh(const EighTask& task, std::int64_t first, int count, void
   run.template put_numbers<typename K::Real>(
       task.roots, [&](int i) { return run.value_at({Kind::Sqrt}, i); });
   run.template put_numbers<double>(task.values, [&](int i) { return m.d[i] * run.up * run.up; });
-  if (task.vectors)
-    for (int group = 0; group < run.present; ++group) run.store_vectors(group);
+  Pointer unwritten = task.vectors;
   for (const Output& output : task.outputs) {
     for (int i = 0; i < n; ++i) m.e[i] = run.value_at(output.function, i);
-    for (int group = 0; group < run.present; ++group) run.assemble(group, output.x);
+    for (int group = 0; group < run.present; ++group) {
+      run.form_vectors(group, unwritten);
+      run.assemble(group, output.x);
+    }
+    unwritten = {};
   }
+  for (int group = 0; unwritten && group < run.present; ++group)
+    run.form_vectors(group, unwritten);
 }
 }  // namespace MATROOT_ISA
 }  // namespace matroot

@@ -1,9 +1,11 @@
 """The compiled kernels of powers, logarithm and exponential, and of their gradients."""
 
+import ast
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -491,3 +493,49 @@ def test_other_instruction_sets(isa):
         timeout=60,
     )
     assert done.returncode == 0, done.stdout
+
+
+@DTYPES
+@pytest.mark.parametrize("n", [1, 17, 300])
+def test_weights_of_large_matrices(n, dtype):
+    """R times divided differences, in place, as the whole kernel has them."""
+    values = torch.logspace(0, -3, n, dtype=torch.float64).repeat(2, 1)
+    values[1] *= 3
+    r = torch.randn(2, n, n, dtype=dtype, generator=seeded(0))
+    limits = thresholds(n, torch.float64)
+    for name in ("power 0.25", "log", "exp"):
+        x, given = within(r), within(values)
+        task = M.WeighTask(
+            batch=M.Batch(is_double=dtype == torch.float64, count=2, n=n, threads=2),
+            r=x.data_ptr(),
+            values=given.data_ptr(),
+            function=FUNCTIONS[name],
+            thresholds=limits,
+        )
+        M.weigh(task)
+        whole = torch.tensor([], dtype=dtype).set_(x.untyped_storage())
+        assert whole[:128].isnan().all()
+        assert whole[-128:].isnan().all()
+        v, f = values[:, :, None], FUNCTIONS[name]
+        y = torch.stack([evaluate(f, row.contiguous()) for row in values])[:, :, None]
+        gap = v - v.mT
+        far = gap.abs() > 0.5 * torch.maximum(v, v.mT)
+        plain = (y - y.mT) / torch.where(gap == 0, 1.0, gap) * r.double()
+        torch.testing.assert_close(x.double()[far], plain[far], rtol=1e-6, atol=0)
+        assert not torch.equal(x, r)
+        if n <= 256:
+            expected = torch.stack([weights(f, row, limits) for row in values]).to(dtype) * r
+            torch.testing.assert_close(x, expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_stub_is_of_this_module():
+    """Names and fields as generated; `cmake --build build/native --target stub` makes it again."""
+    stub = ast.parse(Path(native.__file__).with_name("_native.pyi").read_text())
+    classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
+    names = set(classes) | {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert names == {name for name in dir(M) if not name.startswith("_")}
+    for name, node in classes.items():
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                fields = {arg.arg for arg in method.args.kwonlyargs}
+                assert fields == {k for k in vars(getattr(M, name)) if not k.startswith("_")}
