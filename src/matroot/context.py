@@ -74,6 +74,17 @@ def constant(count: int) -> int:
     return len(range(count))
 
 
+def number(x: float) -> float:
+    """The number itself, as one that torch.compile knows: it may take an argument for a symbol."""
+    if torch.compiler.is_compiling():
+        # Loaded by the compiler, and slow to load by itself.
+        from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+        known: float = guard_scalar(x)
+        return known
+    return x
+
+
 def host_reads_are_free(a: Tensor) -> bool:
     """Whether values of ``a`` can be looked at without a device synchronisation or graph break.
 

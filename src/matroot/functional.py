@@ -258,6 +258,7 @@ def powm(
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.3333]])
     """
+    p = context.number(p)
     function, named = power(p), replace(_NAMED, lacks=f"power {p:g}")
     if singular == "pinv" and p < 0 and not isinstance(function, InvSqrt):
         function = OnRange(function)

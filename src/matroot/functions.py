@@ -454,7 +454,7 @@ def _real(name: str, value: object) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
+    if not -math.inf < number < math.inf:
         raise ValueError(f"{name} must be a finite number, got {value}")
     return number
 

@@ -1,0 +1,311 @@
+"""powm, logm and expm: exact to the dtype, twice differentiable, clear about their domain."""
+
+import mpmath
+import pytest
+import torch
+
+import matroot
+from matroot.functions import Exp, Log, power
+from matroot.gradients import GRADIENTS
+from matroot.methods import METHODS, Minimax
+from matroot.testing import random_spd, relative_error
+
+POWERS = [0.25, -0.25, 1 / 3, -1 / 3, 0.125, 2.5, -1.0, 2.0, 3.0]
+FAMILY = {
+    **{f"power {p:.3g}": (power(p), lambda a, p=p, **kw: matroot.powm(a, p, **kw)) for p in POWERS},
+    "log": (Log(), matroot.logm),
+    "exp": (Exp(), matroot.expm),
+}
+family = pytest.mark.parametrize("name", FAMILY)
+backends = pytest.mark.parametrize("backend", ["auto", "torch"])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+# Relative to the largest; the steepest is as hard as the dtype allows.
+SPECTRA = {
+    "log": lambda cond: [cond ** (-i / 5) for i in range(6)],
+    "clusters": lambda cond: [1.0, 1 - 1e-6, 1 - 2e-6, 1 / cond, 1.001 / cond, 1.002 / cond],
+    "ties": lambda cond: [1.0, 1.0, 1.0, 1 / cond, 1 / cond, 1 / cond],
+    "outlier": lambda cond: [1.0, 2 / cond, 1.5 / cond, 1.3 / cond, 1.1 / cond, 1 / cond],
+}
+
+
+def matrix(values, dtype, scale=1.0):
+    """A symmetric matrix with these eigenvalues but for the rounding of its entries."""
+    n = len(values)
+    q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64)).Q
+    a = (q * (scale * torch.tensor(values, dtype=torch.float64))) @ q.T
+    return ((a + a.T) / 2).to(dtype)
+
+
+def exact(function, a):
+    """f(A) of the very numbers in A, by eigenpairs of 40 digits, and its condition number."""
+    scalar = {"Log": mpmath.log, "Exp": mpmath.exp}.get(type(function).__name__)
+    if scalar is None:
+        exponent = {"Sqrt": 0.5, "InvSqrt": -0.5}.get(type(function).__name__)
+        exponent = mpmath.mpf(function.p if exponent is None else exponent)
+        scalar = lambda x: x**exponent  # noqa: E731
+    with mpmath.workdps(40):
+        values, q = mpmath.eigsy(mpmath.matrix(a.double().tolist()))
+        f = [scalar(x) for x in values]
+        found = q * mpmath.diag(f) * q.T
+        result = torch.tensor(found.tolist(), dtype=torch.float64)
+    x = torch.tensor([float(v) for v in values], dtype=torch.float64)
+    steepest = function.difference(x[:, None], x).abs().max()
+    norm = torch.linalg.matrix_norm
+    return result, float(steepest * norm(a.double()) / norm(result))
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@DTYPES
+@backends
+@family
+def test_against_forty_digits(name, backend, dtype, spectrum):
+    function, run = FAMILY[name]
+    unit, n = torch.finfo(dtype).eps, 6
+    for cond in (1e1, 1e4, 0.02 / (n * unit)):
+        a = matrix(SPECTRA[spectrum](cond), dtype)
+        expected, condition = exact(function, a)
+        error = relative_error(run(a, backend=backend).double(), expected)
+        assert error <= 4 * n * unit * max(1.0, condition), (cond, float(error), condition)
+
+
+@DTYPES
+@backends
+def test_roots_of_the_family_are_the_roots(dtype, backend):
+    a = random_spd(20, 5, cond=100, dtype=dtype)
+    for method in ("auto", "minimax", "svd"):
+        options = {"method": method, "backend": backend}
+        assert torch.equal(matroot.powm(a, 0.5, **options), matroot.sqrtm(a, **options))
+        assert torch.equal(matroot.powm(a, -0.5, **options), matroot.inv_sqrtm(a, **options))
+    x, y = a.clone().requires_grad_(), a.clone().requires_grad_()
+    (first,) = torch.autograd.grad(matroot.powm(x, -0.5, backend=backend).sin().sum(), x)
+    (second,) = torch.autograd.grad(matroot.inv_sqrtm(y, backend=backend).sin().sum(), y)
+    assert torch.equal(first, second)
+
+
+@DTYPES
+@backends
+@pytest.mark.parametrize("n", [1, 2, 15, 40])
+def test_whole_powers_are_products(dtype, backend, n):
+    a, unit = random_spd(n, 3, cond=10, dtype=dtype), torch.finfo(dtype).eps
+    for p, expected in (
+        (0, torch.eye(n, dtype=dtype).expand_as(a)),
+        (1, a),
+        (2, a @ a),
+        (-1, torch.linalg.inv(a)),
+    ):
+        found = matroot.powm(a, p, backend=backend)
+        assert relative_error(found, expected).max() < 10 * (n + 8) * unit
+    indefinite = a - 0.5 * torch.eye(n, dtype=dtype) * a.diagonal(dim1=-2, dim2=-1).mean()
+    for p, expected in ((3, indefinite @ indefinite @ indefinite), (1, indefinite)):
+        found = matroot.powm(indefinite, p, backend=backend)
+        assert relative_error(found, expected).max() < 10 * (n + 8) * unit
+
+
+@DTYPES
+@backends
+def test_exp_of_log_and_log_of_exp(dtype, backend):
+    unit = torch.finfo(dtype).eps
+    a = random_spd(24, 4, cond=50, dtype=dtype) * 3
+    found = matroot.expm(matroot.logm(a, backend=backend), backend=backend)
+    assert relative_error(found, a).max() < 200 * unit
+    back = matroot.logm(matroot.expm(a, backend=backend), backend=backend)
+    assert relative_error(back, a).max() < 1e4 * unit
+
+
+def test_exp_overflows_as_pytorchs():
+    a = torch.diag(torch.tensor([0.0, 1000.0]))
+    ours, theirs = matroot.expm(a), torch.matrix_exp(a)
+    assert not ours.isfinite().all()
+    assert not theirs.isfinite().all()
+    assert matroot.expm(torch.diag(torch.tensor([-1000.0, 0.0]))).tolist() == [[0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@family
+def test_derivatives_at_ties(name, dtype):
+    run = FAMILY[name][1]
+    q = torch.linalg.qr(torch.randn(4, 4, dtype=dtype)).Q
+    a = (q * torch.tensor([0.5, 1.0, 1.0, 2.0], dtype=torch.float64)) @ q.mH
+    a = ((a + a.mH) / 2).requires_grad_()
+
+    def hermitian(x):
+        return run((x + x.mH) / 2)
+
+    assert torch.autograd.gradcheck(hermitian, a, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(hermitian, a, fast_mode=True)
+
+
+@backends
+@family
+def test_gradients_against_those_of_double_precision(name, backend):
+    run, n = FAMILY[name][1], 12
+    a = random_spd(n, 3, cond=50)
+    g = torch.randn(3, n, n, dtype=torch.float64)
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        x = a.to(dtype).requires_grad_()
+        gradients += torch.autograd.grad(run(x, backend=backend), x, g.to(dtype))
+    assert torch.equal(gradients[1], gradients[1].mT)
+    scale = 50.0 ** max(0.0, 1 - getattr(FAMILY[name][0], "p", 0.0))  # How steep it is at 1/50.
+    assert relative_error(gradients[1], gradients[0]).max() < 40 * scale * 1.2e-7
+
+
+def test_a_quarter_by_products_is_as_exact_as_by_eigenpairs():
+    a = random_spd(64, 4, cond=1e4, dtype=torch.float32)
+    exact_root = matroot.powm(a.double(), -0.25)
+    values, q = torch.linalg.eigh(a)
+    by_hand = (q * values.pow(-0.25)[:, None, :]) @ q.mT
+    error = relative_error(matroot.powm(a, -0.25, method="minimax"), exact_root).max()
+    assert error <= relative_error(by_hand, exact_root).max()
+    for p in (0.25, -0.25, 0.125, -0.125):
+        for method in ("minimax", Minimax(step_degree=3), "svd"):
+            found = matroot.powm(a.double(), p, method=method)
+            assert relative_error(found, matroot.powm(a.double(), p)).max() < 1e-11
+    x = random_spd(3, cond=5).requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda x: matroot.powm((x + x.mT) / 2, -0.25, method="minimax"), x
+    )
+
+
+@DTYPES
+@backends
+def test_null_space(dtype, backend):
+    """Powers are 0 there, their gradients of minimum norm; a logarithm is refused or left out."""
+    n = 8
+    a = random_spd(n, 2, cond=4, spectrum="half_zero", dtype=dtype)
+    values, q = torch.linalg.eigh(a.double())
+    null, kept = q[..., : n // 2], q[..., n // 2 :]
+    tolerance = 100 * torch.finfo(dtype).eps
+    for name in ("power 0.25", "power 0.333", "power 2.5"):
+        x = a.clone().requires_grad_()
+        found = FAMILY[name][1](x, backend=backend)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        assert (found.detach().double() @ null).norm() < tolerance * found.norm()
+        assert gradient.isfinite().all()
+        block = null.mT @ gradient.double() @ null
+        assert block.norm() < tolerance * gradient.norm()
+    for name in ("power -0.25", "power -1", "log"):
+        function, run = FAMILY[name]
+        with pytest.raises(torch.linalg.LinAlgError, match="2 of the 2 matrices in a are singular"):
+            run(a, backend=backend)
+        assert run(a, backend=backend, check_errors=False).isnan().all()
+        found = run(a, backend=backend, singular="pinv")
+        f = function.values(values[..., n // 2 :])
+        expected = (kept * f[..., None, :]) @ kept.mT
+        assert (found.double() - expected).norm() < 10 * tolerance * (1 + expected.norm())
+
+
+def test_what_is_refused():
+    a = torch.eye(3)
+    for wrong, error, text in (
+        (lambda: matroot.powm(a, "2"), TypeError, "p must be a real number, got str"),
+        (lambda: matroot.powm(a, True), TypeError, "p must be a real number, got bool"),
+        (lambda: matroot.powm(a, torch.inf), ValueError, "p must be a finite number, got inf"),
+        (lambda: matroot.powm(a, 0.3, method="minimax"), ValueError, "'minimax' does not know"),
+        (lambda: matroot.logm(a, method="pade"), ValueError, "'eigh', 'svd' do"),
+        (lambda: matroot.logm(a, gradient="lyapunov"), ValueError, "'spectral', 'unrolled' do"),
+        (lambda: matroot.expm(a, gradient="spectral_naive"), ValueError, "does not know Exp"),
+        (lambda: matroot.expm(a, eps=1.0), TypeError, "eps"),
+        (lambda: matroot.logm([[1.0]]), TypeError, "a must be a torch.Tensor, got list"),
+        (lambda: matroot.powm([[1.0]], 0.25), TypeError, "a must be a torch.Tensor, got list"),
+        (lambda: matroot.logm(torch.ones(2, 3)), ValueError, "shape"),
+        (lambda: matroot.logm(-a), torch.linalg.LinAlgError, "indefinite"),
+        (lambda: matroot.powm(-a, 0.3), torch.linalg.LinAlgError, "indefinite"),
+        (lambda: matroot.expm(a * torch.nan), torch.linalg.LinAlgError, "not finite"),
+        (lambda: matroot.powm(0 * a, -1), torch.linalg.LinAlgError, "has no power -1"),
+        (lambda: matroot.logm(0 * a), torch.linalg.LinAlgError, "has no logarithm"),
+    ):
+        with pytest.raises(error, match=text):
+            wrong()
+
+
+@family
+def test_neighbours_and_bad_matrices(name):
+    run = FAMILY[name][1]
+    a = random_spd(7, 6, cond=30, dtype=torch.float32)
+    alone = torch.stack([run(x) for x in a])
+    a[2, 0, 1] = torch.nan
+    a[4, 0, 6] += 10
+    found = run(a, check_errors=False)
+    good = [0, 1, 3, 5]
+    assert torch.equal(found[good], alone[good])
+    assert found[[2, 4]].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.complex64, torch.complex128], ids=str
+)
+@family
+def test_dtypes(name, dtype):
+    run = FAMILY[name][1]
+    a = random_spd(5, 2, cond=4, dtype=dtype)
+    before = a.clone()
+    found = run(a)
+    assert found.dtype == dtype
+    assert found.shape == a.shape
+    assert torch.equal(a, before)
+    assert torch.equal(found, found.mH)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    tolerance = 300 * torch.finfo(dtype).eps
+    assert relative_error(found.to(wide), run(a.to(wide))).max() < tolerance
+
+
+@family
+def test_shapes_scales_and_layouts(name):
+    function, run = FAMILY[name]
+    for shape in ((0, 0), (0, 3, 3), (2, 0, 4, 4)):
+        assert run(torch.zeros(shape)).shape == shape
+    a = random_spd(6, 2, 3, cond=10)
+    assert torch.equal(run(a.transpose(0, 1)).transpose(0, 1), run(a))
+    assert torch.equal(run(a[0, :1].expand(4, 6, 6))[3], run(a[0, 0]))
+    if function.degree is not None and abs(function.degree) <= 1:
+        for k in (-300, 300):
+            scaled = run(a * 2.0**k) / 2.0 ** (k * function.degree)
+            assert relative_error(scaled, run(a)).max() < 1e-12
+
+
+@family
+def test_ridges(name):
+    if name == "exp":
+        return
+    run, a = FAMILY[name][1], random_spd(5, 2, cond=10)
+    ridged = a + 0.5 * torch.eye(5, dtype=a.dtype)
+    assert relative_error(run(a, eps=0.5), run(ridged)).max() < 1e-13
+    norm = torch.linalg.matrix_norm(a)[:, None, None]
+    ridged = a + 0.1 * norm * torch.eye(5, dtype=a.dtype)
+    assert relative_error(run(a, relative_eps=0.1), run(ridged)).max() < 1e-13
+
+
+@family
+def test_transforms_and_compiler(name):
+    run, a = FAMILY[name][1], random_spd(4, 3, cond=5)
+
+    def total(x):
+        return run(x).sin().sum()
+
+    expected = torch.func.grad(total)(a)
+    mapped = torch.func.vmap(torch.func.grad(total))(a)
+    torch.testing.assert_close(mapped, expected, rtol=1e-9, atol=1e-12)
+    along = torch.func.jvp(run, (a,), (a,))[1]
+    both = (along * torch.ones_like(a).tril()).sum()
+    assert both.isfinite()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    x = a.clone().requires_grad_()
+    y = compiled(x)
+    torch.testing.assert_close(y.detach(), run(a), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(y.sin().sum(), x)[0], expected, rtol=1e-9, atol=1e-12
+    )
+
+
+def test_third_derivatives_are_refused():
+    x = random_spd(3, cond=3).requires_grad_()
+    (first,) = torch.autograd.grad(matroot.logm(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="third derivatives of Log"):
+        torch.autograd.grad(second.square().sum(), x)
+
+
+def test_every_method_and_rule_says_what_it_knows():
+    assert {m for m in METHODS if METHODS[m]().supports(Log())} == {"eigh", "svd"}
+    assert {g for g in GRADIENTS if GRADIENTS[g]().supports(Log())} == {"spectral", "unrolled"}
