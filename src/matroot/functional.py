@@ -331,9 +331,9 @@ def logm(
 
     Example:
         >>> import torch, matroot
-        >>> matroot.logm(torch.tensor([[1.0, 0.0], [0.0, torch.e]]))
-        tensor([[0., 0.],
-                [0., 1.]])
+        >>> matroot.logm(torch.tensor([[2.0, 0.0], [0.0, 0.5]]))
+        tensor([[ 0.6931,  0.0000],
+                [ 0.0000, -0.6931]])
     """
     named = replace(_NAMED, lacks="logarithm")
     function = OnRange(Log()) if singular == "pinv" else Log()
