@@ -7,7 +7,7 @@ import importlib
 import math
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from matroot.roots import Functions, belonging, roots_in_order, wanted_roots
 from matroot.schedules import OCTAVE, OCTAVES, schedules
 from matroot.screen import Status, Thresholds
 from matroot.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from matroot.kernels import _native as _MODULE
 
 # Beyond, one matrix no longer fits the caches, nor the work one thread: LAPACK and PyTorch's
 # products do the work, and kernels only the passes between.
@@ -40,7 +43,9 @@ def _load() -> ModuleType | None:
         return None
 
 
-_MODULE: Any = _load()
+# Type checkers read its stub.
+if not TYPE_CHECKING:
+    _MODULE = _load()
 
 
 def available() -> bool:
@@ -84,7 +89,7 @@ def _address(a: Tensor | None) -> int:
     return 0 if a is None else a.data_ptr()
 
 
-def _batch(a: Tensor) -> Any:
+def _batch(a: Tensor) -> _MODULE.Batch:
     """The matrices (..., n, n) of a task, and the threads for them."""
     n = a.shape[-1]
     return _MODULE.Batch(
@@ -96,13 +101,13 @@ def _batch(a: Tensor) -> Any:
 
 
 @functools.lru_cache(1024)
-def _thresholds(limits: Thresholds) -> Any:
+def _thresholds(limits: Thresholds) -> _MODULE.Thresholds:
     """As the kernels take them, below 0 for None."""
     return _MODULE.Thresholds(**{k: -1.0 if x is None else x for k, x in limits._asdict().items()})
 
 
 @functools.lru_cache(1024)
-def _function(function: SpectralFunction) -> Any:
+def _function(function: SpectralFunction) -> _MODULE.Function | None:
     """As the kernels know it; None where they do not."""
     kinds = _MODULE.Kind
     if type(function) is OnRange:
@@ -113,6 +118,13 @@ def _function(function: SpectralFunction) -> Any:
     known = {Sqrt: kinds.SQRT, InvSqrt: kinds.INV_SQRT, Log: kinds.LOG, Exp: kinds.EXP}
     kind = known.get(type(function))
     return None if kind is None else _MODULE.Function(kind=kind)
+
+
+def _known(function: SpectralFunction) -> _MODULE.Function:
+    """As the kernels know it, where they do."""
+    found = _function(function)
+    assert found is not None
+    return found
 
 
 def _info(a: Tensor) -> Tensor:
@@ -140,7 +152,7 @@ def _solved(
 
 def _eigh(
     a: Tensor,
-    outputs: list[Any],
+    outputs: list[_MODULE.Output],
     info: Tensor,
     limits: Thresholds,
     *,
@@ -167,10 +179,10 @@ def _eigh(
     return statuses
 
 
-def _outputs(functions: Functions, values: Iterable[Tensor]) -> list[Any]:
+def _outputs(functions: Functions, values: Iterable[Tensor]) -> list[_MODULE.Output]:
     """Where the functions go."""
     return [
-        _MODULE.Output(function=_function(function), x=value.data_ptr())
+        _MODULE.Output(function=_known(function), x=value.data_ptr())
         for function, value in zip(functions, values, strict=True)
     ]
 
@@ -386,7 +398,7 @@ def _by_published(request: Request, a: Tensor) -> Solved | None:
 
 
 @functools.cache
-def _polynomials(method: Any) -> Tensor | None:
+def _polynomials(method: Pade | Taylor) -> Tensor | None:
     """The coefficients of P and Q, shape (2, degree + 1); None where it does not use them."""
     found = method.polynomials
     return None if found is None else torch.tensor(found, dtype=torch.float64, device="cpu")
@@ -412,13 +424,15 @@ def _by_divided_differences(
     n = vectors.shape[-1]
     limits = request.thresholds(n)
     given = [
-        (_function(function), _in_memory(x))
+        (_known(function), _in_memory(x))
         for function, x in zip(request.solved, g, strict=True)
         if x is not None
     ]
     values, vectors = _in_memory(values.to(torch.float64)), _in_memory(vectors)
     if n > LARGEST:
-        r = sum(_weighed(values, vectors.mT @ x @ vectors, f, limits) for f, x in given)
+        r = torch.zeros_like(vectors)
+        for known, y in given:
+            r += _weighed(values, vectors.mT @ y @ vectors, known, limits)
         x = vectors @ r @ vectors.mT
         _symmetrise(x)
         return x
@@ -435,7 +449,7 @@ def _by_divided_differences(
     return x
 
 
-def _weighed(values: Tensor, r: Tensor, function: Any, limits: Thresholds) -> Tensor:
+def _weighed(values: Tensor, r: Tensor, function: _MODULE.Function, limits: Thresholds) -> Tensor:
     """f[λ_i, λ_j] r_ij, in the memory of R, of which the symmetric part is taken."""
     _symmetrise(r)
     task = _MODULE.WeighTask(
