@@ -149,7 +149,7 @@ fake_mode_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def operations_are_watched(*tensors: Tensor) -> str | None:
-    """Why PyTorch's operations must run and no plain function: for whom; None where nobody looks.
+    """Why PyTorch's operations must run and no plain function; None where nothing watches them.
 
     A TorchDispatchMode (make_fx, FlopCounterMode) sees operations alone, and a tensor subclass may
     be made of other tensors and have no memory of its own.

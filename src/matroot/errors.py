@@ -14,7 +14,7 @@ from matroot.screen import Status, Thresholds
 
 @dataclass(frozen=True)
 class Named:
-    """What an error text calls an argument, and what the function at hand has against a bad one.
+    """What an error text calls an argument, and the remedies that the function offers.
 
     Attributes:
         name: the argument's name in the function that the user called.
@@ -22,7 +22,7 @@ class Named:
         relative: how a ridge relative to the matrix is.
         otherwise: what else helps there, a clause.
         things: what a batch is made of.
-        lacks: what a singular matrix has not.
+        lacks: what a singular matrix does not have.
     """
 
     name: str

@@ -446,10 +446,10 @@ def sqrtm_ex(
 
     Note:
         One product more than ``sqrtm`` for the root's residual, two for the inverse's.
-        ``converged``: ``Eigh``, ``Svd`` and ``Minimax`` tell themselves; for the other methods the
-        residual must be at the level of rounding: 16 √n e for the root, 2 e ‖A‖_F ‖Z‖_F²/√n for the
+        ``converged``: ``Eigh``, ``Svd`` and ``Minimax`` report it themselves; for the other methods
+        the residual must be at the level of rounding: 16 √n e for the root, 2 e ‖A‖_F ‖Z‖_F²/√n for the
         inverse (+ u in place of e for a half dtype; e, u the units of the computing and the input
-        dtype). Whatever a method tells, 100 times that is too much.
+        dtype). Whatever a method reports, 100 times that is too much.
 
     Example:
         >>> import torch, matroot
@@ -471,8 +471,8 @@ def sqrtm_ex(
     sqrt, inv_sqrt = belonging(Sqrt, functions, values), belonging(InvSqrt, functions, values)
     with torch.no_grad(), context.no_autocast(a):
         residual, inv_residual, ratio = residuals(plan.request, x, sqrt, inv_sqrt)
-        told = info[..., 2]
-        converged = (told > 0) & (ratio <= torch.where(told == 1, 100.0, 1.0))
+        reported = info[..., 2]
+        converged = (reported > 0) & (ratio <= torch.where(reported == 1, 100.0, 1.0))
     return SqrtmResult(sqrt, inv_sqrt, residual, inv_residual, info[..., 1], converged)
 
 

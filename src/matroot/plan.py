@@ -242,10 +242,10 @@ def explain(
     backend: str = "auto",
     singular: Singular = "raise",
 ) -> Explanation:
-    """What ``sqrtm(a)`` and its kin would run, and why; nothing is computed.
+    """What ``sqrtm(a)`` and the like would run, and why; nothing is computed.
 
     The choice rests on the kind of call alone, never on the values or the batch: the digits of a
-    matrix must not depend on its company.
+    matrix must not depend on its batch.
 
     Args:
         a: shape (..., n, n); see ``sqrtm``.

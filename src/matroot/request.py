@@ -1,4 +1,4 @@
-"""A call, all but its numbers: what methods, gradient rules and kernels are told."""
+"""A call, all but its numbers: what methods, gradient rules and kernels are given."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Ten
     made = _MADE.get((step_degree, dtype, device))
     if made is None:
         context.refuse_capture(device)
-        # Shields the table from the modes of whoever asks first: it must be an ordinary tensor.
+        # Without the modes that are active at the first call: the table must be an ordinary tensor.
         with torch.inference_mode(False), _disable_current_modes():
             made = _MADE[step_degree, dtype, device] = _schedules(step_degree, dtype, device)
     return made
@@ -232,7 +232,7 @@ def _steps_of_five(
     h, error = table[:, :count, :3].clone(), table[..., 3]
     wanted = 1 + (error > tol).sum(-1)
     needed = wanted.clamp(max=count)
-    # Matrices that are done stand still (H = I): negative eigenvalues that rounding left of zeros
+    # Converged matrices stay fixed (H = I): negative eigenvalues that rounding left of zeros
     # would grow.
     done = torch.arange(count, device="cpu") >= needed[:, None]
     h[done] = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, device="cpu")

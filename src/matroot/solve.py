@@ -106,8 +106,9 @@ def _by_method(request: Request, x: Tensor) -> Evaluated:
         # Filled there: a number that is copied to a device waits for it.
         steps = torch.full((), steps, device=x.device)
     steps = steps.expand_as(status)
-    told = 2 * torch.ones_like(status) if solution.converged is None else solution.converged.long()
-    info = torch.stack([status, steps, torch.where(ok[:, 0, 0], told, 0)], -1)
+    reported = solution.converged
+    reported = 2 * torch.ones_like(status) if reported is None else reported.long()
+    info = torch.stack([status, steps, torch.where(ok[:, 0, 0], reported, 0)], -1)
     info, *rest = (t.reshape((*batch, *t.shape[1:])) for t in (info, *constants))
     return Evaluated(info, values, tuple(rest))
 

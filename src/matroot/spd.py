@@ -158,7 +158,7 @@ def nan_where(bad: Tensor, a: Tensor) -> Tensor:
 def upper_bound(a: Tensor, square: Tensor | None = None) -> Tensor:
     """A rigorous upper bound of λ_max of Hermitian matrices, shape (..., 1, 1).
 
-    With A² at hand the root of its bound, which is tighter, where that is smaller.
+    Where A² is given, the root of its bound, which is tighter, if that is smaller.
 
     The smallest of ‖A‖_F, ‖A‖_∞ and the bound of Wolkowicz and Styan (1980),
     m + √((n−1)(‖A‖_F²/n − m²)) with m = tr A / n, inflated by what rounding may take from the sums.
@@ -219,7 +219,7 @@ def bounds(a: Tensor, square: Tensor | None = None) -> Bounds:
 
     Args:
         a: shape (b, n, n).
-        square: A², where it is at hand.
+        square: A², where it is known.
     """
     high = upper_bound(a, square)
     inverse, success = inverse_by_cholesky(a)

@@ -1,4 +1,4 @@
-"""The one guarded way to eigenvalues and singular values by LAPACK and its kin.
+"""The one guarded way to eigenvalues and singular values by LAPACK and other libraries.
 
 A library's solver raises for a whole batch where it fails on one matrix, returns NaN without a word
 for badly graded ones, and gives other bits in another batch. Here a matrix that it fails on is done

@@ -116,7 +116,7 @@ class ImplicitRule(ExplicitRule):
         """How the Lyapunov equation is solved."""
 
     def _solver(self, kept: Kept) -> Solver:
-        """The solver, told that a matrix which has an inverse root has no null space.
+        """The solver, with the knowledge that a matrix which has an inverse root has no null space.
 
         Else the backward pass would decide again, by numbers of its own, what the forward pass has
         decided.

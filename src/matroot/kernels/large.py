@@ -281,7 +281,7 @@ class Flag:
 
 
 def _capturing(device: torch.device) -> bool:
-    """Whether operations are being recorded for a CUDA graph, where nobody may be asked."""
+    """Whether operations are being recorded for a CUDA graph, where no value can be read."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 

@@ -32,7 +32,7 @@ class Method(ABC):
 
         Args:
             a: shape (b, n, n), exactly Hermitian, finite, largest entry about 1 in magnitude,
-                float32, float64 or their complex kin.
+                float32, float64 or the complex dtypes.
             functions: what is wanted.
             ops: the arithmetic to use.
 

@@ -42,7 +42,7 @@ class Minimax(Method):
 
     Under ``torch.export`` (and so for ONNX) nothing is factorised: every matrix takes the steps for
     ``max_cond``, or else for eigenvalues down to n·e·c, and comes back as NaN where the result is
-    no root to 1 % (the inverse: to 10 %, looked at only where ``max_cond`` is not told).
+    no root to 1 % (the inverse: to 10 %, checked only without ``max_cond``).
     Without ``max_cond`` the error is up to 1e-10 in float64, and 1e-4 in singular float32 matrices.
 
     Args:

@@ -46,7 +46,7 @@ def evaluate(coeffs: tuple[float, ...], powers: list[Tensor]) -> Tensor:
 
 
 def _block(coeffs: tuple[float, ...], powers: list[Tensor]) -> Tensor:
-    """Σ c_k Z^k over the powers at hand."""
+    """Σ c_k Z^k over the given powers."""
     total = coeffs[0] * powers[0]
     # No zip: the compilers of old PyTorch want equal lengths.
     for k in range(1, min(len(coeffs), len(powers))):

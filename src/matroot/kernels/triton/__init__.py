@@ -43,7 +43,7 @@ _GPU_DECLINES: dict[torch.device, str | None] = {}
 
 
 def _gpu_declines(device: torch.device) -> str | None:
-    """Why kernels do not run on this GPU; asked once, since PyTorch takes its time."""
+    """Why kernels do not run on this GPU; asked once, since PyTorch is slow to answer."""
     if device not in _GPU_DECLINES:
         why = None
         if torch.version.hip is not None:

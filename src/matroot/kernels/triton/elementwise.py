@@ -194,7 +194,7 @@ def chosen_kernel(
         length: of the table, less one.
         count: numbers in a row of it.
         REGULAR: see Limits; not with PROMISED.
-        PROMISED: whether ``max_cond`` is told.
+        PROMISED: whether ``max_cond`` is given.
         SPANS: to COUNT: powers of 2, at least what they are called after.
         STRIPS: …
         LENGTH: …

@@ -1,6 +1,6 @@
 """The fused kernels as functions of tensors, and as operators of PyTorch's.
 
-Eager programs call the functions; torch.compile, and whoever watches operations, is given the
+Eager programs call the functions; torch.compile, and modes that watch operations, are given the
 operators (``torch.ops.matroot``), which take PyTorch twice as long to call. Triton is imported when
 the first of them runs.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from matroot import context, screen, spd
 from matroot.schedules import schedules
 
-# What a gradient by the Lyapunov equation may be told: see gradients.Lyapunov.prepare.
+# What a gradient by the Lyapunov equation may be given: see gradients.Lyapunov.prepare.
 NOTHING, BOUNDS, NORM = 0, 1, 2
 
 LARGEST = 128

@@ -298,7 +298,7 @@ def minimax_kernel(
                 units = tl.where(low > 0, ZERO_UNITS, tl.maximum(n * 1.0, ZERO_UNITS))
                 row = row_of(table_ptr, high / tl.maximum(low, units * high * eps_of(high.dtype)))
                 wanted = steps_of(row, tol)
-                # What has no root has a status, and no steps to blow it up.
+                # What has no root takes no steps, which would overflow.
                 needed = tl.where(status == OK, tl.minimum(wanted, max_steps), 1)
                 r = 1.0 / high
             # h of P = Z Y/c takes the division by c, so that A is not rounded before its product.

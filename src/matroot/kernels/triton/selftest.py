@@ -457,7 +457,7 @@ def _gradients_are_right(
     symmetric = q.mT @ ((g + g.mT) / 2) @ q
     for of_sqrt, of_inv, told in calls:
         x = solved(of_sqrt, of_inv, told)
-        what = "of both roots" if of_inv else "of the root" + ("" if told else ", nothing told")
+        what = "of both roots" if of_inv else "of the root" + ("" if told else ", nothing given")
         yield from _same(what, (x,), (solved(of_sqrt, of_inv, told),))
         yield f"a NaN, the gradient {what} of which is none,", float(not x[-1].isnan().all()), 0.0
         right = symmetric.clone()
