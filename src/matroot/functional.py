@@ -447,9 +447,9 @@ def sqrtm_ex(
     Note:
         One product more than ``sqrtm`` for the root's residual, two for the inverse's.
         ``converged``: ``Eigh``, ``Svd`` and ``Minimax`` report it themselves; for the other methods
-        the residual must be at the level of rounding: 16 √n e for the root, 2 e ‖A‖_F ‖Z‖_F²/√n for the
-        inverse (+ u in place of e for a half dtype; e, u the units of the computing and the input
-        dtype). Whatever a method reports, 100 times that is too much.
+        the residual must be at the level of rounding: 16 √n e for the root, 2 e ‖A‖_F ‖Z‖_F²/√n for
+        the inverse (+ u in place of e for a half dtype; e, u the units of the computing and the
+        input dtype). Whatever a method reports, 100 times that is too much.
 
     Example:
         >>> import torch, matroot
