@@ -151,8 +151,8 @@ def rate() -> Iterator[Row]:
         a = torch.randn(batch, n, n)
         b, c = a.mT.contiguous(), torch.empty_like(a)
         name = f"{'symmetric' if symmetric else 'general'}, n = {n}"
-        task = native._MODULE.ProductTask(
-            batch=native._MODULE.Batch(
+        task = native.tasks.MODULE.ProductTask(
+            batch=native.tasks.MODULE.Batch(
                 is_double=False, count=batch, n=n, threads=torch.get_num_threads()
             ),
             a=a.data_ptr(),
@@ -162,7 +162,7 @@ def rate() -> Iterator[Row]:
             repeats=repeats,
         )
         operands.append((a, b, c))
-        runs[name] = partial(native._MODULE.product, task)
+        runs[name] = partial(native.tasks.MODULE.product, task)
         # A symmetric product has n²(n + 1) useful flops, a general one 2n³.
         flops[name] = repeats * batch * (n**2 * (n + 1.0) if symmetric else 2.0 * n**3)
     for name, row in timed(runs, 7):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from matroot import autodiff, checks, context, errors, screen, spd, spectrum
 from matroot.functional import sqrtm, sqrtm_pair
-from matroot.kernels import native
+from matroot.kernels.native.distances import squared_distances
 from matroot.lyapunov import solve_lyapunov
 from matroot.overrides import overridable
 from matroot.screen import Status
@@ -263,7 +263,7 @@ def _evaluate(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tenso
         gradients: whether they are wanted.
     """
     limits = screen.thresholds(a.shape[-1], call.dtype)
-    found = native.squared_distances(a, b, limits, call.eps, gradients=gradients)
+    found = squared_distances(a, b, limits, call.eps, gradients=gradients)
     if found is None:
         return _by_svd(call, a, b, gradients)
     square, *by = found

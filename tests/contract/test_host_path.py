@@ -48,7 +48,7 @@ def python_calls(function):
     return count
 
 
-@pytest.mark.skipif(not native.available(), reason="no C++ compiler at installation")
+@pytest.mark.skipif(not native.tasks.available(), reason="no C++ compiler at installation")
 def test_python_calls_on_a_cpu():
     a = random_spd(16, 8, cond=10, dtype=torch.float32).requires_grad_()
     g, small = torch.ones_like(a), torch.eye(4)[None]

@@ -110,7 +110,7 @@ def test_modes_see_operations():
         root.sum().backward()
     assert "bmm" in watcher.seen
     with Watcher():
-        if native.available():
+        if native.tasks.available():
             assert "TorchDispatchMode" in str(matroot.explain(a))
         # What is wrong is still said.
         with pytest.raises(torch.linalg.LinAlgError, match="indefinite"):

@@ -14,7 +14,7 @@ from matroot.kernels import NATIVE, native
 from matroot.methods import Eigh, Minimax, Pade, Taylor
 from matroot.testing import exact, exact_gradient, random_spd, relative_error, tolerance
 
-built = pytest.mark.skipif(not native.available(), reason="no C++ compiler at installation")
+built = pytest.mark.skipif(not native.tasks.available(), reason="no C++ compiler at installation")
 SIZES = [1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 48, 64, 65, 100, 129, 255, 256]
 FUNCTIONS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
 PAIRS = [(Eigh(), Spectral()), (Minimax(), Lyapunov())]
@@ -38,7 +38,7 @@ def run(a, g, quantity, method, rule, *, backend="native", **options):
 
 def test_built_where_it_is_required():
     if os.environ.get("MATROOT_NATIVE") == "require":
-        assert native.available()
+        assert native.tasks.available()
 
 
 @built
@@ -78,15 +78,17 @@ def test_products(n, dtype):
     c = torch.full_like(a, torch.nan)
     for symmetric in (False, True):
         right = a.mT.contiguous() if symmetric else b
-        task = native._MODULE.ProductTask(
-            batch=native._MODULE.Batch(is_double=dtype == torch.float64, count=5, n=n, threads=2),
+        task = native.tasks.MODULE.ProductTask(
+            batch=native.tasks.MODULE.Batch(
+                is_double=dtype == torch.float64, count=5, n=n, threads=2
+            ),
             a=a.data_ptr(),
             b=right.data_ptr(),
             c=c.data_ptr(),
             symmetric=symmetric,
             repeats=2,
         )
-        native._MODULE.product(task)
+        native.tasks.MODULE.product(task)
         expected = a.double() @ right.double()
         assert relative_error(c, expected).max() < 4 * torch.finfo(dtype).eps
         assert not symmetric or torch.equal(c, c.mT)

@@ -16,9 +16,9 @@ from matroot import spd
 from matroot.kernels import native
 from matroot.screen import Status
 
-if not native.available():
+if not native.tasks.available():
     pytest.skip("no C++ compiler at installation", allow_module_level=True)
-M = native._MODULE
+M = native.tasks.MODULE
 POWERS = [0.25, -0.25, -0.5, 1 / 3, 0.9, 1.5, -2.0, 2.0, 3.0, 1.0, 0.0, 0.01, -1.0]
 FUNCTIONS = {
     **{f"power {p:.3g}": M.Function(kind=M.Kind.POWER, exponent=p) for p in POWERS},

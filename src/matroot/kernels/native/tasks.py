@@ -1,0 +1,186 @@
+"""The compiled module, and what its tasks are made of."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from matroot import context, spd
+from matroot.functions import Exp, InvSqrt, Log, OnRange, Power, SpectralFunction, Sqrt
+from matroot.roots import Functions
+from matroot.screen import Thresholds
+
+if TYPE_CHECKING:
+    from matroot.kernels import _native as MODULE
+
+__all__ = [
+    "LARGEST",
+    "MODULE",
+    "address",
+    "available",
+    "batch",
+    "declines",
+    "eigh",
+    "have_memory",
+    "in_memory",
+    "info",
+    "known",
+    "lookup",
+    "outputs",
+    "symmetrise",
+    "thresholds",
+]
+
+# Beyond, one matrix no longer fits the caches, nor the work one thread: LAPACK and PyTorch's
+# products do the work, and kernels only the passes between.
+LARGEST = 256
+
+
+def _load() -> ModuleType | None:
+    """The compiled module; None where it was not built."""
+    name = "matroot.kernels._native"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return None
+
+
+# Type checkers read its stub.
+if not TYPE_CHECKING:
+    MODULE = _load()
+
+
+def available() -> bool:
+    """Whether the kernels were built."""
+    return MODULE is not None
+
+
+def declines(a: Tensor) -> str | None:
+    """Why no compiled kernel takes this tensor, None if some may."""
+    if MODULE is None:
+        return "its kernels were not built: installation found no C++ compiler that could"
+    if context.on_accelerator(a):
+        return f"its kernels run on a CPU, not on {a.device.type}"
+    if spd.computing_dtype(a.dtype) not in (torch.float32, torch.float64):
+        return f"its kernels know real numbers, not {a.dtype}"
+    if context.jit_tracing():
+        return "torch.jit.trace records PyTorch's operations"
+    if torch.compiler.is_compiling():
+        return "torch.compile and torch.export trace PyTorch's operations"
+    return context.operations_are_watched(a)
+
+
+def have_memory(*tensors: Tensor | None) -> bool:
+    """Whether a kernel can be given these."""
+    for t in tensors:
+        # PyTorch offers no public question for storage; what vmap wraps has none.
+        if t is None:
+            continue
+        if not (t.device.type == "cpu" and context.is_plain(t) and torch._C._has_storage(t)):
+            return False
+    return True
+
+
+def in_memory(a: Tensor) -> Tensor:
+    """A with its numbers one after the other as they are: no lazy sign, no unwritten zeros."""
+    if a._is_zerotensor():
+        return torch.zeros_like(a, memory_format=torch.contiguous_format)
+    return a.resolve_neg().contiguous()
+
+
+def address(a: Tensor | None) -> int:
+    """Where its numbers begin; 0 for None."""
+    return 0 if a is None else a.data_ptr()
+
+
+def batch(a: Tensor) -> MODULE.Batch:
+    """The matrices (..., n, n) of a task, and the threads for them."""
+    n = a.shape[-1]
+    return MODULE.Batch(
+        is_double=a.dtype == torch.float64,
+        count=a.numel() // (n * n),
+        n=n,
+        threads=torch.get_num_threads(),
+    )
+
+
+@functools.lru_cache(1024)
+def thresholds(limits: Thresholds) -> MODULE.Thresholds:
+    """As the kernels take them, below 0 for None."""
+    return MODULE.Thresholds(**{k: -1.0 if x is None else x for k, x in limits._asdict().items()})
+
+
+@functools.lru_cache(1024)
+def lookup(function: SpectralFunction) -> MODULE.Function | None:
+    """As the kernels know it; None where they do not."""
+    kinds = MODULE.Kind
+    if type(function) is OnRange:
+        # They leave null eigenvalues out wherever singular matrices are not refused.
+        return None if function.function.domain == "semidefinite" else lookup(function.function)
+    if type(function) is Power:
+        return MODULE.Function(kind=kinds.POWER, exponent=function.p)
+    by_type = {Sqrt: kinds.SQRT, InvSqrt: kinds.INV_SQRT, Log: kinds.LOG, Exp: kinds.EXP}
+    kind = by_type.get(type(function))
+    return None if kind is None else MODULE.Function(kind=kind)
+
+
+def known(function: SpectralFunction) -> MODULE.Function:
+    """As the kernels know it, where they do."""
+    found = lookup(function)
+    assert found is not None
+    return found
+
+
+def info(a: Tensor) -> Tensor:
+    """Memory for the status, the steps and whether they converged, of each matrix."""
+    return a.new_empty((*a.shape[:-2], 3), dtype=torch.int64)
+
+
+def outputs(functions: Functions, values: Iterable[Tensor]) -> list[MODULE.Output]:
+    """Where the functions go."""
+    return [
+        MODULE.Output(function=known(function), x=value.data_ptr())
+        for function, value in zip(functions, values, strict=True)
+    ]
+
+
+def symmetrise(x: Tensor) -> None:
+    """X becomes (X + Xᵀ)/2."""
+    MODULE.symmetrise(MODULE.SymmetriseTask(batch=batch(x), x=x.data_ptr()))
+
+
+def eigh(
+    a: Tensor,
+    outputs: list[MODULE.Output],
+    info: Tensor,
+    limits: Thresholds,
+    *,
+    roots: Tensor | None = None,
+    vectors: Tensor | None = None,
+    values: Tensor | None = None,
+    of_root: bool = False,
+    eps: float = 0.0,
+) -> int:
+    """The kernel by eigendecomposition; see EighTask in native/isa.hpp."""
+    task = MODULE.EighTask(
+        batch=batch(a),
+        a=a.data_ptr(),
+        outputs=outputs,
+        roots=address(roots),
+        vectors=address(vectors),
+        values=address(values),
+        of_root=of_root,
+        info=info.data_ptr(),
+        eps=eps,
+        thresholds=thresholds(limits),
+    )
+    statuses: int = MODULE.eigh(task)
+    return statuses
