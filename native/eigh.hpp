@@ -78,6 +78,11 @@ struct EighRun {
   const T* given(int group) const { return task.a.as<const T>() + (first + group) * size; }
   V* vectors(int group) const { return m.vectors + group * n * w; }  // Uᵀ
 
+  // Identities for the lanes that stay empty.
+  void start() {
+    for (int i = 0; i < n; ++i) m.d[i] = Wide{} + 1.0, m.e[i] = Wide{};
+  }
+
   // T of a group to m.d and m.e, Qᵀ to its vectors.
   void reduce(int group) {
     auto store = [&](int i, const typename D::Vector* row) {
@@ -288,8 +293,7 @@ static void solve_eigh(const EighTask& task, std::int64_t first, int count, void
   Arena arena{static_cast<char*>(memory)};
   EighMemory<K> m(arena, n);
   EighRun<K> run{.task = task, .first = first, .count = count, .m = m};
-  using Wide = typename EighRun<K>::Wide;
-  for (int i = 0; i < n; ++i) m.d[i] = Wide{} + 1.0, m.e[i] = Wide{};
+  run.start();
   for (int group = 0; group < run.present; ++group) run.reduce(group);
   run.diagonalise();
   for (int group = 0; group < run.present; ++group) run.refine(group);

@@ -2,6 +2,7 @@
 
 #include "isa.hpp"
 
+#include "distance.hpp"
 #include "eigh.hpp"
 #include "frechet.hpp"
 #include "minimax.hpp"
@@ -47,12 +48,15 @@ static void function(const FunctionTask& task, std::int64_t first, int count, vo
 template <class K>
 static Kernels kernels_of(int n) {
   constexpr bool rows = K::matrices == 1;
+  using Double = std::conditional_t<rows, Rows<double>, Lanes<double>>;
   const std::size_t products = sizeof(typename K::Vector) * Solver<K>::vectors(n) +
                                sizeof(double) * Solver<K>::doubles(n);
   return {{solve_minimax<K>, products, K::matrices, false},
           {solve_eigh<K>, bytes_of<EighMemory<K>>(n), EighMemory<K>::together, rows},
           {solve_spectral<K>, bytes_of<SpectralMemory<K>>(n), K::matrices, false},
           {solve_frechet<K>, bytes_of<FrechetMemory<K>>(n), K::matrices, false},
+          {solve_distance<Double>, bytes_of<DistanceMemory<Double>>(n),
+           EighMemory<Double>::together, rows},
           {solve_published<K>, products, K::matrices, false},
           {prepare<typename K::Real>, 0, 1, false},
           {symmetrise<typename K::Real>, 0, 1, false},

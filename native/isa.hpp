@@ -126,6 +126,18 @@ struct SpectralTask {
   int steps = 0;
 };
 
+// The squared Bures–Wasserstein distance of A + eps·I and B + eps·I, and its gradients; all in double
+// precision, of matrices of single precision. NaN is d² where one of them may be singular or has no
+// root; the gradients mean nothing there.
+struct DistanceTask {
+  Batch batch;
+  Pointer a, b;
+  Pointer square;      // (count,)
+  Pointer by_a, by_b;  // or null
+  double eps = 0;
+  Thresholds thresholds;
+};
+
 // X = Σ_f U [f[λ_i, λ_j] (Uᵀ herm(G_f) U)_ij] Uᵀ, the derivative of Σ_f ⟨f(A), G_f⟩ by A; see
 // functions.hpp.
 struct FrechetTask {
@@ -200,6 +212,7 @@ struct Kernels {
   Kernel<EighTask> eigh;
   Kernel<SpectralTask> spectral;
   Kernel<FrechetTask> frechet;
+  Kernel<DistanceTask> distance;
   Kernel<PublishedTask> published;
   Kernel<PrepareTask> prepare;
   Kernel<SymmetriseTask> symmetrise;

@@ -200,6 +200,11 @@ void bind_solvers(nb::module_& m) {
                required("values", &F::values), required("vectors", &F::vectors),
                required("cotangents", &F::cotangents), required("x", &F::x),
                required("thresholds", &F::thresholds));
+  using D = DistanceTask;
+  bind_task<D>(m, "DistanceTask", "The Bures–Wasserstein distance and its gradients.",
+               required("a", &D::a), required("b", &D::b), required("square", &D::square),
+               optional("by_a", &D::by_a), optional("by_b", &D::by_b), optional("eps", &D::eps),
+               required("thresholds", &D::thresholds));
   constexpr auto released = nb::call_guard<nb::gil_scoped_release>();
   const char* statuses = "Solves the task; returns which statuses occur, Status k as bit k.";
   m.def("minimax", &solve<&Kernels::minimax, M>, nb::arg("task"), released, statuses);
@@ -207,6 +212,7 @@ void bind_solvers(nb::module_& m) {
   m.def("eigh", &solve<&Kernels::eigh, E>, nb::arg("task"), released, statuses);
   m.def("spectral", &apply<&Kernels::spectral, S>, nb::arg("task"), released);
   m.def("frechet", &apply<&Kernels::frechet, F>, nb::arg("task"), released);
+  m.def("distance", &apply<&Kernels::distance, D>, nb::arg("task"), released);
 }
 
 void bind_passes(nb::module_& m) {

@@ -4,47 +4,13 @@
 
 #pragma once
 
+#include "cholesky.hpp"
 #include "isa.hpp"
 #include "screen.hpp"
 #include "solver.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
-
-// Whether symmetric A has a Cholesky factor, found by blocks of rows; A is lost.
-template <class K>
-typename K::Number factorises(int n, typename K::Vector* a, typename K::Vector* columns) {
-  using T = typename K::Real;
-  using N = typename K::Number;
-  constexpr int block = 8, depth = (block + K::lanes - 1) / K::lanes;  // vectors, of columns
-  constexpr int step = K::lanes == 1 ? kRows : K::lanes;
-  const int w = K::width(n);
-  N good = N{} + 1;
-  for (int p = 0; p < n; p += block) {
-    const int m = std::min(block, n - p), next = p + m;
-    N inverse[block];
-    for (int k = 0; k < m; ++k) {
-      const N pivot = K::at(a, w, p + k, p + k);
-      good = select(pivot > 0, good, N{});
-      inverse[k] = T(1) / select(pivot > 0, pivot, N{} + 1);
-      for (int r = k + 1; r < m; ++r) {
-        const N factor = K::at(a, w, p + k, p + r) * inverse[k];
-        for (int v = p / K::lanes; v < w; ++v)
-          a[(p + r) * w + v] -= factor * a[(p + k) * w + v];
-      }
-    }
-    for (int i = next; i < n; ++i)
-      for (int k = 0; k < m; ++k)
-        K::set(columns, depth, i, k, K::at(a, w, p + k, i) * inverse[k]);
-    for (int i = next; i < n; i += step)
-      panels(i / K::lanes, w, [&](int v, auto count) {
-        typename K::Vector* c = a + i * w + v;
-        panel<K, decltype(count)::value>(std::min(step, n - i), c, w, c, w, columns + i * depth,
-                                         depth, 0, a + p * w + v, w, m, T(-1));
-      });
-  }
-  return good;
-}
 
 // The number of powers that makes Paterson and Stockmeyer's scheme cheapest for two polynomials, see
 // methods/polynomial.py; at most as many as there is room for. One polynomial takes as many, so that

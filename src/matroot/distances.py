@@ -7,6 +7,9 @@ With S_a = A^{1/2}, S_b = B^{1/2} and the singular value decomposition S_a S_b =
 a sum of squares: never negative, and as exact at A ≈ B as elsewhere, where the traces cancel. Its
 gradient by A, I − M with the transport map M = S_b V Uᴴ S_a⁻¹ that takes A to B = M A M, is made of
 the same factors, without a Lyapunov equation.
+
+Compiled kernels do it with a Cholesky factor and one eigendecomposition a pair, see
+native/distance.hpp, for matrices of single precision that are regular beyond doubt.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from torch import Tensor
 
 from matroot import autodiff, checks, context, errors, screen, spd, spectrum
 from matroot.functional import sqrtm, sqrtm_pair
+from matroot.kernels.native.distances import squared_distances
 from matroot.lyapunov import solve_lyapunov
 from matroot.overrides import overridable
 from matroot.screen import Status
+from matroot.spectrum import Spectrum
 
 
 @overridable
@@ -55,8 +60,11 @@ def bures_wasserstein_distance(
     Note:
         One eigendecomposition for each matrix, and for each pair a singular value decomposition and
         2 products; 6 more where a gradient may be asked for, and none in the backward pass, which
-        keeps both gradients. Second derivatives and forward mode take a Lyapunov solve; inside
-        torch.compile there are first derivatives alone.
+        keeps both gradients. On a CPU the compiled kernels take real matrices up to n = 256 of
+        single precision, or of half precision, in which none is singular or nearly so: one
+        eigendecomposition in double precision for each pair, 4 products and 2 more for the
+        gradients, exact to the rounding of the result. Second derivatives and forward mode take a
+        Lyapunov solve; inside torch.compile there are first derivatives alone.
 
         Eigenvalues up to 4 units of rounding of the largest (in double precision max(8, n) units)
         count as 0. On null × null space of a
@@ -199,11 +207,11 @@ def _distances(matrices: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class _Spectrum:
-    """Eigenpairs of one matrix (A + eps·I)/4ᵏ of a pair.
+class _Root:
+    """The root of one matrix (A + eps·I)/4ᵏ of a pair, in the basis of its eigenvectors.
 
     Attributes:
-        roots: the roots s of the eigenvalues, (..., n), 0 where they are zero to rounding.
+        roots: its eigenvalues s, (..., n), 0 where they are zero to rounding.
         vectors: the eigenvectors Q, (..., n, n).
         kept: which eigenvalues are not zero, (..., n).
         k: (...).
@@ -217,21 +225,18 @@ class _Spectrum:
     status: Tensor
 
     @classmethod
-    def of(cls, call: _Call, a: Tensor) -> _Spectrum:
-        """By eigh."""
+    def of(cls, call: _Call, a: Tensor) -> _Root:
+        """By eigenpairs of A."""
         scaled, k, status = _scaled(call, a)
-        values, vectors = spectrum.eigh(scaled)
-        limits = screen.thresholds(a.shape[-1], call.dtype)
+        n = a.shape[-1]
+        pairs = Spectrum.of(scaled)
         found = screen.definiteness(
-            scaled.reshape(-1, *a.shape[-2:]),
-            limits,
-            eigenvalues=values.reshape(-1, a.shape[-1]),
+            scaled.reshape(-1, n, n),
+            screen.thresholds(n, call.dtype),
+            eigenvalues=pairs.values.reshape(-1, n),
         )
-        # Rounding leaves of a zero eigenvalue what its root would make half of all digits.
-        null = spd.null_share(a.shape[-1], a.dtype)
-        kept = values > null * values.amax(-1, keepdim=True)
-        roots = torch.where(kept, values, 0.0).sqrt()
-        return cls(roots, vectors, kept, k, torch.maximum(status, found.reshape(status.shape)))
+        status = torch.maximum(status, found.reshape(status.shape))
+        return cls(pairs.roots, pairs.vectors, pairs.kept, k, status)
 
     @property
     def inverse_roots(self) -> Tensor:
@@ -251,6 +256,34 @@ def _scaled(call: _Call, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _evaluate(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tensor, ...]:
     """(status of A, status of B, d², d) and, if asked for, both gradients of d².
 
+    Args:
+        call: the call.
+        a: shape (..., n, n), in the computing dtype.
+        b: shape (..., n, n), as many dimensions; those of the batch broadcast.
+        gradients: whether they are wanted.
+    """
+    limits = screen.thresholds(a.shape[-1], call.dtype)
+    found = squared_distances(a, b, limits, call.eps, gradients=gradients)
+    if found is None:
+        return _by_svd(call, a, b, gradients)
+    square, *by = found
+    left = square.isnan()
+    fast = [x.to(a.dtype) for x in (square, square.sqrt(), *by)]
+    if not left.any():
+        ok = [torch.full(x.shape[:-2], Status.OK, device=x.device) for x in (a, b)]
+        return (*ok, *fast)
+    # All of them again: the bits of a pair must not depend on how many others are left.
+    status_a, status_b, *slow = _by_svd(call, a, b, gradients)
+    whole = [
+        torch.where(left.reshape(left.shape + (1,) * (x.ndim - left.ndim)), y, x)
+        for x, y in zip(fast, slow, strict=True)
+    ]
+    return (status_a, status_b, *whole)
+
+
+def _by_svd(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tensor, ...]:
+    """``_evaluate`` by PyTorch's operations, which define what is correct.
+
     Everything is done in the bases of eigenvectors, where S_a and S_b are their roots: with
     C = Q_aᴴ Q_b the singular value decomposition is that of s_a C s_b.
 
@@ -260,7 +293,7 @@ def _evaluate(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tenso
         b: shape (..., n, n), as many dimensions; those of the batch broadcast.
         gradients: whether they are wanted.
     """
-    first, second = _Spectrum.of(call, a), _Spectrum.of(call, b)
+    first, second = _Root.of(call, a), _Root.of(call, b)
     same = (a == b).all(-1).all(-1)[..., None, None]
     ok = ((first.status == Status.OK) & (second.status == Status.OK))[..., None, None]
     c = first.vectors.mH @ second.vectors
@@ -290,9 +323,7 @@ def _evaluate(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tenso
     return (first.status, second.status, *found)
 
 
-def _gradient(
-    first: _Spectrum, second: _Spectrum, c: Tensor, isometry: Tensor, k: Tensor
-) -> Tensor:
+def _gradient(first: _Root, second: _Root, c: Tensor, isometry: Tensor, k: Tensor) -> Tensor:
     """The gradient of d² by the first matrix, of minimum norm where that is singular.
 
     With W the isometry from its range to that of the second, X = (S_a − S_b W) S_a⁺: I − M on the

@@ -47,6 +47,16 @@ class Spectrum:
         """By ``eigh``."""
         return cls.from_pairs(*eigh(a))
 
+    @property
+    def roots(self) -> Tensor:
+        """√λ of semi-definite matrices, exactly 0 where λ is zero to rounding or below."""
+        return torch.where(self.kept, self.values, 0.0).sqrt()
+
+    @property
+    def kept(self) -> Tensor:
+        """Which eigenvalues of semi-definite matrices are not zero."""
+        return ~self.null & (self.values > 0)
+
     def scaled(self, k: Tensor) -> Spectrum:
         """The eigenpairs of 2ᵏ A, k of shape (...)."""
         return replace(self, values=spd.times_power_of_two(self.values[..., None], k)[..., 0])
