@@ -23,16 +23,16 @@ struct DistanceMemory {
   using V = typename K::Vector;
   static constexpr int groups = EighMemory<K>::groups;
   EighMemory<K> eigh;
-  V *a, *r;         // A and R = Lᵀ of each group
-  V* columns;       // for the Cholesky factor
-  double* crossed;  // Lᵀ A L of each matrix, as the eigensolver takes it
+  V *a, *r;      // A and R = Lᵀ of each group
+  V* columns;    // for the Cholesky factor
+  double* wide;  // each matrix as the caller has it: A, B, Lᵀ A L, gradients
   typename K::Number* inverse;  // 1/σ
   DistanceMemory(Arena& arena, int n) : eigh(arena, n) {
     const std::size_t size = std::size_t(n) * K::width(n);
     a = arena.take<V>(groups * size), r = arena.take<V>(groups * size);
     columns = arena.take<V>(std::size_t(n) * kPivotVectors<K>);
     inverse = arena.take<typename K::Number>(n);
-    crossed = arena.take<double>(std::size_t(eigh.together) * n * n);
+    wide = arena.take<double>(std::size_t(eigh.together) * n * n);
   }
 };
 
@@ -56,10 +56,13 @@ struct DistanceRun {
   V* a(int group) const { return m.a + group * n * w; }
   V* r(int group) const { return m.r + group * n * w; }
 
+  // The matrices of a group in double precision, on their way from and to the caller.
+  double* wide(int group) const { return m.wide + group * size; }
+
   void load(Pointer from, int group, V* to, Status* status, int* exponent) const {
-    normalise<K>(from.as<const double>() + (first + group) * size, n, count, task.eps,
-                 task.thresholds.skew, m.eigh.x, m.eigh.y, m.eigh.work, status + group,
-                 exponent + group,
+    std::copy_n(from.as<const float>() + (first + group) * size, eigh.here * size, wide(group));
+    normalise<K>(wide(group), n, count, task.eps, task.thresholds.skew, m.eigh.x, m.eigh.y,
+                 m.eigh.work, status + group, exponent + group,
                  [&](int i, const V* row) { std::copy_n(row, w, to + i * w); });
   }
 
@@ -95,7 +98,7 @@ struct DistanceRun {
     K::transpose(lower, y, n);
     multiply<K>(n, n, w, product, nullptr, x, w, 0, lower);
     multiply_symmetric<K>(n, lower, y, product);
-    K::store(m.crossed + group * size, lower, n, size, eigh.here);
+    K::store(wide(group), lower, n, size, eigh.here);
     eigh.reduce(group);
   }
 
@@ -161,7 +164,8 @@ struct DistanceRun {
       K::set(product, w, i, i, 1.0 + K::at(product, w, i, i));
     const auto is_same = same[group] > 0.0;
     for (int i = 0; i < n * w; ++i) product[i] = select(is_same, V{}, product[i]);
-    K::store(to.as<double>() + (first + group) * size, product, n, size, eigh.here);
+    K::store(wide(group), product, n, size, eigh.here);
+    std::copy_n(wide(group), eigh.here * size, to.as<float>() + (first + group) * size);
   }
 };
 
@@ -171,7 +175,7 @@ static void solve_distance(const DistanceTask& task, std::int64_t first, int cou
   Arena arena{static_cast<char*>(memory)};
   DistanceMemory<K> m(arena, n);
   EighTask crossed;
-  crossed.batch = {true, count, n, 1}, crossed.a = {std::uintptr_t(m.crossed)};
+  crossed.batch = {true, count, n, 1}, crossed.a = {std::uintptr_t(m.wide)};
   EighRun<K> eigh{.task = crossed, .first = 0, .count = count, .m = m.eigh};
   DistanceRun<K> run{.task = task, .first = first, .count = count, .m = m, .eigh = eigh};
   eigh.start();

@@ -126,14 +126,13 @@ struct SpectralTask {
   int steps = 0;
 };
 
-// The squared Bures–Wasserstein distance of A + eps·I and B + eps·I, and its gradients; all in double
-// precision, of matrices of single precision. NaN is d² where one of them may be singular or has no
-// root; the gradients mean nothing there.
+// The squared Bures–Wasserstein distance of A + eps·I and B + eps·I, float, and its gradients. NaN is
+// d² where one of them may be singular or has no root; the gradients mean nothing there.
 struct DistanceTask {
   Batch batch;
   Pointer a, b;
-  Pointer square;      // (count,)
-  Pointer by_a, by_b;  // or null
+  Pointer square;      // double, (count,)
+  Pointer by_a, by_b;  // (count, n, n), or null
   double eps = 0;
   Thresholds thresholds;
 };

@@ -268,7 +268,7 @@ def _evaluate(call: _Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tenso
         return _by_svd(call, a, b, gradients)
     square, *by = found
     left = square.isnan()
-    fast = [x.to(a.dtype) for x in (square, square.sqrt(), *by)]
+    fast = [square.to(a.dtype), square.sqrt().to(a.dtype), *by]
     if not left.any():
         ok = [torch.full(x.shape[:-2], Status.OK, device=x.device) for x in (a, b)]
         return (*ok, *fast)

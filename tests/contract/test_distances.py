@@ -9,8 +9,11 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import matroot
 from matroot import bures_wasserstein_distance as bures
+from matroot import distances, screen
 from matroot import frechet_distance as frechet
 from matroot.checks import DTYPES
+from matroot.kernels import native
+from matroot.kernels.native.distances import squared_distances
 from matroot.lyapunov import Solver
 from matroot.spd import real_dtype
 from matroot.testing import random_spd, relative_error, tolerance
@@ -421,6 +424,168 @@ def test_activation_checkpointing():
         torch.autograd.grad(found, (a, b), create_graph=True), gradients(bures, a, b), strict=True
     ):
         assert torch.equal(g, h)
+
+
+# The compiled kernel.
+
+
+built = pytest.mark.skipif(not native.tasks.available(), reason="no C++ compiler at installation")
+
+
+def everything(a, b):
+    """d², d and both gradients of d²."""
+    return bures(a, b), bures(a, b, squared=False), *gradients(bures, a, b)
+
+
+def by_kernel(a, b, eps=0.0):
+    """What the kernel finds of pairs: d² and both gradients, d² NaN where it leaves one."""
+    limits = screen.thresholds(a.shape[-1], a.dtype)
+    return squared_distances(a, b, limits, eps, gradients=True)
+
+
+def well_conditioned(n, *batch, cond=1e4):
+    return pair(n, *batch, cond=cond, dtype=torch.float32)
+
+
+@built
+@pytest.mark.parametrize("n", [2, 3, 7, 8, 16, 17, 24, 25, 33, 64, 65, 129, 256])
+def test_the_kernel_is_exact_to_the_rounding_of_its_result(n, monkeypatch):
+    a, b = well_conditioned(n, 3 if n > 64 else 19)
+    expected = everything(a.double(), b.double())
+    found = everything(a, b)
+    for x, y in zip(found, expected, strict=True):
+        error = relative_error(x.double(), y) if x.ndim > 1 else (x / y - 1).abs()
+        assert error.max() < torch.finfo(torch.float32).eps
+    # By PyTorch's operations some hundred times as far off.
+    monkeypatch.setattr(distances, "squared_distances", lambda *_, **__: None)
+    for x, y in zip(found, everything(a, b), strict=True):
+        error = relative_error(y, x) if x.ndim > 1 else (y / x - 1).abs()
+        assert error.max() < 1e-2
+
+
+@built
+def test_the_kernel_at_near_matrices():
+    a, b = well_conditioned(32, 4, cond=1e2)
+    for step in (1e-1, 1e-3, 1e-5):
+        c = torch.lerp(a, b, step)
+        for x, y in zip(everything(a, c), everything(a.double(), c.double()), strict=True):
+            error = relative_error(x.double(), y) if x.ndim > 1 else (x / y - 1).abs()
+            assert error.max() < 1e-6
+
+
+@built
+@pytest.mark.parametrize("n", [1, 8, 24, 25, 64])
+def test_what_the_kernel_leaves(n):
+    """A singular matrix, one close to it, an indefinite one, one that is not symmetric, NaN."""
+    good, other = (random_spd(n, cond=10, dtype=torch.float32, seed=seed) for seed in (1, 2))
+    q = torch.linalg.qr(torch.randn(n, n, dtype=DOUBLE)).Q
+    values = torch.ones(n, dtype=DOUBLE)
+    bad = [torch.zeros(n, n)]
+    for least in (0.0, 1e-7, -1e-7, -0.5) if n > 1 else ():
+        values[0] = least
+        bad.append(((q * values) @ q.mT).float())
+    if n > 1:
+        bad += [torch.ones(n, n), good + torch.ones(n, n).triu(1)]
+    bad += [-good, good * torch.nan]
+    for x in bad:
+        mixed = torch.stack([good, x, good])
+        for pairs in ((mixed, other.expand(3, n, n)), (other.expand(3, n, n), mixed)):
+            square, *by = by_kernel(*pairs)
+            assert square.isnan().tolist() == [False, True, False]
+            for y, z in zip((square, *by), by_kernel(good[None], other[None]), strict=True):
+                expected = z if pairs[0] is mixed else None
+                if expected is not None:
+                    assert torch.equal(y[[0, 2]], expected.expand(2, *z.shape[1:]))
+        assert by_kernel(x[None], x[None])[0].isnan().all()  # Also where it is its own partner.
+    assert by_kernel(good[None], good[None])[0].tolist() == [0.0]
+    values[0] = 1e-5
+    near = ((q * values) @ q.mT).float()
+    assert by_kernel(near[None], other[None])[0].isfinite().all()
+
+
+@built
+@pytest.mark.parametrize("n", [5, 24, 25, 64])
+def test_the_bits_of_a_pair_are_its_own(n):
+    a, b = well_conditioned(n, 21)
+    whole = everything(a, b)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert all(map(torch.equal, everything(a, b), whole))
+    finally:
+        torch.set_num_threads(threads)
+    for i in (0, 9, 20):
+        one = everything(a[i], b[i])
+        some = everything(a[i - 1 : i + 1], b[i - 1 : i + 1]) if i else everything(a[:3], b[:3])
+        for x, y, z in zip(whole, one, some, strict=True):
+            assert torch.equal(x[i], y)
+            assert torch.equal(x[i], z[-1] if i else z[0])
+    # A neighbour that is left to PyTorch's operations.
+    a[4] = torch.ones(n, n)
+    others = [i for i in range(21) if i != 4]
+    for x, y in zip(everything(a, b), whole, strict=True):
+        assert torch.equal(x[others], y[others])
+        assert x[4].isfinite().all()
+
+
+@built
+@pytest.mark.parametrize("n", [5, 33])
+def test_the_kernel_broadcasts(n):
+    a, b = random_spd(n, 3, 1, cond=9).float(), random_spd(n, 4, cond=9, seed=1).float()
+    wide = a.expand(3, 4, n, n), b.expand(3, 4, n, n)
+    assert by_kernel(a, b[None])[0].shape == (3, 4)
+    found, expected = everything(a, b), everything(*(x.contiguous() for x in wide))
+    for x, y in zip(found[:2], expected[:2], strict=True):
+        assert x.shape == (3, 4)
+        assert torch.equal(x, y)
+    for x, y, shape in zip(found[2:], expected[2:], (a.shape, b.shape), strict=True):
+        torch.testing.assert_close(x, y.sum_to_size(shape))
+    # Bad matrices on either side spoil their own pairs only.
+    a[1], b[2] = torch.nan, -b[2]
+    spoilt = FUNC.vmap(bures, in_dims=(0, None))(a[:, 0][:, None], b)
+    good = torch.ones(3, 4, dtype=torch.bool)
+    good[1], good[:, 2] = False, False
+    assert torch.equal(spoilt[good], found[0][good])
+    assert spoilt[~good].isnan().all()
+
+
+@built
+@pytest.mark.parametrize("n", [4, 40])
+def test_the_kernel_takes_ridges_and_half_precision(n):
+    a, b = well_conditioned(n, 2, cond=10)
+    ridge = 0.5 * torch.eye(n)
+    for x, y in zip(by_kernel(a, b, 0.5), by_kernel(a + ridge, b + ridge), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+    x, y = a.half(), b.half()
+    assert torch.equal(bures(x, y), bures(x.float(), y.float()).half())
+
+
+@built
+@pytest.mark.parametrize("n", [3, 30])
+def test_the_kernel_writes_all_of_its_results(n):
+    # Fresh memory is filled with NaN: what is not written shows.
+    a, b = well_conditioned(n, 11)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = by_kernel(a, b)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(x.isfinite().all() for x in found)
+
+
+@pytest.mark.parametrize(("n", "dtype"), [(64, torch.float32), (256, torch.float64)], ids=str)
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.25, 0.75), (0.5, 1.0)])
+def test_projectors_have_no_gradient_on_their_null_space(n, dtype, shares):
+    bases = [torch.linalg.qr(torch.randn(n, n, dtype=DOUBLE)).Q for _ in shares]
+    ranges = [q[:, : int(n * share)] for q, share in zip(bases, shares, strict=True)]
+    a, b = ((x @ x.mT).to(dtype) for x in ranges)
+    expected = of_factors(*ranges)
+    unit = torch.finfo(dtype).eps
+    assert bures(a, b).item() == pytest.approx(expected[0].item(), rel=8 * unit)
+    for g, q, x, by in zip(gradients(bures, a, b), bases, ranges, expected[1:], strict=True):
+        g, null = g.double(), q[:, x.shape[1] :]
+        assert (null.mT @ g @ null).norm() < 8 * unit * g.norm()
+        assert (2 * g @ x - by).norm() < 100 * unit * x.norm()
 
 
 # Transforms.

@@ -24,9 +24,9 @@ def squared_distances(
         gradients: whether they are wanted.
 
     Returns:
-        In double precision, shapes (...) and twice (..., n, n). The square is NaN, and the
-        gradients mean nothing, where a matrix has no root or may be singular. None where no kernel
-        takes such matrices.
+        The squares in double precision, shape (...), and the gradients, twice (..., n, n). A square
+        is NaN, and its gradients mean nothing, where a matrix has no root or may be singular. None
+        where no kernel takes such matrices.
     """
     n = a.shape[-1]
     # Of matrices of double precision the kernel would lose half the digits.
@@ -36,8 +36,8 @@ def squared_distances(
         return None
     # PyTorch's function has no annotations.
     pairs = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
-    first, second = (tasks.in_memory(x.double()) for x in pairs)
-    square = first.new_empty(first.shape[:-2])
+    first, second = map(tasks.in_memory, pairs)
+    square = first.new_empty(first.shape[:-2], dtype=torch.float64)
     by = (torch.empty_like(first), torch.empty_like(first)) if gradients else ()
     task = tasks.MODULE.DistanceTask(
         batch=tasks.batch(first),
