@@ -530,7 +530,7 @@ def test_weights_of_large_matrices(n, dtype):
 
 def test_stub_is_of_this_module():
     """Names and fields as generated; `cmake --build build/native --target stub` makes it again."""
-    stub = ast.parse(Path(native.__file__).with_name("_native.pyi").read_text())
+    stub = ast.parse((Path(native.__file__).parents[1] / "_native.pyi").read_text())
     classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
     names = set(classes) | {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
     assert names == {name for name in dir(M) if not name.startswith("_")}
