@@ -202,7 +202,8 @@ def _resolved(
             f"method {name_of(method)!r} factorises matrices, for which ONNX has no operator; "
             "export with method='auto', or Minimax(max_cond=…) if a bound is known"
         )
-    request = Request(functions, method, rule, eps, singular, input_dtype or a.dtype)
+    dtypes = (input_dtype or a.dtype, spd.computing_dtype(a.dtype))
+    request = Request(functions, method, rule, eps, singular, *dtypes)
     return Plan(request, request.without_derivative(), families)
 
 

@@ -34,7 +34,7 @@ def run(plan: Plan, x: Tensor, rtol: float) -> solve.Evaluated:
         rtol: at least 0; what is zero to rounding is left out in any case.
     """
     batch, n = x.shape[:-2], x.shape[-1]
-    request, limits = plan.request, screen.thresholds(n, plan.request.input_dtype)
+    request, limits = plan.request, screen.thresholds(n, plan.request.input_dtype, x.dtype)
     a, k, status = screen.normalized(x.reshape(-1, n, n), limits.skew, request.eps)
     function = autodiff.traceable(_Projector, _ForwardProjector)
     p, values, _ = function.apply(a, max(rtol, limits.null))

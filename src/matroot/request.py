@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from matroot import screen, spd
+from matroot import screen
 from matroot.functions import InvSqrt
 from matroot.gradients import ExplicitRule, GradientRule, Kept
 from matroot.methods import Method
@@ -29,12 +29,12 @@ class Request:
         eps: the ridge.
         singular: ``"raise"`` where a singular matrix has no inverse root, ``"pinv"`` where its
             null eigenvalues are left out.
-        input_dtype: the dtype that the user gave.
+        input_dtype: the dtype that the user gave, whose rounding A has.
+        computing_dtype: what it is computed in.
         solved: what is computed, that which was asked for last: the derivative of the inverse root
             may need the root too.
         definite: whether matrices with negative eigenvalues have no result.
         regular: whether singular matrices have no result.
-        computing_dtype: what it is computed in.
         roots_only: whether ``solved`` are the two roots, of which there is more than eigenpairs.
     """
 
@@ -44,12 +44,12 @@ class Request:
     eps: float
     singular: Singular
     input_dtype: torch.dtype
+    computing_dtype: torch.dtype
     # Made once, and read by tracers, which know no cached properties.
     solved: Functions = field(init=False)
     definite: bool = field(init=False)
     regular: bool = field(init=False)
     roots_only: bool = field(init=False)
-    computing_dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
         rule, solved, regular, definite = self.rule, self.functions, False, True
@@ -62,13 +62,18 @@ class Request:
                 solved = BOTH
         object.__setattr__(self, "solved", solved)
         object.__setattr__(self, "definite", definite)
-        object.__setattr__(self, "computing_dtype", spd.computing_dtype(self.input_dtype))
         object.__setattr__(self, "roots_only", only_roots(solved))
         object.__setattr__(self, "regular", regular and self.singular == "raise")
 
     def thresholds(self, n: int) -> Thresholds:
         """What decides whether n×n matrices have a result."""
-        return screen.thresholds(n, self.input_dtype, definite=self.definite, regular=self.regular)
+        return screen.thresholds(
+            n,
+            self.input_dtype,
+            self.computing_dtype,
+            definite=self.definite,
+            regular=self.regular,
+        )
 
     def without_derivative(self) -> Request:
         """The same where no derivative is wanted."""

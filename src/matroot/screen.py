@@ -51,17 +51,23 @@ class Thresholds(NamedTuple):
 
 
 def thresholds(
-    n: int, dtype: torch.dtype, *, definite: bool = True, regular: bool = False
+    n: int,
+    dtype: torch.dtype,
+    computing_dtype: torch.dtype | None = None,
+    *,
+    definite: bool = True,
+    regular: bool = False,
 ) -> Thresholds:
     """The thresholds for n×n matrices.
 
     Args:
         n: rows.
         dtype: the dtype the user gave.
+        computing_dtype: what is computed in; None: what ``dtype`` is computed in.
         definite: whether a matrix with negative eigenvalues has no result.
         regular: whether a singular matrix has no result.
     """
-    null = spd.null_share(n, spd.computing_dtype(dtype))
+    null = spd.null_share(n, computing_dtype or spd.computing_dtype(dtype))
     return Thresholds(
         skew=_MAX_SKEW.get(dtype, 1e-3),
         indefinite=n * spd.real_eps(dtype) if definite else None,

@@ -372,7 +372,7 @@ def test_second_derivatives_and_transforms_take_the_general_path():
 def test_what_is_declined():
     a = random_spd(4, dtype=torch.complex64)
     method, rule = Minimax(), Lyapunov(steps=8)
-    request = Request(roots.ROOTS["sqrt"], method, rule, 0.0, "raise", a.dtype)
+    request = Request(roots.ROOTS["sqrt"], method, rule, 0.0, "raise", a.dtype, a.dtype)
     with context.pretended_accelerator():
         assert "exact gradient" in large.gradient_declines(request, a.real)
         assert "real numbers" in large.declines(request.without_derivative(), a)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import matroot
-from matroot import schedules
+from matroot import schedules, spd
 from matroot.kernels import TORCH, TRITON, passes, triton
 from matroot.kernels.triton import launch, selftest
 from matroot.kernels.triton.launch import Variant
@@ -322,7 +322,9 @@ def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
     # Whole calls by one kernel up to n = 128 in single precision; else what is between products.
     fits = []
     for a in (OnGpu(128), OnGpu(129), OnGpu(8, torch.float64)):
-        request = Request(BOTH, Minimax(), None, 0.0, "raise", a.dtype)
+        request = Request(
+            BOTH, Minimax(), None, 0.0, "raise", a.dtype, spd.computing_dtype(a.dtype)
+        )
         fits.append(triton._unfit("tf32x3", request, a) is None)
     assert fits == [True, False, False]
     assert select("auto", OnGpu(8, torch.complex64)) == (TORCH,)

@@ -243,7 +243,7 @@ def test_whitening_in_single_precision_asks_for_them_on_a_gpu(monkeypatch):
     # What comes in double stays with the products of a library, as every public call.
     assert functional._fused(OnGpu(64), OnGpu(64)) is None
     assert matroot.kernels.select("auto", OnGpu(64))[0] is TRITON
-    request = Request(BOTH, Minimax(), None, 0.0, "raise", torch.float64)
+    request = Request(BOTH, Minimax(), None, 0.0, "raise", torch.float64, torch.float64)
     assert "do not compute in torch.float64" in triton._unfit("tf32x3", request, OnGpu(64))
     assert functional._fused(OnGpu(129, torch.float32), OnGpu(129)) is None
     on_cpu = torch.eye(3)

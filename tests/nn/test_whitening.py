@@ -529,3 +529,12 @@ def test_the_gradient_without_a_ridge_is_that_of_the_output(samples):
     step = 1e-5
     difference = (loss(x + step * direction) - loss(x - step * direction)) / (2 * step)
     torch.testing.assert_close(found, difference, rtol=1e-3, atol=0)
+
+
+def test_a_cut_off_below_single_precision_counts_in_double():
+    """A covariance in float32 is computed in float64, where 1e-8 of a variance is no rounding."""
+    covariance = torch.diag(torch.tensor([1.0, 1e-8, 1e-4]))
+    found = matroot.nn.functional.inverse_root(covariance, 0.0, rtol=1e-10)
+    torch.testing.assert_close(found, torch.diag(torch.tensor([1.0, 1e4, 1e2])))
+    found = matroot.nn.functional.inverse_root(covariance, 0.0, rtol=1e-6)
+    torch.testing.assert_close(found, torch.diag(torch.tensor([1.0, 0.0, 1e2])))

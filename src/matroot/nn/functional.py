@@ -176,7 +176,7 @@ def _bounds(a: Tensor, fused: Family) -> Tensor | None:
     Returns:
         Shape (..., 2), NaN for a bad matrix; None if there is no kernel for it.
     """
-    request = Request((), Minimax(max_steps=1), Lyapunov(), 0.0, "raise", a.dtype)
+    request = Request((), Minimax(max_steps=1), Lyapunov(), 0.0, "raise", a.dtype, a.dtype)
     kernel = fused.accepts(request, a)
     found = kernel.run(request, a) if isinstance(kernel, ValueKernel) else None
     return None if found is None else found.constants[0]
