@@ -90,6 +90,8 @@ def _reason(status: int, named: Named, bad: Tensor, limits: Thresholds, eps: flo
         values = torch.linalg.eigvalsh(spd.hermitian_part(a)) + eps
     except torch.linalg.LinAlgError:
         values = torch.full((n,), math.nan)
+    if limits.indefinite is None:
+        values = values.abs().sort().values
     ratio = float(values[0] / values[-1]) if values[-1] > 0 else -math.inf
     if status == Status.INDEFINITE:
         if ratio == -math.inf:
@@ -102,9 +104,6 @@ def _reason(status: int, named: Named, bad: Tensor, limits: Thresholds, eps: flo
             f"of the matrix ({cancelled})"
         )
     share = limits.null
-    if limits.indefinite is None:
-        values = values.abs().sort().values
-        ratio = float(values[0] / values[-1]) if values[-1] > 0 else -math.inf
     rank = int((values > share * values[-1]).sum())
     how = f"λ_min/λ_max = {ratio:.1e}, zero up to {share:.1e}"
     if not values[-1] > 0:

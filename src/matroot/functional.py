@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from matroot import call, checks, context, errors
-from matroot.functions import Exp, InvSqrt, Log, OnRange, Sqrt, power
+from matroot.functions import Exp, InvSqrt, Log, OnRange, power
 from matroot.gradients import GradientRule
 from matroot.methods import METHODS, Method
 from matroot.overrides import overridable
 from matroot.plan import resolve
 from matroot.request import Singular
 from matroot.residuals import residuals
-from matroot.roots import BOTH, INV_SQRT, ROOTS, SQRT, Root, belonging
+from matroot.roots import BOTH, INV_SQRT, ROOTS, SQRT, Root, root_pair
 
 _NAMED = errors.Named(
     "a",
@@ -246,8 +246,8 @@ def powm(
 
     Note:
         One eigendecomposition and a product. The gradient by divided differences is exact at
-        repeated eigenvalues; there are two derivatives, of roots and roots of roots any number.
-        Where A is singular and p < 1, the derivative is 0 on null × null space (minimum norm).
+        repeated eigenvalues; there are two derivatives, of ±1/2 and by products any number. Where A
+        is singular and p < 1, the derivative is 0 on null × null space (minimum norm).
 
     References:
         N. J. Higham, Functions of Matrices, SIAM 2008, chapters 3 and 7.
@@ -467,8 +467,7 @@ def sqrtm_ex(
     else:
         found, x = call.evaluated(plan, a, relative_eps, rtol)
         info, values = found.info, found.values
-    functions = plan.request.functions
-    sqrt, inv_sqrt = belonging(Sqrt, functions, values), belonging(InvSqrt, functions, values)
+    sqrt, inv_sqrt = root_pair(plan.request.functions, values)
     with torch.no_grad(), context.no_autocast(a):
         residual, inv_residual, ratio = residuals(plan.request, x, sqrt, inv_sqrt)
         reported = info[..., 2]

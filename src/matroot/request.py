@@ -65,6 +65,11 @@ class Request:
         object.__setattr__(self, "roots_only", only_roots(solved))
         object.__setattr__(self, "regular", regular and self.singular == "raise")
 
+    @property
+    def rounded(self) -> bool:
+        """Whether A has the rounding of a lower precision than it is computed in."""
+        return self.input_dtype != self.computing_dtype
+
     def thresholds(self, n: int) -> Thresholds:
         """What decides whether n×n matrices have a result."""
         return screen.thresholds(
@@ -82,12 +87,11 @@ class Request:
     def kept(self, saved: tuple[Tensor, ...]) -> Kept:
         """What the forward pass saved, by name.
 
-        The values and the constants of the derivative; and A where the derivative is not made of
-        the values, as that of the roots is.
+        Of the roots the values and the constants of the derivative, which is made of both; of
+        other functions A and the constants.
         """
-        a = None
+        pseudo = self.singular == "pinv"
         if not self.roots_only:
-            a, *saved_after = saved
-            saved = tuple(saved_after)
+            return Kept(self.solved, (), saved[1:], pseudo, saved[0])
         count = len(self.solved)
-        return Kept(self.solved, saved[:count], saved[count:], self.singular == "pinv", a)
+        return Kept(self.solved, saved[:count], saved[count:], pseudo)

@@ -48,6 +48,13 @@ def belonging(
     return None
 
 
+def root_pair(
+    functions: Functions, things: Sequence[Tensor | None]
+) -> tuple[Tensor | None, Tensor | None]:
+    """What belongs to the root and to the inverse root, None where one was not asked for."""
+    return belonging(Sqrt, functions, things), belonging(InvSqrt, functions, things)
+
+
 def roots_in_order(
     functions: Functions, sqrt: Tensor | None, inv_sqrt: Tensor | None
 ) -> tuple[Tensor, ...]:

@@ -82,7 +82,7 @@ def _by_method(request: Request, x: Tensor) -> Evaluated:
     flat = x.reshape(math.prod(batch), n, n)
     a, k, status = screen.normalized(flat, limits.skew, request.eps)
     products_only = context.exporting() and not request.method.factorises
-    if request.input_dtype != x.dtype and not (request.method.spectral or products_only):
+    if request.rounded and not (request.method.spectral or products_only):
         a = spectrum.without_rounded_negatives(a, request.input_dtype)
     # Of functions other than the roots a method is asked for eigenpairs alone.
     solution = request.method.solve(a, request.solved if request.roots_only else ())
@@ -190,7 +190,9 @@ def apply(plan: Plan, x: Tensor) -> Evaluated:
 
 def _saved(plan: Plan, x: Tensor, found: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """What ``Request.kept`` is to be made of."""
-    return tuple(found) if plan.request.roots_only else (x, *found)
+    if plan.request.roots_only:
+        return tuple(found)
+    return (x, *found[len(plan.request.solved) :])
 
 
 class _Values(torch.autograd.Function):

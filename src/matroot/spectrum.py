@@ -90,7 +90,7 @@ class Spectrum:
             return self.values <= 0
         if function.domain in ("real", "regular"):
             return self.null
-        return self.null | (self.values <= 0)
+        return ~self.kept
 
 
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from matroot import spd
 from matroot.functions import InvSqrt, SpectralFunction, Sqrt
 from matroot.lyapunov import Solver, lyapunov
-from matroot.roots import Functions, belonging, roots_in_order
+from matroot.roots import Functions, belonging, only_roots, root_pair, roots_in_order
 from matroot.solution import Solution
 
 
@@ -21,10 +21,11 @@ class Kept:
 
     Attributes:
         functions: what was computed.
-        values: f(A) for each of them, shape (..., n, n).
+        values: f(A) for each of them, shape (..., n, n); none where the derivative is not made of
+            them.
         constants: what the rule's ``prepare`` returned, batch dimensions first.
         pseudo: whether null eigenvalues were left out.
-        a: A, shape (..., n, n), where the derivative is not made of the values.
+        a: A, shape (..., n, n), where it is not.
     """
 
     functions: Functions
@@ -65,7 +66,7 @@ class GradientRule(ABC):
 
     def supports(self, function: SpectralFunction) -> bool:
         """Whether the rule knows the derivative of this function."""
-        return self.any_function or type(function) in (Sqrt, InvSqrt)
+        return self.any_function or only_roots((function,))
 
 
 class ExplicitRule(GradientRule):
@@ -132,7 +133,7 @@ class ImplicitRule(ExplicitRule):
         """See ExplicitRule.vjp."""
         s = kept.sqrt
         assert s is not None
-        g_sqrt, g_inv = belonging(Sqrt, kept.functions, g), belonging(InvSqrt, kept.functions, g)
+        g_sqrt, g_inv = root_pair(kept.functions, g)
         right = None if g_sqrt is None else spd.hermitian_part(g_sqrt)
         if g_inv is not None:
             by_inverse = _by_inverse(kept, spd.hermitian_part(g_inv))

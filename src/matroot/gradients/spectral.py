@@ -9,10 +9,10 @@ from torch import Tensor
 
 from matroot import spd, spectrum
 from matroot.frechet import frechet
-from matroot.functions import InvSqrt, SpectralFunction, Sqrt
+from matroot.functions import SpectralFunction
 from matroot.gradients.rule import Cotangents, ImplicitRule, Kept
 from matroot.lyapunov import BySpectrum, Solver
-from matroot.roots import SQRT, belonging, only_roots
+from matroot.roots import SQRT, only_roots, root_pair
 from matroot.solution import Solution
 from matroot.spectrum import Spectrum
 
@@ -58,7 +58,7 @@ class Spectral(ImplicitRule):
         """
         if kept.a is not None:
             return _daleckii_krein_vjp(kept, g)
-        g_sqrt, g_inv = belonging(Sqrt, kept.functions, g), belonging(InvSqrt, kept.functions, g)
+        g_sqrt, g_inv = root_pair(kept.functions, g)
         if g_inv is None or kept.pseudo or torch.is_grad_enabled():
             kept, added = _with_sqrt(kept)
             return super().vjp(kept, (*g, None) if added else g)

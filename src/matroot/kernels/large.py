@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +17,13 @@ import torch
 from torch import Tensor
 
 from matroot import context, spd, spectrum
-from matroot.functions import InvSqrt, Sqrt
 from matroot.gradients import GradientRule, Kept, Lyapunov
 from matroot.gradients.rule import Cotangents
-from matroot.kernels.kernel import Solved
+from matroot.kernels.kernel import GradientKernel, Solved, ValueKernel
 from matroot.kernels.passes import Chosen, Passes, Scaled, constant
 from matroot.methods import Minimax
 from matroot.request import Request
-from matroot.roots import belonging, roots_in_order, wanted_roots
+from matroot.roots import root_pair, roots_in_order, wanted_roots
 from matroot.schedules import CONSTANT, steps_of_five
 from matroot.screen import Status
 
@@ -72,7 +72,7 @@ def values(passes: Passes, request: Request, a: Tensor) -> Solved:
     begun = _begun(passes, request, scaled)
     flag = None if method.max_cond is not None else Flag.of(begun.chosen.interval[:, 0])
     regular = flag is not None and flag.known_to_hold()
-    if request.input_dtype != a.dtype and not regular:
+    if request.rounded and not regular:
         clipped = spectrum.without_rounded_negatives(scaled.x, request.input_dtype)
         begun = _begun(passes, request, replace(scaled, x=clipped))
         flag, regular = None, False
@@ -203,7 +203,9 @@ def _checked(
     c = chosen.interval[:, 1]
     one, unit = torch.ones_like(c), spd.real_eps(x.dtype)
     trace = spd.trace(x)
-    tests = [passes.combination(n * spd.real_eps(request.input_dtype) * c, one, x)]
+    limit = request.thresholds(n).indefinite
+    assert limit is not None
+    tests = [passes.combination(limit * c, one, x)]
     if y is not None:
         root = passes.finished(y, chosen.steps[:, -2, 0] / c.sqrt())
         size = torch.linalg.vector_norm(root, dim=(-2, -1))
@@ -311,7 +313,7 @@ def gradient(passes: Passes, kept: Kept, g: Cotangents) -> Tensor:
     """
     s, z = kept.sqrt, kept.inv_sqrt
     assert s is not None
-    g_sqrt, g_inv = belonging(Sqrt, kept.functions, g), belonging(InvSqrt, kept.functions, g)
+    g_sqrt, g_inv = root_pair(kept.functions, g)
     shape, n = s.shape, s.shape[-1]
     flag = Flag.recalled(kept.constants[0])
     bounds = kept.constants[0].reshape(-1, 2)
@@ -368,3 +370,18 @@ def doublings(dtype: torch.dtype, ratio: float) -> int:
     """Doublings q that leave |w|^{2^{q+1}} < eps, |w| ≤ (1 − t)/(1 + t) with t² = s_min/s_max."""
     rate = math.atanh(math.sqrt(min(ratio, 0.81)))
     return max(1, math.ceil(math.log2(-math.log(spd.real_eps(dtype)) / (4 * rate))))
+
+
+def kernels(passes: Callable[[Tensor], Passes]) -> tuple[ValueKernel, GradientKernel]:
+    """The kernels for values and for gradients, on the passes for a tensor."""
+
+    def solve(request: Request, a: Tensor) -> Solved:
+        return values(passes(a), request, a)
+
+    def differentiate(request: Request, kept: Kept, g: Cotangents) -> Tensor | None:
+        return gradient(passes(kept.values[0]), kept, g) if fits_gradient(kept, g) else None
+
+    return (
+        ValueKernel("large", declines, solve),
+        GradientKernel("large", gradient_declines, differentiate),
+    )

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from matroot.functions import InvSqrt, SpectralFunction, Sqrt
-from matroot.roots import Functions
+from matroot.functions import SpectralFunction
+from matroot.roots import Functions, only_roots
 from matroot.solution import Solution
 
 
@@ -34,7 +34,6 @@ class Method(ABC):
             a: shape (b, n, n), exactly Hermitian, finite, largest entry about 1 in magnitude,
                 float32, float64 or the complex dtypes.
             functions: what is wanted.
-            ops: the arithmetic to use.
 
         Returns:
             The values, symmetric to rounding; plain differentiable operations throughout.
@@ -42,4 +41,4 @@ class Method(ABC):
 
     def supports(self, function: SpectralFunction) -> bool:
         """Whether ``solve`` knows this function: any by eigenpairs, else the two roots."""
-        return self.spectral or type(function) in (Sqrt, InvSqrt)
+        return self.spectral or only_roots((function,))

@@ -8,19 +8,18 @@ import torch
 from torch import Tensor
 
 from matroot import screen, spd
-from matroot.functions import InvSqrt, Sqrt
 from matroot.gradients import Kept, Lyapunov
 from matroot.gradients.rule import Cotangents
 from matroot.kernels.kernel import GradientKernel
 from matroot.kernels.native import tasks
-from matroot.kernels.native.values import _unknown
+from matroot.kernels.native.values import unknown_function
 from matroot.request import Request
-from matroot.roots import belonging
+from matroot.roots import root_pair
 from matroot.screen import Status, Thresholds
 
 
 def _spectral_declines(request: Request, a: Tensor) -> str | None:
-    return _unknown(request)
+    return unknown_function(request)
 
 
 def _by_spectrum(request: Request, kept: Kept, g: Cotangents) -> Tensor | None:
@@ -124,8 +123,8 @@ def _divided(
     # A matrix that has an inverse root has no null space.
     null = math.sqrt(spd.null_share(n, s.dtype)) if kept.inv_sqrt is None else 0.0
     s, vectors = tasks.in_memory(s), tasks.in_memory(vectors)
-    g_sqrt, g_inv = (belonging(kind, kept.functions, g) for kind in (Sqrt, InvSqrt))
-    g_sqrt, g_inv = (None if x is None else tasks.in_memory(x) for x in (g_sqrt, g_inv))
+    pair = root_pair(kept.functions, g)
+    g_sqrt, g_inv = (None if x is None else tasks.in_memory(x) for x in pair)
     if n > tasks.LARGEST:
         return _divided_by_passes(s, vectors, g_sqrt, g_inv, null)
     x = torch.empty_like(vectors)

@@ -81,9 +81,9 @@ def declines(a: Tensor) -> str | None:
 def have_memory(*tensors: Tensor | None) -> bool:
     """Whether a kernel can be given these."""
     for t in tensors:
-        # PyTorch offers no public question for storage; what vmap wraps has none.
         if t is None:
             continue
+        # PyTorch offers no public question for storage; what vmap wraps has none.
         if not (t.device.type == "cpu" and context.is_plain(t) and torch._C._has_storage(t)):
             return False
     return True

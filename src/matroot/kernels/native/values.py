@@ -39,7 +39,7 @@ def _solved(
     return Solved(info, values, constants, statuses == 1 << Status.OK, left)
 
 
-def _unknown(request: Request) -> str | None:
+def unknown_function(request: Request) -> str | None:
     """Why the functions are not for the kernels by eigenpairs."""
     if not request.roots_only and None in map(tasks.lookup, request.solved):
         return "its kernels do not know that function"
@@ -52,7 +52,7 @@ def _eigh_declines(request: Request, a: Tensor) -> str | None:
         return "its kernel for Eigh does not know what that gradient needs"
     if not request.roots_only and a.shape[-1] > tasks.LARGEST:
         return f"its kernel for functions other than roots holds matrices up to n = {tasks.LARGEST}"
-    return _unknown(request)
+    return unknown_function(request)
 
 
 def _by_eigh(request: Request, a: Tensor) -> Solved | None:
@@ -104,7 +104,6 @@ def _by_lapack(request: Request, a: Tensor) -> Solved:
     ok = status == Status.OK
     scale = torch.where(ok, spd.power_of_two(found[:, 1] // 2, a), torch.nan)[:, None]
     s = pairs.values.clamp(min=0).sqrt() * scale
-    left_out = pairs.null | (pairs.values < 0)
 
     def assembled(eigenvalues: Tensor) -> Tensor:
         root = torch.bmm(pairs.vectors * eigenvalues[:, None, :], pairs.vectors.mT)
@@ -115,7 +114,7 @@ def _by_lapack(request: Request, a: Tensor) -> Solved:
     values = roots_in_order(
         request.solved,
         assembled(s) if wanted.sqrt else None,
-        assembled(torch.where(left_out, 0 * s, 1 / s)) if wanted.inv_sqrt else None,
+        assembled(torch.where(pairs.kept, 1 / s, 0 * s)) if wanted.inv_sqrt else None,
     )
     constants: tuple[Tensor, ...] = ()
     if type(request.rule) is Spectral:
@@ -133,7 +132,7 @@ def _minimax_declines(request: Request, a: Tensor) -> str | None:
         return f"its kernel for Minimax holds matrices up to n = {tasks.LARGEST}"
     if method.step_degree != 5 or method.max_cond is not None:
         return "its kernel for Minimax knows neither max_cond nor steps of degree 3"
-    if request.input_dtype != request.computing_dtype:
+    if request.rounded:
         return "its kernel for Minimax knows no half precision"
     if rule is not None and not _is_exact(rule):
         return "its kernel for Minimax does not know what that gradient needs"

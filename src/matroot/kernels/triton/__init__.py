@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from matroot import context, spd
-from matroot.functions import InvSqrt, Sqrt
 from matroot.gradients import GradientRule, Kept, Lyapunov
 from matroot.gradients.rule import Cotangents
 from matroot.kernels import large
@@ -28,7 +27,7 @@ from matroot.kernels.triton.passes import ByKernels
 from matroot.kernels.triton.selftest import PASSES, passed
 from matroot.methods import Minimax, Pade, Taylor
 from matroot.request import Request
-from matroot.roots import belonging, roots_in_order, wanted_roots
+from matroot.roots import root_pair, roots_in_order, wanted_roots
 from matroot.schedules import STEPS
 
 _BY_KERNELS, _BY_OPERATIONS = ByKernels(), ByOperations()
@@ -164,8 +163,7 @@ Fields = tuple[str, int, tuple[bool, ...], str]
 
 
 def _minimax_variant(precision: str, request: Request, a: Tensor) -> Fields:
-    half = request.input_dtype != request.computing_dtype
-    return "minimax", launch.size_of(a.shape[-1]), (half,), precision
+    return "minimax", launch.size_of(a.shape[-1]), (request.rounded,), precision
 
 
 def _minimax_declines(precision: str, request: Request, a: Tensor) -> str | None:
@@ -200,8 +198,7 @@ def _by_minimax(precision: str, request: Request, a: Tensor) -> Solved | None:
 
 
 def _published_variant(precision: str, request: Request, a: Tensor) -> Fields:
-    half = request.input_dtype != request.computing_dtype
-    option = (half, type(request.method) is Pade)
+    option = (request.rounded, type(request.method) is Pade)
     return "published", launch.size_of(a.shape[-1]), option, precision
 
 
@@ -254,7 +251,7 @@ def _by_lyapunov(precision: str, request: Request, kept: Kept, g: Cotangents) ->
     assert isinstance(rule, Lyapunov)
     if s is None:
         return None
-    g_sqrt, g_inv = belonging(Sqrt, kept.functions, g), belonging(InvSqrt, kept.functions, g)
+    g_sqrt, g_inv = root_pair(kept.functions, g)
     constants = kept.constants[0] if kept.constants else None
     z = kept.inv_sqrt if g_inv is not None else None
     run = _callable("lyapunov", s, z, constants, g_sqrt, g_inv)
@@ -266,20 +263,11 @@ def _by_lyapunov(precision: str, request: Request, kept: Kept, g: Cotangents) ->
     return x
 
 
-def _large(request: Request, a: Tensor) -> Solved | None:
-    return large.values(_passes(a), request, a)
-
-
-def _large_gradient(request: Request, kept: Kept, g: Cotangents) -> Tensor | None:
-    if not large.fits_gradient(kept, g):
-        return None
-    return large.gradient(_passes(kept.values[0]), kept, g)
-
-
 def _family(name: str, precision: str, on_request: Callable[[Tensor], str | None]) -> Family:
     def kernel(declines: Any, run: Any, name: str, kind: Any = ValueKernel) -> Any:
         return kind(name, partial(declines, precision), partial(run, precision))
 
+    large_values, large_gradient = large.kernels(_passes)
     published = (kernel(_published_declines, _by_published, "published"),)
     return Family(
         name=name,
@@ -287,7 +275,7 @@ def _family(name: str, precision: str, on_request: Callable[[Tensor], str | None
         values={
             Minimax: (
                 kernel(_minimax_declines, _by_minimax, "minimax"),
-                ValueKernel("large", large.declines, _large),
+                large_values,
             ),
             Pade: published,
             Taylor: published,
@@ -295,7 +283,7 @@ def _family(name: str, precision: str, on_request: Callable[[Tensor], str | None
         gradients={
             Lyapunov: (
                 kernel(_lyapunov_declines, _by_lyapunov, "lyapunov", GradientKernel),
-                GradientKernel("large", large.gradient_declines, _large_gradient),
+                large_gradient,
             )
         },
         method=Minimax(),
@@ -307,6 +295,6 @@ def _family(name: str, precision: str, on_request: Callable[[Tensor], str | None
 TRITON = _family("triton", "tf32x3", _auto_declines)
 """Products of float32 by three products of TF32, as exact to a digit or two of the last bits."""
 TRITON_TF32 = _family("triton-tf32", "tf32", lambda a: "three digits")
-"""Fields TF32: three digits, a third of the work. Only when asked for."""
+"""Plain TF32: three digits, a third of the work. Only when asked for."""
 TRITON_DOUBLE = _family("triton-double", DOUBLE, lambda a: "float64 is slow on many GPUs")
 """The same in float64, at full rate on data-centre GPUs. For whitening, and when asked for."""
