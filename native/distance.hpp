@@ -102,6 +102,18 @@ struct DistanceRun {
     eigh.reduce(group);
   }
 
+  // T from its other end. Lᵀ A L is graded from large to small, as L is, and so is T; QL keeps the
+  // digits of small eigenvalues where they come first.
+  void reverse() {
+    std::reverse(m.eigh.d, m.eigh.d + n);
+    std::reverse(m.eigh.e, m.eigh.e + n - 1);
+    for (int group = 0; group < eigh.present; ++group)
+      for (int i = 0; i < n / 2; ++i) {
+        V* row = eigh.vectors(group) + i * w;
+        std::swap_ranges(row, row + w, eigh.vectors(group) + (n - 1 - i) * w);
+      }
+  }
+
   // A number for each matrix of a group, f(its place in the pack, its place in the group).
   template <class F>
   N each(int group, F f) const {
@@ -180,6 +192,7 @@ static void solve_distance(const DistanceTask& task, std::int64_t first, int cou
   DistanceRun<K> run{.task = task, .first = first, .count = count, .m = m, .eigh = eigh};
   eigh.start();
   for (int group = 0; group < eigh.present; ++group) run.cross(group);
+  run.reverse();
   eigh.diagonalise();
   for (int group = 0; group < eigh.present; ++group) run.finish(group);
 }

@@ -298,7 +298,7 @@ def whiten_and_color(
         >>> from matroot.nn.functional import whiten_and_color
         >>> content, style = torch.randn(1, 3, 16, 16), 5 * torch.randn(1, 3, 24, 24) + 2
         >>> y = whiten_and_color(content, style)
-        >>> torch.allclose(torch.cov(y[0].flatten(1)), torch.cov(style[0].flatten(1)), rtol=1e-2)
+        >>> torch.allclose(torch.cov(y[0].flatten(1)), torch.cov(style[0].flatten(1)), atol=0.01)
         True
     """
     _check_pair(content, style, groups)
