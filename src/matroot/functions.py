@@ -104,7 +104,7 @@ class SpectralFunction(ABC):
             for t, v in _GAUSS_LEGENDRE:
                 point = start + s * (first + t * second)
                 integral = integral + w * v * s * self.curvature(point)
-        return torch.where(near, integral, _recursion(self, a, b, c, near))
+        return torch.where(near, integral, _recursion(self, x, y, z, near))
 
 
 # Nodes and weights of the eight-point rule on [0, 1]. Over an interval [3x/4, x] it is exact to
@@ -226,17 +226,15 @@ class Power(SpectralFunction):
 
     def values(self, x: Tensor) -> Tensor:
         """See SpectralFunction.values."""
-        if self.p == 0:
-            return torch.where(x.isnan(), x, 1.0)
-        return _power(x, self.p)
+        return _integer_power(x, self.p) if self.whole else _power(x, self.p)
 
     def slope(self, x: Tensor) -> Tensor:
         """See SpectralFunction.slope."""
         if self.p in (0, 1):
             return torch.where(x.isnan(), x, self.p)
         if self.whole:
-            return self.p * x.pow(self.p - 1)
-        return _lowered(self.p, x, self.p, 1)
+            return self.p * _integer_power(x, self.p - 1)
+        return _lowered(self.p, x, _power(x, self.p / 2), self.p, 1)
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
         """See SpectralFunction.difference."""
@@ -245,22 +243,22 @@ class Power(SpectralFunction):
         if self.p == 2:
             return x + y
         if not self.whole:
-            return _power_difference(self.p, torch.maximum(x, y), torch.minimum(x, y))
+            return _power_difference(self.p, x, y)
         return self._whole_difference(x, y)
 
     def _whole_difference(self, x: Tensor, y: Tensor) -> Tensor:
         """f[x, y] for eigenvalues of any sign, from that of |x| and |y|."""
-        p = self.p
-        high, low = torch.maximum(x.abs(), y.abs()), torch.minimum(x.abs(), y.abs())
+        p, u, v = self.p, x.abs(), y.abs()
+        high, low = torch.maximum(u, v), torch.minimum(u, v)
         total = spd.positive_or_one(high + low)
         if p % 2 == 0:
             # The quotient is ±1 exactly where the signs are equal.
-            return _power_difference(p, high, low, torch.where(high > 0, (x + y) / total, 1.0))
+            return _power_difference(p, u, v, torch.where(high > 0, (x + y) / total, 1.0))
         opposite = (x > 0) & (y < 0) | (x < 0) & (y > 0)
         # |x|ᵖ + |y|ᵖ is the larger of them times this.
-        ratio = (1 + (low / spd.positive_or_one(high)).pow(abs(p))) / total
-        half = (high if p > 0 else low).pow(p / 2)
-        return torch.where(opposite, half * ratio * half, _power_difference(p, high, low))
+        ratio = (1 + _power(low / spd.positive_or_one(high), abs(p))) / total
+        half = _half_power(p, u, v)
+        return torch.where(opposite, half * ratio * half, _power_difference(p, u, v))
 
     def second_difference(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """See SpectralFunction.second_difference."""
@@ -273,18 +271,21 @@ class Power(SpectralFunction):
         reach = min(1 / 3, 2 / abs(p))
         near, series = _series(_binomials(p, a.dtype), a, b, c, reach)
         middle = torch.where(near, 0.5 * a + 0.5 * c, 1.0)
-        close = middle.pow(p - 2) * series if self.whole else _lowered(series, middle, p, 2)
-        far = self._far(a, b, c, near) if 0.5 < p < 2 else _recursion(self, a, b, c, near)
+        if self.whole:
+            close = _integer_power(middle, p - 2) * series
+        else:
+            close = _lowered(series, middle, _power(middle, p / 2), p, 2)
+        far = self._far(x, y, z, near) if 0.5 < p < 2 else _recursion(self, x, y, z, near)
         return torch.where(near, close, far)
 
-    def _far(self, a: Tensor, b: Tensor, c: Tensor, near: Tensor) -> Tensor:
+    def _far(self, x: Tensor, y: Tensor, z: Tensor, near: Tensor) -> Tensor:
         """f[a, b, c] = (a g[a, b] − c g[b, c])/(a − c) with g(x) = x^(p−1), for a > c ≥ 0.
 
         Where p is close to 1 all of f[x, y] are close to 1 and their differences lose digits.
         """
-        g = Power(self.p - 1)
-        to_low = torch.where(c == 0, 0.0, c * g.difference(b, torch.where(c == 0, b, c)))
-        return (a * g.difference(a, b) - to_low) / torch.where(near, 1.0, a - c)
+        a, _, c = _descending(x, y, z)
+        high, low = _outer_differences(Power(self.p - 1), x, y, z)
+        return (a * high - torch.where(c == 0, 0.0, c * low)) / torch.where(near, 1.0, a - c)
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,7 @@ class Log(SpectralFunction):
         coefficients = [(-1.0) ** (k + 1) / k for k in range(2, 2 + _terms(a.dtype))]
         near, series = _series(coefficients, a, b, c, 1 / 3)
         middle = torch.where(near, 0.5 * a + 0.5 * c, 1.0)
-        return torch.where(near, series / middle / middle, _recursion(self, a, b, c, near))
+        return torch.where(near, series / middle / middle, _recursion(self, x, y, z, near))
 
 
 @dataclass(frozen=True)
@@ -460,28 +461,89 @@ def _real(name: str, value: object) -> float:
 
 
 def _power(x: Tensor, p: float) -> Tensor:
-    """xᵖ to a unit of rounding.
+    """xᵖ for x ≥ 0 and p other than 0, to one and a half units of rounding.
 
-    An exponent that single precision does not hold would cost log(xᵖ)/4 units: what it leaves out
-    is made good by x^(p−q) = 1 + (p − q) log x.
+    Not by ``Tensor.pow``: on a CPU its last bits depend on the place of a number in the tensor.
     """
-    if x.dtype != torch.float32:
+    if x.device.type == "mps" or p in _EXACT:  # The one has no double precision.
         return x.pow(p)
-    # The nearest number of 24 digits (Veltkamp 1968).
-    wide = p * (2.0**29 + 1)
-    q = wide - (wide - p)
-    if q == p or not math.isfinite(q):
-        return x.pow(p)
-    known = (x > 0) & x.isfinite()
-    return x.pow(q) * (1 + (p - q) * torch.where(known, x, 1.0).log())
+    zero = x == 0
+    safe = torch.where(zero, 1.0, x)
+    if x.dtype == torch.float32:
+        found = (p * safe.double().log()).exp().to(x.dtype)
+    else:
+        found = _power_of_double(safe, p)
+    return torch.where(zero, 0.0 if p > 0 else math.inf, found)
 
 
-def _lowered(factor: Tensor | float, x: Tensor, p: float, by: int) -> Tensor:
-    """x^(p − by) · factor, for x ≥ 0 and by = 1 or 2, p other than by.
+# Exponents for which ``Tensor.pow`` multiplies, divides and takes square roots.
+_EXACT = (-2, -1, -0.5, 0.5, 1, 2, 3)
+_LN_2 = math.log(2)
+# ln 2 in two parts, the first of 30 bits.
+_LN_2_HIGH, _LN_2_LOW = 0x2C5C85FE / 2**30, -4.2009150726810846e-11
+
+
+def _power_of_double(x: Tensor, p: float) -> Tensor:
+    """The same in double precision, for x > 0.
+
+    With x = 2ᵏ m and m about 1, log x = k log 2 + 2 artanh z where z = (m − 1)/(m + 1). What
+    p log x would lose to rounding, as many units as it is large, is kept: products of parts of few
+    digits are exact, and a multiple of log 2 goes into a power of two.
+    """
+    p = max(-1e300, min(p, 1e300))
+    wide = p * (2.0**25 + 1)
+    first = wide - (wide - p)  # 28 bits of p (Veltkamp 1968)
+    last = p - first
+    k = (x.detach().log() / _LN_2).round()
+    half = (k / 2).floor()  # 2⁻ᵏ alone may overflow.
+    m = x * torch.exp2(-half) * torch.exp2(half - k)
+    z = (m - 1) / (m + 1)
+    high, m_high = _short(z), _short(m)
+    low = (((m - 1 - high) - high * m_high) - high * (m - m_high)) / (m + 1)
+    square = z * z
+    tail = torch.full_like(square, 1 / 23)
+    for odd in range(21, 1, -2):
+        tail = 1 / odd + square * tail
+    low = low + z * square * tail
+    shift = k * first
+    whole = shift.round()
+    leading = 2 * first * high
+    rest = 2 * (p * low + last * high) + _LN_2 * ((shift - whole) + k * last)
+    more = ((leading + rest).detach() / _LN_2).round()
+    rest = (leading - more * _LN_2_HIGH) + (rest - more * _LN_2_LOW)
+    # Beyond, everything overflows or underflows. 2¹⁰²⁴ by itself would, too.
+    whole = (whole + more).clamp(-1074, 1025)
+    return 2 * (rest.exp() * torch.exp2(whole - 1))
+
+
+def _short(x: Tensor) -> Tensor:
+    """The first 24 bits of doubles; a constant."""
+    return x.detach().to(torch.float32).to(x.dtype)
+
+
+def _integer_power(x: Tensor, p: float) -> Tensor:
+    """xᵖ for an integer p and x of any sign."""
+    if p == 0:
+        return torch.where(x.isnan(), x, 1.0)
+    if p in (1, 2):
+        return x if p == 1 else x * x
+    size = _power(x.abs(), p)
+    return torch.where(x < 0, -size, size) if p % 2 else size
+
+
+def _half_power(p: float, x: Tensor, y: Tensor) -> Tensor:
+    """x^(p/2) of the larger number for p > 0, of the smaller for p < 0.
+
+    Powers are taken before x and y are broadcast: there are fewer of them.
+    """
+    return torch.where((x < y) == (p > 0), _power(y, p / 2), _power(x, p / 2))
+
+
+def _lowered(factor: Tensor | float, x: Tensor, half: Tensor, p: float, by: int) -> Tensor:
+    """x^(p − by) · factor, for x ≥ 0, half = x^(p/2) and by = 1 or 2, p other than by.
 
     By two factors x^(p/2): p − by may round, which costs log(x)/4 units, and xᵖ may overflow.
     """
-    half = _power(x, p / 2)
     found = (half * factor / x) * (half if by == 1 else half / x)
     return torch.where(x == 0, factor * (math.inf if p < by else 0.0), found)
 
@@ -513,25 +575,41 @@ def _log_ratio(high: Tensor, low: Tensor) -> Tensor:
     return torch.where(near, torch.where(near, apart, 0.0).log1p(), far)
 
 
-def _power_difference(p: float, high: Tensor, low: Tensor, factor: Tensor | float = 1.0) -> Tensor:
-    """f[x, y] · factor of xᵖ for high ≥ low ≥ 0 and p other than 0 and 1: see Power."""
-    t = _log_ratio(high, low)
+def _power_difference(p: float, x: Tensor, y: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+    """f[x, y] · factor of xᵖ for x, y ≥ 0 and p other than 0 and 1: see Power."""
+    high, low = torch.maximum(x, y), torch.minimum(x, y)
+    t, half = _log_ratio(high, low), _half_power(p, x, y)
     if p > 0:
         apart = (high - low) / spd.positive_or_one(high)
         tie = apart == 0
         ratio = -torch.expm1(-p * t) / torch.where(tie, 1.0, apart)
-        return _lowered(torch.where(tie, p, ratio) * factor, high, p, 1)
+        return _lowered(torch.where(tie, p, ratio) * factor, high, half, p, 1)
     _, apart, unit = _distance(high, low)
     tie = apart == 0
     ratio = torch.expm1(p * t) / torch.where(tie, 1.0, apart)
-    half = _power(low, p / 2)
     return half * torch.where(tie, p, ratio) * factor / unit * half
 
 
-def _recursion(function: SpectralFunction, a: Tensor, b: Tensor, c: Tensor, near: Tensor) -> Tensor:
-    """f[a, b, c] = (f[a, b] − f[b, c])/(a − c), for points that are not near."""
-    apart = torch.where(near, 1.0, a - c)
-    return (function.difference(a, b) - function.difference(b, c)) / apart
+def _recursion(function: SpectralFunction, x: Tensor, y: Tensor, z: Tensor, near: Tensor) -> Tensor:
+    """f[a, b, c] = (f[a, b] − f[b, c])/(a − c) of a ≥ b ≥ c, where they are not near."""
+    a, _, c = _descending(x, y, z)
+    high, low = _outer_differences(function, x, y, z)
+    return (high - low) / torch.where(near, 1.0, a - c)
+
+
+def _outer_differences(
+    function: SpectralFunction, x: Tensor, y: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """f[a, b] and f[b, c] of the same numbers a ≥ b ≥ c.
+
+    From differences of pairs, of which there are fewer than triples when x, y and z broadcast.
+    """
+    xy, yz, zx = function.difference(x, y), function.difference(y, z), function.difference(z, x)
+    z_is_not_least = z > torch.minimum(x, y)
+    z_is_not_largest = z < torch.maximum(x, y)
+    high = torch.where(z_is_not_least, torch.where(x < y, yz, zx), xy)
+    low = torch.where(z_is_not_largest, torch.where(x > y, yz, zx), xy)
+    return high, low
 
 
 def _terms(dtype: torch.dtype) -> int:

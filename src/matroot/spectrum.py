@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from matroot import context, spd
-from matroot.functions import OnRange, SpectralFunction, Sqrt
+from matroot.functions import OnRange, SpectralFunction
 
 # A factorisation of matrices (b, n, n): its tensors, batch first.
 Factorisation = Callable[[Tensor], tuple[Tensor, ...]]
@@ -75,22 +75,27 @@ class Spectrum:
         return (self.vectors * values[..., None, :]) @ self.vectors.mH
 
     def arguments(self, function: SpectralFunction) -> Tensor:
-        """The eigenvalues as derivatives take them: exactly 0 where they are zero to rounding."""
+        """The eigenvalues as derivatives take them.
+
+        Where f'(0) is infinite they are exactly 0 if they are zero to rounding.
+        """
         zero = self._zero(function)
-        return torch.where(zero | self.null if type(function) is Sqrt else zero, 0.0, self.values)
+        return torch.where(zero if function.bounded_slope else zero | self.null, 0.0, self.values)
 
     def _zero(self, function: SpectralFunction) -> Tensor:
         """Which eigenvalues count as zero; of a function on all reals none does.
 
-        Of the square root those above 0 count as they are: it makes less of them than rounding is.
+        Of functions of semi-definite matrices those below 0. Above, every eigenvalue counts: which
+        of them are rounding cannot be told, and a small one may be most of xᵖ for a small p.
         """
-        if function.domain == "real" and not isinstance(function, OnRange):
+        if isinstance(function, OnRange):
+            on_reals = function.function.domain in ("real", "regular")
+            return self.null if on_reals else ~self.kept
+        if function.domain == "real":
             return torch.zeros_like(self.null)
-        if type(function) is Sqrt:
+        if function.domain == "semidefinite":
             return self.values <= 0
-        if function.domain in ("real", "regular"):
-            return self.null
-        return ~self.kept
+        return self.null if function.domain == "regular" else ~self.kept
 
 
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
