@@ -1040,7 +1040,7 @@ def compile_kernels(
     double: Annotated[bool, typer.Option(help="In float64 instead of float32.")] = False,
 ) -> None:
     """Compile every kernel for a GPU that need not be there, and print what it takes."""
-    if kernels._interpreting():
+    if launch.interpreting():
         raise SystemExit("gpu.py: TRITON_INTERPRET=1 is set; without it there is a compiler")
     wanted = [(name, n) for n in size or launch.LAUNCHES for name in KERNELS]
     names, sizes = zip(*wanted, strict=True)
@@ -1054,9 +1054,9 @@ def compile_kernels(
 
 # Every binary for a dtype and a size: the kernel's module and name, and what is compiled into it.
 KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "minimax": ("roots", "minimax_kernel", {"HALF": False}),
-    "Padé": ("roots", "published_kernel", {"HALF": False, "PADE": True}),
-    "Taylor": ("roots", "published_kernel", {"HALF": False, "PADE": False}),
+    "minimax": ("minimax", "minimax_kernel", {"HALF": False}),
+    "Padé": ("published", "published_kernel", {"HALF": False, "PADE": True}),
+    "Taylor": ("published", "published_kernel", {"HALF": False, "PADE": False}),
     "gradient": ("gradients", "lyapunov_kernel", {"SIGN": False}),
     "gradient by steps": ("gradients", "lyapunov_kernel", {"SIGN": True}),
 }

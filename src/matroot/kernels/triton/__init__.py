@@ -7,7 +7,6 @@ Each program is tested at its first use, see ``selftest``. In Triton's interpret
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,8 +20,8 @@ from matroot.gradients.rule import Cotangents
 from matroot.kernels import large
 from matroot.kernels.kernel import Family, GradientKernel, Solved, ValueKernel
 from matroot.kernels.passes import ByOperations, Passes
-from matroot.kernels.triton import launch, selftest
-from matroot.kernels.triton.launch import BOUNDS, DOUBLE, LARGEST, NORM, NOTHING
+from matroot.kernels.triton import launch, operators, selftest
+from matroot.kernels.triton.launch import BOUNDS, DOUBLE, LARGEST, NORM, NOTHING, interpreting
 from matroot.kernels.triton.passes import ByKernels
 from matroot.kernels.triton.selftest import PASSES, passed
 from matroot.methods import Minimax, Pade, Taylor
@@ -32,10 +31,6 @@ from matroot.schedules import STEPS
 
 _BY_KERNELS, _BY_OPERATIONS = ByKernels(), ByOperations()
 _INSTALLED = importlib.util.find_spec("triton") is not None
-
-
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 _GPU_DECLINES: dict[torch.device, str | None] = {}
@@ -85,7 +80,7 @@ def _declines(precision: str, a: Tensor) -> str | None:
         why = _gpu_declines(a.device)
         if why is not None:
             return why
-    elif not (a.device.type == "cpu" and (_interpreting() or context.pretending())):
+    elif not (a.device.type == "cpu" and (interpreting() or context.pretending())):
         return f"its kernels run on a CUDA GPU, not on {a.device.type}"
     if a.is_complex():
         return f"its kernels know real numbers, not {a.dtype}"
@@ -121,7 +116,7 @@ def _callable(name: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
     None for what a torch.func transform has wrapped, which neither can be given.
     """
     if torch.compiler.is_compiling():
-        return launch.OPERATORS[name]
+        return operators.OPERATORS[name]
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     plain = not torch._C._len_torch_dispatch_stack()
     for t in tensors:
@@ -129,11 +124,11 @@ def _callable(name: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
             if wrapped(t):
                 return None
             plain = plain and type(t) in context.PLAIN
-    return launch.FUNCTIONS[name] if plain else launch.OPERATORS[name]
+    return operators.FUNCTIONS[name] if plain else operators.OPERATORS[name]
 
 
 def _constants(rule: GradientRule | None, *, bounds: bool) -> int:
-    """What the gradient wants to know: see NOTHING.
+    """What the gradient is to be given: NOTHING, BOUNDS or NORM, see launch.py.
 
     Args:
         rule: None if no gradient is wanted.

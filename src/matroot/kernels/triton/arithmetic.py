@@ -9,13 +9,13 @@ block, in every operation.
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any
 
 import triton
 import triton.language as tl
 
+from matroot.kernels.triton.launch import interpreting
 from matroot.spd import NULL_UNITS
 
 # Numbers that kernels use must be known when they are compiled.
@@ -23,7 +23,7 @@ ZERO_UNITS = tl.constexpr(NULL_UNITS)
 # More of a larger matrix than one product's result has no room in the registers.
 IN_REGISTERS = tl.constexpr(32)
 BLOCK = tl.constexpr(16)  # Rows that are eliminated at once; the least that tl.dot takes.
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+INTERPRETED = tl.constexpr(interpreting())
 STRIP = tl.constexpr(32)  # Columns of a factor that a product reads at once.
 
 

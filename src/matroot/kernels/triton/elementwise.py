@@ -15,6 +15,7 @@ from matroot.screen import Status
 
 NUMBERS = tl.constexpr(1024)  # That a program of an elementwise kernel takes at once.
 # Statuses: see screen.Status.
+OK = tl.constexpr(Status.OK)
 SINGULAR = tl.constexpr(Status.SINGULAR)
 ASYMMETRIC = tl.constexpr(Status.ASYMMETRIC)
 NONFINITE = tl.constexpr(Status.NONFINITE)
@@ -241,7 +242,7 @@ def chosen_kernel(
     tl.store(steps_ptr + matrix * count + entry, taken.to(tl.float64) * power, entry < count)
     factor = tl.load(rows_ptr + row * count + count - 6).to(tl.float64)
 
-    status = 0
+    status = OK
     if REGULAR:
         status = tl.where(singular, SINGULAR, status)
     status = tl.where(skew > max_skew * max_skew * x_square, ASYMMETRIC, status)
@@ -250,9 +251,9 @@ def chosen_kernel(
     converged = tl.load(known_ptr + row * 3 + 2)
     tl.store(info_ptr, status.to(tl.int64))
     tl.store(info_ptr + 1, tl.load(known_ptr + row * 3 + 1))
-    tl.store(info_ptr + 2, tl.where(status == 0, converged, 0))
+    tl.store(info_ptr + 2, tl.where(status == OK, converged, 0))
     size = tl.sqrt(0.5 * tl.load(scale_ptr + matrix).to(tl.float64))
-    size = tl.where(status == 0, size, float("nan"))
+    size = tl.where(status == OK, size, float("nan"))
     factor = factor / tl.sqrt(high)
     tl.store(factors_ptr + 2 * matrix, factor * size)
     tl.store(factors_ptr + 2 * matrix + 1, factor / size)

@@ -30,6 +30,13 @@ from matroot.kernels.triton.arithmetic import (
     times_power_of_two,
 )
 
+# The stages of lyapunov_kernel.
+RIGHT_SIDE = tl.constexpr(0)
+NULL_SPACE = tl.constexpr(1)
+SOLUTION = tl.constexpr(2)
+LEFT_OVER = tl.constexpr(3)
+STAGES = tl.constexpr(4)
+
 # log₂(−log(eps)/4): doublings for a rate of 1.
 DOUBLINGS = tl.constexpr(math.log2(23 * math.log(2) / 4))
 DOUBLINGS_IN_DOUBLE = tl.constexpr(math.log2(52 * math.log(2) / 4))
@@ -198,25 +205,26 @@ def lyapunov_kernel(
             unit = reciprocal(positive_or_one(nu))
         s = put(scaled_root(s_ptr, matrix, finite, k, unit, n, N), first)
 
-        # By one piece of code each: what takes P X P from a matrix, and an inverse.
-        # 0: R = G_S − Z G_Z Z; (S − share)⁻¹ or S⁻¹ tells whether S may be singular.
-        # 1: where it may, (S + τ)⁻¹ tells the projector N on its null space.
-        # 2: there R − N R N; the equation is solved, by (S + μ)⁻¹ or by steps.
-        # 3: there X − N X N: what rounding leaves on null × null space is divided by next to 0.
+        # The stages share one piece of code for X − P X P and one for an inverse.
+        # RIGHT_SIDE: R = G_S − Z G_Z Z; (S − share)⁻¹ or S⁻¹ shows whether S may be singular.
+        # NULL_SPACE: where it may, (S + τ)⁻¹ gives the projector N on its null space.
+        # SOLUTION: there R becomes R − N R N; (S + μ)⁻¹ or steps solve the equation.
+        # LEFT_OVER: there X becomes X − N X N, without what rounding has left on null × null space,
+        # where it was divided by nearly 0.
         x = put(tl.zeros((N, N), zero.dtype), third)
         if inv == 1:
             x = put(unit * hermitian_part(load(g_inv_ptr, matrix, n, N)), third)
         wanted, low, high = inv == 1, zero, zero + 1.0
-        for stage in range(4):
-            if wanted & (stage != 1):
+        for stage in range(STAGES):
+            if wanted & (stage != NULL_SPACE):
                 # N waits where the result will be.
-                p = load(tl.where(stage > 0, x_ptr, z_ptr), matrix, n, N)
+                p = load(tl.where(stage > RIGHT_SIDE, x_ptr, z_ptr), matrix, n, N)
                 p = put(p, second)
                 left = put(product(p, x, N, PRECISION), fourth)
                 taken = product(left, p, N, PRECISION)
-                rest = tl.where(stage == 0, 0.0, get(x, N)) - taken
+                rest = tl.where(stage == RIGHT_SIDE, 0.0, get(x, N)) - taken
                 if SIGN:
-                    if stage == 2:
+                    if stage == SOLUTION:
                         # The steps give R/(2 s_i) on range × null space, where R/s_i is wanted:
                         # R ← R + N R + R N.
                         rest += 2.0 * (hermitian_part(get(left, N)) - taken)
@@ -225,7 +233,7 @@ def lyapunov_kernel(
                 # Read again, it needs no registers in between.
                 s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
             needed, shift = False, zero
-            if stage == 0:
+            if stage == RIGHT_SIDE:
                 if sqrt:
                     g = unit * hermitian_part(load(g_sqrt_ptr, matrix, n, N))
                     x = put(get(x, N) + g, third)
@@ -235,11 +243,11 @@ def lyapunov_kernel(
                     needed, shift = wanted, -share
                 else:
                     needed = known == 0
-            elif stage == 1:
+            elif stage == NULL_SPACE:
                 needed = wanted
                 if needed:
                     shift = null_shift(s, share, fourth, N, PRECISION)
-            elif stage == 2:
+            elif stage == SOLUTION:
                 if not SIGN:
                     # See lyapunov.BySmith._regular.
                     least = share / tl.sqrt(n * 1.0)
@@ -249,7 +257,7 @@ def lyapunov_kernel(
             if needed:
                 shifted = plus_diagonal(get(s, N), shift, n)
                 v, found = inverse(shifted, second, n, PRECISION)
-                if stage == 0:
+                if stage == RIGHT_SIDE:
                     if SIGN:
                         wanted = found == 0
                     else:
@@ -264,7 +272,7 @@ def lyapunov_kernel(
                         )
                         clear = 1.0 / positive_or_one(least) > 2.0 * share * at_least
                         low = tl.where(found & clear, 1.0 / positive_or_one(most), 0.0)
-                elif stage == 1:
+                elif stage == NULL_SPACE:
                     null = null_projector(v, found, shift, second, fourth, n, N, PRECISION)
                     store(x_ptr, matrix, null, n)
                     tl.debug_barrier()
@@ -274,12 +282,12 @@ def lyapunov_kernel(
                             v, found, shift, x, low, high, second, third, fourth, n, N, PRECISION
                         )
             if SIGN:
-                if stage == 2:
+                if stage == SOLUTION:
                     if N <= IN_REGISTERS:
                         s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
                     x = sign(s, x, steps, first, second, third, fourth, n, N, PRECISION)
             else:
-                if stage == 0:
+                if stage == RIGHT_SIDE:
                     if known:
                         low = times_power_of_two(tl.load(constants_ptr + 2 * matrix), -k)
                         high = times_power_of_two(tl.load(constants_ptr + 2 * matrix + 1), -k)

@@ -6,7 +6,6 @@ operations: so that launches can be counted anywhere.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from matroot import spd
 from matroot.kernels.passes import ByOperations, Chosen, Scaled, choose, constant
+from matroot.kernels.triton.launch import interpreting
 from matroot.schedules import Steps
 from matroot.screen import Thresholds
 
@@ -81,17 +81,13 @@ _OPERATIONS = ByOperations()
 _LIBRARY = torch.library.Library("matroot", "FRAGMENT")
 
 
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def _operator(kernel: Callable[..., Any], operations: Callable[..., Any]) -> Any:
     """``torch.ops.matroot.NAME``: the kernel's launch on a GPU and in Triton's interpreter."""
     name = "pass" + kernel.__name__.removesuffix("_by_kernel")
     schema = torch.library.infer_schema(kernel, mutates_args=())
 
     def run(*arguments: Any) -> Any:
-        if arguments[0].is_cuda or _interpreting():
+        if arguments[0].is_cuda or interpreting():
             with torch.cuda.device_of(arguments[0]):
                 return kernel(*arguments)
         return operations(*arguments)
