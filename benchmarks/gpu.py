@@ -671,15 +671,7 @@ def verify(
     for variant in wanted:
         groups.setdefault("/".join(map(str, variant.kernels)), []).append(variant)
     if of is not None:
-        for variant in groups[of]:
-            if not rows.hold(kind="variant", **variant._asdict()):
-                row = {"kind": "variant", **variant._asdict(), **checked(variant, device, dry)}
-                rows.add(row)
-                print(_verdict(row), flush=True)
-        for program in () if dry else groups[of][0].programs:
-            row = {"kind": "self-test", **_self_tested(program, device)}
-            rows.add(row)
-            print(f"  self-test of {row['program']}: {row['said']}, {row['ms']:.0f} ms", flush=True)
+        _verify_here(groups[of], rows, device, dry)
         return
     left_over = [
         name
@@ -723,6 +715,19 @@ def verify(
     raise SystemExit(1 if bad or len(there) < len(wanted) else 0)
 
 
+def _verify_here(group: Iterable[Variant], rows: Rows, device: torch.device, dry: bool) -> None:
+    """Check variants that take the same kernels, then these kernels' own test, in this process."""
+    for variant in group:
+        if not rows.hold(kind="variant", **variant._asdict()):
+            row = {"kind": "variant", **variant._asdict(), **checked(variant, device, dry)}
+            rows.add(row)
+            print(_verdict(row), flush=True)
+    for program in () if dry else next(iter(group)).programs:
+        row = {"kind": "self-test", **_self_tested(program, device)}
+        rows.add(row)
+        print(f"  self-test of {row['program']}: {row['said']}, {row['ms']:.0f} ms", flush=True)
+
+
 def _self_tested(program: launch.Variant, device: torch.device) -> Row:
     """What the self-test of a program says, and how long it takes once that is compiled."""
     selftest._verdict(program, device)
@@ -762,14 +767,33 @@ def _answers(n: int, cond: float, dtype: torch.dtype, device: torch.device) -> d
     return {name: x.to(device) for name, x in found.items()}
 
 
-def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
-    """Whether the errors are small, the bits always the same, and what is kept for the gradient."""
-    start = time.perf_counter()
-    published, rough = variant.method == "pade", variant.backend == "triton-tf32"
-    dtype = getattr(torch, variant.dtype)
+class Calls(NamedTuple):
+    """A variant as it is called by ``checked``.
+
+    Attributes:
+        few: see ``_answers``.
+        a: matrices, the few ones again and again.
+        run: the roots and the gradient of all of them, or of some, or by another backend.
+        call: the public function with its options but for the backend.
+        names: of the roots.
+    """
+
+    few: dict[str, Tensor]
+    a: Tensor
+    run: Callable[..., list[Tensor]]
+    call: Callable[..., Any]
+    names: tuple[str, ...]
+
+
+def _condition(variant: Variant) -> float:
+    rough = variant.backend == "triton-tf32"
     # What half precision rounds is no longer definite at a larger condition number.
-    cond = 20.0 if dtype == torch.float16 or published or rough else 1e4
-    few = _answers(variant.n, cond, dtype, device)
+    return 20.0 if variant.dtype == "float16" or variant.method == "pade" or rough else 1e4
+
+
+def _calls(variant: Variant, device: torch.device, dry: bool) -> Calls:
+    published = variant.method == "pade"
+    few = _answers(variant.n, _condition(variant), getattr(torch, variant.dtype), device)
     # More than the device holds at once: a program takes several matrices.
     batch = 3 if dry else 1200
     times = -(-batch // 60)
@@ -793,41 +817,17 @@ def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
             found += torch.autograd.grad(found, x, [g[of]] * len(names))
         return [y.detach() for y in found]
 
-    first = run()
-    wrong, worst = [], 0.0
-    answers = {name: few[name] for name in names}
-    if variant.gradient:
-        answers["gradient"] = sum(few["gradient of " + name] for name in names)
-    if published:
-        # Far from the root; what is right is what PyTorch's operations make of it.
-        answers = dict(zip(answers, run(slice(60), "torch"), strict=True))
-    for (name, answer), x in zip(answers.items(), first, strict=True):
-        expected = answer.repeat(times, 1, 1)[:batch]
-        error = float(relative_error(x, expected).max())
-        allowed = APPROXIMATE if rough else tolerance(dtype, cond, name)
-        if published:  # Its powers lose a factor cond(P) = 4⁵ there, too.
-            allowed = tolerance(dtype, 4.0**5, "gradient")
-        # Written so that NaN fails.
-        if not error <= allowed:
-            wrong.append(f"error {error:.1e} of {name}, allowed {allowed:.1e}")
-        worst = worst if error <= worst else error
-    repeats = 2 if dry else 50
-    if not all(all(map(torch.equal, first, run())) for _ in range(repeats)):
-        wrong.append(f"other bits in one of {repeats} runs")
-    places = [[0], [batch - 1], [2, 0]]
-    if not dry:
-        places += [[17, 250, 3], list(range(100, 264))]
-    for place in places:
-        if not all(torch.equal(x[place], y) for x, y in zip(first, run(place), strict=True)):
-            wrong.append(f"other bits in the batch {place[:3]}")
-    kept = None
-    if device.type == "cuda" and variant.gradient:
-        x = a.clone().requires_grad_()
-        _wait(device)
-        before = torch.cuda.memory_allocated(device)
-        found = call(x, backend=variant.backend)
-        kept = (torch.cuda.memory_allocated(device) - before) / (x.numel() * x.element_size())
-        del found
+    return Calls(few, a, run, call, names)
+
+
+def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
+    """Whether the errors are small, the bits always the same, and what is kept for the gradient."""
+    start = time.perf_counter()
+    calls = _calls(variant, device, dry)
+    first = calls.run()
+    worst, wrong = _errors(variant, calls, first)
+    wrong += _other_bits(calls, first, dry)
+    kept = _kept(variant, calls) if device.type == "cuda" and variant.gradient else None
     return {
         "error": worst,
         "passed": not wrong,
@@ -835,6 +835,56 @@ def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
         "matrices_kept": kept,
         "seconds": time.perf_counter() - start,
     }
+
+
+def _errors(variant: Variant, calls: Calls, first: list[Tensor]) -> tuple[float, list[str]]:
+    """The largest error, and which are larger than allowed."""
+    published, rough = variant.method == "pade", variant.backend == "triton-tf32"
+    batch, wrong, worst = len(calls.a), [], 0.0
+    answers = {name: calls.few[name] for name in calls.names}
+    if variant.gradient:
+        answers["gradient"] = sum(calls.few["gradient of " + name] for name in calls.names)
+    if published:
+        # Far from the root; what is right is what PyTorch's operations make of it.
+        answers = dict(zip(answers, calls.run(slice(60), "torch"), strict=True))
+    for (name, answer), x in zip(answers.items(), first, strict=True):
+        expected = answer.repeat(-(-batch // 60), 1, 1)[:batch]
+        error = float(relative_error(x, expected).max())
+        dtype = getattr(torch, variant.dtype)
+        allowed = APPROXIMATE if rough else tolerance(dtype, _condition(variant), name)
+        if published:  # Its powers lose a factor cond(P) = 4⁵ there, too.
+            allowed = tolerance(dtype, 4.0**5, "gradient")
+        # Written so that NaN fails.
+        if not error <= allowed:
+            wrong.append(f"error {error:.1e} of {name}, allowed {allowed:.1e}")
+        worst = worst if error <= worst else error
+    return worst, wrong
+
+
+def _other_bits(calls: Calls, first: list[Tensor], dry: bool) -> list[str]:
+    """Where the bits differ from those of the first run: again, or in another batch."""
+    wrong, batch, repeats = [], len(calls.a), 2 if dry else 50
+    if not all(all(map(torch.equal, first, calls.run())) for _ in range(repeats)):
+        wrong.append(f"other bits in one of {repeats} runs")
+    places = [[0], [batch - 1], [2, 0]]
+    if not dry:
+        places += [[17, 250, 3], list(range(100, 264))]
+    for place in places:
+        if not all(torch.equal(x[place], y) for x, y in zip(first, calls.run(place), strict=True)):
+            wrong.append(f"other bits in the batch {place[:3]}")
+    return wrong
+
+
+def _kept(variant: Variant, calls: Calls) -> float:
+    """Memory that a call keeps for its gradient, in matrices for each matrix."""
+    device = calls.a.device
+    x = calls.a.clone().requires_grad_()
+    _wait(device)
+    before = torch.cuda.memory_allocated(device)
+    found = calls.call(x, backend=variant.backend)
+    kept = (torch.cuda.memory_allocated(device) - before) / (x.numel() * x.element_size())
+    del found
+    return kept
 
 
 @app.command()

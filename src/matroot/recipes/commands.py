@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -135,14 +136,11 @@ def compare(
     if output is None:
         output = Path("runs") / "compare" / f"{application}-{Path(config).stem}"
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    count = len(names) * seeds
-    started = 0
+    numbers = itertools.count(1)
 
     def announce(method: str, seed: int) -> None:
-        nonlocal started
-        started += 1
         if progress:
-            say(f"run {started} of {count}: {method}, seed {seed}")
+            say(f"run {next(numbers)} of {len(names) * seeds}: {method}, seed {seed}")
 
     with _interruptible():
         rows = run(

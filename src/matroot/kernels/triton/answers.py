@@ -251,6 +251,49 @@ def _passes(variant: Variant, device: torch.device) -> Findings:
     yield from _gradients_are_right(variant, device, 0, gradient, calls)
 
 
+class _Problem(NamedTuple):
+    """A Lyapunov equation for each good matrix of the test, and one for a NaN at the end.
+
+    Attributes:
+        known: the matrices of the test.
+        s: the eigenvalues of the good roots.
+        vectors: their eigenvectors.
+        symmetric: the symmetric part of the cotangent in these bases.
+        norms: √‖A‖_F of each.
+        given: S, Z, the constants and the cotangent, on the device.
+    """
+
+    known: _Known
+    s: Tensor
+    vectors: Tensor
+    symmetric: Tensor
+    norms: Tensor
+    given: list[Tensor]
+
+
+def _problem(variant: Variant, device: torch.device, steps: int) -> _Problem:
+    known = _known(variant, device)
+    n, dtype = known.a.shape[-1], known.a.dtype
+    values, q = known.values[known.good].clamp(min=0), known.vectors[known.good]
+    s = values.sqrt()
+    line = torch.arange(n, dtype=torch.float64, device="cpu")
+    g = (line[:, None] * 1.7 + line.square() * 0.3).sin() + torch.eye(n, device="cpu")
+    roots = ((q * s[:, None, :]) @ q.mT).to(dtype)
+    inverses = ((q * s.clamp(min=1e-30).reciprocal()[:, None, :]) @ q.mT).to(dtype)
+    bad = torch.full_like(roots[:1], math.nan)
+    bounds = torch.stack([s[:, 0], s[:, -1]], -1).to(dtype)
+    norms = values.norm(dim=-1).sqrt().to(dtype)
+    constants = norms if steps else bounds
+    given = (
+        torch.cat([roots, bad]),
+        torch.cat([inverses, bad]),
+        torch.cat([constants, constants[:1]]),
+        g.to(dtype).expand(len(s) + 1, n, n).contiguous(),
+    )
+    symmetric = q.mT @ ((g + g.mT) / 2) @ q
+    return _Problem(known, s, q, symmetric, norms, [t.to(device) for t in given])
+
+
 def _gradients_are_right(
     variant: Variant,
     device: torch.device,
@@ -267,59 +310,36 @@ def _gradients_are_right(
         solve: S, Z, constants, G_S and G_Z to the gradient.
         calls: whether there is G_S, whether G_Z, and whether the constants are told.
     """
-    known = _known(variant, device)
-    n = known.a.shape[-1]
-    good = known.good
-    values, q = known.values[good].clamp(min=0), known.vectors[good]
-    s = values.sqrt()
-    line = torch.arange(n, dtype=torch.float64, device="cpu")
-    g = (line[:, None] * 1.7 + line.square() * 0.3).sin() + torch.eye(n, device="cpu")
-    dtype = known.a.dtype
-    roots = ((q * s[:, None, :]) @ q.mT).to(dtype)
-    inverses = ((q * s.clamp(min=1e-30).reciprocal()[:, None, :]) @ q.mT).to(dtype)
-    bad = torch.full_like(roots[:1], math.nan)
-    bounds = torch.stack([s[:, 0], s[:, -1]], -1).to(dtype)
-    norms = values.norm(dim=-1).sqrt().to(dtype)
-    constants = torch.cat([norms if steps else bounds, (norms if steps else bounds)[:1]])
-    on_device = [
-        t.to(device)
-        for t in (
-            torch.cat([roots, bad]),
-            torch.cat([inverses, bad]),
-            constants,
-            g.to(dtype).expand(len(good) + 1, n, n).contiguous(),
-        )
-    ]
+    problem = _problem(variant, device, steps)
+    known, s, q = problem.known, problem.s, problem.vectors
 
-    def solved(*given: bool) -> Tensor:
-        root, inverse, known_bounds, cotangent = on_device
-        of_sqrt, of_inv, with_constants = given
+    def solved(of_sqrt: bool, of_inv: bool, with_constants: bool) -> Tensor:
+        root, inverse, constants, cotangent = problem.given
         return solve(
             root,
             inverse if of_inv else None,
-            known_bounds if with_constants else None,
+            constants if with_constants else None,
             cotangent if of_sqrt else None,
             cotangent if of_inv else None,
         ).cpu()
 
-    symmetric = q.mT @ ((g + g.mT) / 2) @ q
     for of_sqrt, of_inv, told in calls:
         x = solved(of_sqrt, of_inv, told)
         what = "of both roots" if of_inv else "of the root" + ("" if told else ", nothing given")
         yield from _same(what, (x,), (solved(of_sqrt, of_inv, told),))
         yield f"a NaN, the gradient {what} of which is none,", float(not x[-1].isnan().all()), 0.0
-        right = symmetric.clone()
+        right = problem.symmetric.clone()
         if of_inv:
             z = s.clamp(min=1e-30).reciprocal()
-            right -= z[:, :, None] * symmetric * z[:, None, :]
-        norm = norms.double() if told else s.norm(dim=-1)
+            right -= z[:, :, None] * problem.symmetric * z[:, None, :]
+        norm = problem.norms.double() if told else s.norm(dim=-1)
         expected = _divided(s, right, norm, steps)
-        for i, place in enumerate(good):
+        for i, place in enumerate(known.good):
             case = known.cases[place]
             if of_inv and case.cond == math.inf:
                 continue
             off = _off(x[i].double(), q[i] @ expected[i] @ q[i].mT)
-            allowed = _allowed(case, n, "gradient", variant.precision)
+            allowed = _allowed(case, known.a.shape[-1], "gradient", variant.precision)
             yield f"the gradient {what} of {case.name}", off, allowed
 
 

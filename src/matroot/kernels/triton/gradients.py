@@ -1,4 +1,4 @@
-"""The gradient by the Lyapunov equation, a matrix a program: see lyapunov.py for the reference."""
+"""The gradient by the Lyapunov equation, one matrix a program: see lyapunov_solvers.py."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def smith(
 ):
     """X of S X + X S = R, held in the third memory, for a spectrum of S in [low, high].
 
-    Smith's squaring with one shift μ = √(low·high), where lyapunov.BySmith has two: here an inverse
-    is as long as several products. V = (S + μ)⁻¹, X₀ = 2μ V R V, W = I − 2μ V; X ← X + W X W,
-    W ← W².
+    Smith's squaring with one shift μ = √(low·high), where lyapunov_solvers.BySmith has two: here an
+    inverse takes as long as several products. V = (S + μ)⁻¹, X₀ = 2μ V R V, W = I − 2μ V;
+    X ← X + W X W, W ← W².
 
     Args:
         v: V, held in the second memory.
@@ -115,7 +115,7 @@ def smith(
 
 @triton.jit
 def sign(b, c, steps, first, second, third, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Newton–Schulz steps of the matrix sign function from B and C: see lyapunov.BySign.
+    """Newton–Schulz steps of the matrix sign function from B and C: see lyapunov_solvers.BySign.
 
     Five products a step, for a symmetric C: C B = (B C)ᵀ. The last step leaves B alone.
 
@@ -249,7 +249,7 @@ def lyapunov_kernel(
                     shift = null_shift(s, share, fourth, N, PRECISION)
             elif stage == SOLUTION:
                 if not SIGN:
-                    # See lyapunov.BySmith._regular.
+                    # See lyapunov_solvers.BySmith._regular.
                     least = share / tl.sqrt(n * 1.0)
                     low = tl.where(low <= 0, share, tl.maximum(low / high, least)) * high
                     low = tl.minimum(low, high)
@@ -261,7 +261,7 @@ def lyapunov_kernel(
                     if SIGN:
                         wanted = found == 0
                     else:
-                        # See lyapunov._bounds.
+                        # See lyapunov_solvers._bounds.
                         high, at_least, _, _ = measured(get(s, N), n)
                         most, least, _, _ = measured(get(v, N), n)
                         found = (
