@@ -67,9 +67,9 @@ def paper(
 ) -> None:
     """All numerical tests of the paper: its methods and baselines, eigh and matroot in turns.
 
-    Root and inverse root; forward and backward apart; time and error against size, batch, degree
-    and condition number; scalar curves; the Lyapunov iteration; the applications' shapes with the
-    published figures beside them. Every finished case is on disk at once.
+    Root and inverse root; forward and backward separately; time and error against size, batch,
+    degree and condition number; scalar curves; the Lyapunov iteration; the applications' shapes
+    with the published figures next to them. Every finished case is on disk at once.
     """
     from matroot.bench import claims, rows
     from matroot.bench.paper import EXPERIMENTS

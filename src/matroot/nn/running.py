@@ -207,9 +207,9 @@ class RunningStatistics(Leaf):
 
 
 def _constant(covariance: Tensor) -> bool:
-    """Whether this is a plain tensor whose numbers can be read, without a derivative by it.
+    """Whether this is a plain tensor that can be read and by which nothing is differentiated.
 
-    Not inside modes that record operations, which have to see them.
+    Not inside modes that record operations: they have to record these too.
     """
     return (
         context.host_reads_are_free(covariance)

@@ -279,7 +279,7 @@ class DecorrelatedBatchNorm1d(_DecorrelatedBatchNorm):
 class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
     """ZCA-whitens the channels of (N, C, H, W): batch normalisation that decorrelates as well.
 
-    Of each group of channels, over all samples and pixels, with mean μ and covariance Σ,
+    For each group of channels, with mean μ and covariance Σ over all samples and pixels,
 
         y = γ ⊙ (Σ + eps·I)^{-1/2} (x − μ) + β.
 
@@ -289,8 +289,8 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
 
     Args:
         num_features: C.
-        eps: ridge on the covariance, in its units. Rounding needs a ridge of its own, some 1e-6 of
-            a channel's variance (``matroot.nn.functional.inverse_root``); the larger one is used,
+        eps: ridge on the covariance, in its units. Rounding requires another one, some 1e-6 of a
+            channel's variance (``matroot.nn.functional.inverse_root``); the larger one is used,
             so that results are finite with fewer samples than channels of a group.
         momentum: share of the new batch in the running statistics; None: the mean of all batches.
         affine: learn γ and β.
@@ -300,8 +300,8 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
             ``half()``.
         groups: number of groups that are whitened separately, 1 by default; or
         group_size: channels in each.
-        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` has the values of
-            IterNorm.
+        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` gives the values
+            of IterNorm.
         gradient: of the inverse root; IterNorm's own is ``"unrolled"``, from which ``"auto"``
             differs much (``matroot.methods.NewtonSchulz``).
         shrinkage: of the covariance, see ``matroot.statistics.moments``.
@@ -371,7 +371,7 @@ def _as_before(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _processes() -> int:
-    """How many processes train together, as far as is known."""
+    """How many processes train together, as far as PyTorch shows it."""
     if torch.compiler.is_compiling() or not distributed.is_available():
         return 1
     return distributed.get_world_size() if distributed.is_initialized() else 1

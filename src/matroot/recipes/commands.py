@@ -119,9 +119,10 @@ def compare(
 ) -> None:
     """Train an application by several methods and print the paper's table for it.
 
-    Time of the roots in a step, forward and backward, methods in turns; time of a whole step; error
-    on the test set, mean and standard deviation over the seeds. Writes compare.md, compare.json and
-    compare.png. The same command again continues where an interrupted one has stopped.
+    Time of the roots in a step, forward and backward, the methods in turns; time of a whole step;
+    error on the test set, mean and standard deviation over the seeds. Writes compare.md,
+    compare.json and compare.png. The same command again continues where an interrupted one has
+    stopped.
     """
     need_recipes()
     _only_warnings()

@@ -25,7 +25,7 @@ Findings = Iterator[tuple[str, float, float]]
 
 
 class _Case(NamedTuple):
-    """One matrix of the test: its eigenvalues, and what is promised of it."""
+    """One matrix of the test: its eigenvalues, and what is expected of it."""
 
     name: str
     values: Tensor
@@ -33,7 +33,7 @@ class _Case(NamedTuple):
     status: int
 
 
-# Whitening wants inverse roots at κ = 1e12 of float64.
+# Whitening needs inverse roots in float64 at κ = 1e12.
 _CONDS = {"tf32": (1e1,), DOUBLE: (1e2, 1e6, 1e12)}
 
 
@@ -64,7 +64,7 @@ class _Known(NamedTuple):
 
     @property
     def good(self) -> list[int]:
-        """Which have a root."""
+        """The indices of those that have a root."""
         return [i for i, case in enumerate(self.cases) if case.status == Status.OK]
 
 
@@ -81,7 +81,7 @@ def _known(variant: Variant, device: torch.device) -> _Known:
     a[bad[Status.ASYMMETRIC], 0, -1] += 10.0
     a[bad[Status.NONFINITE], -1, -1] = math.nan
     zero = next(i for i, case in enumerate(cases) if case.cond == math.inf)
-    values[zero] = values[zero].round()  # Rounding's ±1e-7 are zeros.
+    values[zero] = values[zero].round()  # ±1e-7 is a rounded zero.
     return _Known(cases, a.to(device), values, vectors)
 
 
@@ -91,12 +91,12 @@ def _off(x: Tensor, expected: Tensor) -> float:
 
 
 def _allowed(case: _Case, n: int, quantity: Quantity, precision: str) -> float:
-    """What the numerics page promises."""
+    """The error that the numerics page allows."""
     dtype = _computed(precision)
     if case.cond == math.inf:
-        # The null space is known to the root of rounding.
+        # There eigenvalues of the root are known to the root of rounding only.
         return math.sqrt(max(n, 4) * spd.real_eps(dtype))
-    # Digits that plain TF32 lacks; in float64 the answers that are known are rounded, too.
+    # Plain TF32 lacks digits; in float64 the known answers are rounded, too.
     plain = {"tf32": 2.0**13, DOUBLE: 2.0}.get(precision, 1.0)
     return plain * tolerance(dtype, case.cond, quantity)
 
@@ -183,7 +183,7 @@ def _roots_are_right(
         yield f"the root of {case.name}", _off(root[i].double(), expected), allowed
         if singular:
             continue
-        # (A library may make products of its own for each batch and shape.)
+        # (A library may multiply in another order for each batch and shape.)
         exact = allowed if variant.kernel == "passes" else 0.0
         yield f"the root beside the inverse of {case.name}", _off(roots[i], root[i]), exact
         inverse = (q * z[i]) @ q.mT
@@ -228,7 +228,7 @@ def _passes(variant: Variant, device: torch.device) -> Findings:
         rule = Lyapunov() if constants else None
         request = Request(functions, Minimax(), rule, 0.0, "raise", known.a.dtype, known.a.dtype)
         found = large.values(kernels, request, known.a)
-        # In place of what was not asked for, nothing.
+        # Empty tensors stand for what was not asked for.
         values = (*found.values, nothing)[:2]
         return tuple(t.cpu() for t in (found.info, *values, *found.constants, nothing)[:4])
 

@@ -63,7 +63,7 @@ def null_shift(s, share, memory, N: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def null_projector(v, found, tau, second, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
     """N, not held, of V = (S + τ)⁻¹, held in the second memory: see spd.null_projector."""
-    # Without a factor the projector is not known, and a plausible one must not come out.
+    # Without a factor the projector is unknown: NaN, not a plausible wrong one.
     tau = tl.where(found, tau, float("nan"))
     v = put(plus_diagonal(-tau * get(v, N), 0.5, n), second)
     for _ in range(14):
@@ -84,7 +84,7 @@ def smith(
 
     Args:
         v: V, held in the second memory.
-        found: whether it is.
+        found: whether S + μ has a Cholesky factor.
         mu: μ.
         x: R, held in the third memory.
         low: above 0.
@@ -117,13 +117,13 @@ def smith(
 def sign(b, c, steps, first, second, third, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
     """Newton–Schulz steps of the matrix sign function from B and C: see lyapunov_solvers.BySign.
 
-    Five products a step, for a symmetric C: C B = (B C)ᵀ. The last step leaves B alone.
+    Five products a step, for a symmetric C: C B = (B C)ᵀ. The last step does not update B.
 
     Args:
         b: B, held in the first memory.
-        c: C, held in the third memory, where X is afterwards.
+        c: C, held in the third memory, in which X is returned.
         steps: how many.
-        first: memory for one matrix, as the others.
+        first: memory for one matrix, as are the next three.
         n: rows.
     """
     c = put(hermitian_part(get(c, N)), third)
@@ -183,8 +183,7 @@ def lyapunov_kernel(
         SIGN: take steps of the matrix sign function instead of solving to rounding.
         PRECISION: of products, as tl.dot names it.
     """
-    # The scratch matrices hold: S; what stands left and right of another matrix; R, X; what comes
-    # between.
+    # The scratch matrices hold: S; P of products P X P; R and X; intermediate results.
     first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
@@ -217,7 +216,7 @@ def lyapunov_kernel(
         wanted, low, high = inv == 1, zero, zero + 1.0
         for stage in range(STAGES):
             if wanted & (stage != NULL_SPACE):
-                # N waits where the result will be.
+                # N is kept where the result will be written.
                 p = load(tl.where(stage > RIGHT_SIDE, x_ptr, z_ptr), matrix, n, N)
                 p = put(p, second)
                 left = put(product(p, x, N, PRECISION), fourth)
@@ -230,7 +229,7 @@ def lyapunov_kernel(
                         rest += 2.0 * (hermitian_part(get(left, N)) - taken)
                 x = put(rest, third)
             if N <= IN_REGISTERS:
-                # Read again, it needs no registers in between.
+                # Loaded again, S takes no registers in between.
                 s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
             needed, shift = False, zero
             if stage == RIGHT_SIDE:

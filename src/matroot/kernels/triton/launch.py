@@ -16,7 +16,7 @@ from matroot import context
 NOTHING, BOUNDS, NORM = 0, 1, 2
 
 LARGEST = 128
-"""Beyond, the products of a library fill the device by themselves."""
+"""The largest n: beyond it the products of a library fill the device by themselves."""
 
 
 def interpreting() -> bool:
@@ -45,7 +45,8 @@ LAUNCHES = {
 }
 
 
-# In float64 a matrix takes twice the registers. And layers have few: more warps, sooner done.
+# In float64 a matrix takes twice the registers; and layers have few matrices at a time, which more
+# warps finish sooner.
 DOUBLE_LAUNCHES = {
     16: Launch(warps=2, resident=None),
     32: Launch(warps=4, resident=None),
@@ -63,9 +64,10 @@ class Variant(NamedTuple):
         kernel: ``"minimax"``, ``"published"`` or ``"lyapunov"``; in the self-test also
             ``"passes"``, those between the products of a library.
         size: N, the power of 2 that matrices are padded to.
-        option: what else tells programs of one kernel apart: a matrix given in half precision (and
-            then ``"pade"``) for the roots, steps of the matrix sign function for the gradient.
-        precision: of products, as tl.dot names it; DOUBLE if the matrices are float64, else not.
+        option: what else distinguishes the programs of a kernel: for the roots, whether the matrix
+            was given in half precision (and, of ``"published"``, whether the polynomials are
+            Padé's); for the gradient, whether it takes steps of the matrix sign function.
+        precision: of products, as tl.dot names it; DOUBLE exactly if the matrices are float64.
     """
 
     kernel: str
@@ -80,7 +82,7 @@ def size_of(n: int) -> int:
     return 16 if n <= 16 else 32 if n <= 32 else 64 if n <= 64 else 128
 
 
-SIZES = [size_of(n) for n in range(LARGEST + 1)]  # To look up, for numbers that are known.
+SIZES = [size_of(n) for n in range(LARGEST + 1)]  # A table for known n.
 
 
 @functools.cache
@@ -95,7 +97,7 @@ def _kernel(name: str) -> Any:
     return found[name]
 
 
-# Matrices of memory that a program needs, and the names of its options.
+# How many matrices of memory a program needs, and the names of its options.
 _NEEDS = {
     "minimax": (4, ("HALF",)),
     "published": (5, ("HALF", "PADE")),
@@ -122,7 +124,7 @@ class _Compiled:
 
     def __call__(self, programs: int, *told: Any) -> None:
         enter, leave = self._knobs.launch_enter_hook, self._knobs.launch_exit_hook
-        # A profiler's hooks, where there are any, are Triton's own business.
+        # Where a profiler has set hooks, Triton launches the program and calls them.
         if enter is None or (
             not getattr(enter, "calls", enter) and not getattr(leave, "calls", leave)
         ):
@@ -139,14 +141,14 @@ def run(variant: Variant, like: Tensor, **arguments: Any) -> None:
     Args:
         variant: the program.
         like: of the batch's shape.
-        arguments: the kernel's by name and in its order, but for ``memory_ptr``, ``batch`` and
-            ``n``, which come first, and its constants, which come last.
+        arguments: the kernel's arguments by name and in its order, without ``memory_ptr``,
+            ``batch`` and ``n``, which come first, and its constants, which come last.
 
     Raises:
-        RuntimeError: it is to be compiled while a CUDA graph is captured.
+        RuntimeError: the kernel would have to be compiled while a CUDA graph is captured.
     """
     if context.pretending():
-        return  # Launches are counted.
+        return  # Launches are only counted.
     n, size, device = like.shape[-1], variant.size, like.device
     batch = like.numel() // n**2
     warps, resident = (DOUBLE_LAUNCHES if variant.precision == DOUBLE else LAUNCHES)[size]
@@ -180,7 +182,7 @@ def run(variant: Variant, like: Tensor, **arguments: Any) -> None:
 
 @functools.cache
 def _programs(device: torch.device, resident: int) -> int:
-    """How many programs a device holds at once; the interpreter one."""
+    """How many programs a device holds at once; the interpreter holds one."""
     if device.type == "cpu":
         return 1
     multiprocessors: int = torch.cuda.get_device_properties(device).multi_processor_count

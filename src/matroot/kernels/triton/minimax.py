@@ -97,9 +97,9 @@ def minimax_kernel(
         info_ptr: status, steps, whether converged, (b, 3), int64.
         table_ptr: schedules(5, …).
         eps: the ridge.
-        eps_high: the upper half of its bits in float64, which are wanted where A is in that.
+        eps_high: the upper half of its bits in float64, used if A is float64.
         eps_low: the lower half.
-        skew_limit: these four are Thresholds, ``singular`` below 0 for None.
+        skew_limit: this and the next three are Thresholds; ``singular`` is below 0 for None.
         indefinite_limit: …
         singular_limit: …
         null_limit: …
@@ -112,7 +112,7 @@ def minimax_kernel(
         HALF: whether A was given in half precision.
         PRECISION: of products, as tl.dot names it.
     """
-    # The scratch matrices hold, one after the other: A, D; A⁻¹, Y; A², P; Z.
+    # In turn, the scratch matrices hold: A and D; A⁻¹ and Y; A² and P; Z.
     first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
@@ -136,7 +136,7 @@ def minimax_kernel(
             HALF,
             PRECISION,
         )
-        # The first step, with Y = A and Z = I, tells its coefficients and how many others follow.
+        # The first step, with Y = A and Z = I, finds the coefficients and how many steps follow.
         y, z, row, r = a, a, table_ptr, tl.cast(1.0, high.dtype)
         step, needed, wanted = 0, 1, 1
         while step < needed:
@@ -150,13 +150,13 @@ def minimax_kernel(
                 units = tl.where(low > 0, ZERO_UNITS, tl.maximum(n * 1.0, ZERO_UNITS))
                 row = row_of(table_ptr, high / tl.maximum(low, units * high * eps_of(high.dtype)))
                 wanted = steps_of(row, tol)
-                # What has no root takes no steps, which would overflow.
+                # A matrix without a root takes no further steps: they would overflow.
                 needed = tl.where(status == OK, tl.minimum(wanted, max_steps), 1)
                 r = 1.0 / high
-            # h of P = Z Y/c takes the division by c, so that A is not rounded before its product.
+            # h includes the division by c of P = Z Y/c, so that no A/c is rounded before a product.
             h0, h1 = tl.load(row + 4 * step), tl.load(row + 4 * step + 1) * r
             h2 = tl.load(row + 4 * step + 2) * r * r
-            # H, then H − I: what a step adds gets small, and its rounding with it.
+            # First H, then H − I: what a step adds becomes small, and so does its rounding error.
             h0 = tl.where(step > 0, h0 - 1.0, h0)
             memory = tl.where(step > 0, first, fourth)
             d = put(plus_diagonal(h2 * square + h1 * get(p, N), h0, n), memory)
@@ -170,7 +170,7 @@ def minimax_kernel(
             step += 1
 
         if (low <= 0) & (status == OK):
-            # A step that is not the last leaves eigenvalues of Y up to 1 + error too large.
+            # Before the last step eigenvalues of Y are too large by a factor of up to 1 + error.
             left = 1.0 + tl.load(row + 4 * (needed - 1) + 3)
             bound = sum * r * left * left
             bad = grown(get(y, N) * r, get(z, N), bound, third, n, sqrt, PRECISION)

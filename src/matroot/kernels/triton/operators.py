@@ -23,7 +23,7 @@ from matroot.schedules import schedules
 def _outputs(
     a: Tensor, sqrt: bool, inv_sqrt: bool, constants: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Memory for what a kernel finds: info, the roots, what the gradient wants; or empty."""
+    """Memory for info, both roots and the constants of the gradient; empty what is not wanted."""
     batch = a.shape[:-2]
     found = (
         a.new_empty((*batch, 3), dtype=torch.int64),
@@ -52,7 +52,7 @@ def _limits(n: int, dtype: torch.dtype, regular: bool) -> dict[str, float]:
 
 @functools.lru_cache(1024)
 def _words(eps: float) -> tuple[int, int]:
-    """The halves of its bits in float64: Triton hands floats over in single precision."""
+    """The two halves of its bits in float64: Triton passes floats in single precision."""
     low, high = struct.unpack("<ii", struct.pack("<d", eps))
     return high, low
 
@@ -69,7 +69,7 @@ def minimax(
     max_steps: int,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Info, A^{1/2}, A^{-1/2} and what the gradient wants to know: see minimax.minimax_kernel.
+    """Info, A^{1/2}, A^{-1/2} and the constants of the gradient: see minimax.minimax_kernel.
 
     Args:
         a: shape (..., n, n), float32, or float64 if the precision is DOUBLE.
@@ -124,7 +124,7 @@ def published(
     """The same by the published polynomials: see published.published_kernel.
 
     Args:
-        a: see ``minimax``, as what is not here.
+        a: see ``minimax``, also for the arguments that are not listed here.
         p: the coefficients of P.
         q: the coefficients of Q.
         pade: whether they are Padé's.
@@ -160,7 +160,7 @@ def published(
 def _coefficients(
     p: tuple[float, ...], q: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Both polynomials with zeros up to the next multiple of 3."""
+    """Both polynomials, each with zeros up to the next multiple of 3."""
     context.refuse_capture(device)
     degree = len(p) - 1
     zeros = (0.0,) * (-degree % 3)
@@ -182,7 +182,7 @@ def lyapunov(
     Args:
         s: S, shape (..., n, n), float32, or float64 if the precision is DOUBLE.
         z: Z, where G_Z is given.
-        constants: what the root's kernel said.
+        constants: what the root's kernel wrote, or None.
         g_sqrt: G_S, or None.
         g_inv: G_Z, or None.
         regular: whether S is known to have no null space.
@@ -227,7 +227,7 @@ def _no_roots(
     constants: int,
     *__: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Results without numbers, for torch.compile."""
+    """Outputs of the right shapes, without values, for torch.compile."""
     return _outputs(a, sqrt, inv_sqrt, constants)
 
 
@@ -235,12 +235,13 @@ def _no_gradient(s: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(s, memory_format=torch.contiguous_format)
 
 
-# By the bare interface: torch.library.custom_op takes longer to call than some kernels run.
+# By the low-level interface: an operator of torch.library.custom_op takes longer to call than some
+# kernels take to run.
 _LIBRARY = torch.library.Library("matroot", "DEF")
 
 
 def _operator(run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """``torch.ops.matroot.NAME``, which does ``run``, and under torch.compile ``fake``."""
+    """``torch.ops.matroot.NAME``, which calls ``run``; torch.compile traces ``fake``."""
     name = run.__name__
     _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")

@@ -1,7 +1,7 @@
-"""The passes of kernels/passes.py as fused kernels, each an operator of PyTorch's.
+"""The passes of kernels/passes.py as fused kernels, each of them an operator of PyTorch's.
 
-On a CPU where Triton's interpreter is not asked for, an operator does the same by PyTorch's
-operations: so that launches can be counted anywhere.
+On a CPU without Triton's interpreter an operator takes PyTorch's operations instead, so that
+launches can be counted anywhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matroot.schedules import Steps
 from matroot.screen import Thresholds
 
 TILE = 32
-SPAN = 16384  # Numbers in which a program of the first kernel looks for the largest.
+SPAN = 16384  # Among so many numbers a program of the first kernel finds the largest.
 
 
 class ByKernels:
@@ -98,7 +98,7 @@ def _operator(kernel: Callable[..., Any], operations: Callable[..., Any]) -> Any
 
 
 def _double(*values: float, like: Tensor) -> Tensor:
-    """The numbers in double precision; arguments of a kernel would be in single."""
+    """The numbers in double precision; as arguments of a kernel they would be in single."""
     return constant(tuple(map(float, values)), torch.float64, like.device)
 
 

@@ -45,7 +45,7 @@ def polynomial(
 
     Args:
         c_ptr: c_0 …, with zeros up to 3·blocks.
-        blocks: of three coefficients; the top one takes a fourth.
+        blocks: how many blocks of three coefficients; the top one has a fourth.
         one: Z, held.
         square: Z², held.
         cube: Z³, held.
@@ -61,7 +61,7 @@ def polynomial(
 
 @triton.jit
 def solved(a, b, first, second, third, n, N: tl.constexpr, PRECISION: tl.constexpr):
-    """A⁻¹B, not held, of held A and B: by the inverse, and a step of refinement."""
+    """A⁻¹B, not held, of held A and B: by the inverse and a step of iterative refinement."""
     inverted, _ = inverse(get(a, N), first, n, PRECISION)
     x = put(product(inverted, b, N, PRECISION), second)
     rest = put(get(b, N) - product(a, x, N, PRECISION), third)
@@ -111,8 +111,8 @@ def published_kernel(
 
     The other arguments are those of minimax_kernel.
     """
-    # The scratch matrices hold, one after the other: A, Z, inverses; Z², quotients; Z³, what they
-    # miss; P; Q.
+    # In turn, the scratch matrices hold: A, Z and inverses; Z² and quotients; Z³ and residuals; P;
+    # Q.
     first = memory_of(memory_ptr, N, 5)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
@@ -154,7 +154,7 @@ def published_kernel(
                 of_it, memory = coefficients_ptr + i * (3 * blocks + 1), fourth + i * (N * N)
                 x = polynomial(of_it, blocks, one, square, cube, memory, n, N, PRECISION)
                 p, q = q, put(x, memory)
-        # The root, then the inverse root, by one piece of code.
+        # The root, then the inverse root, by the same code.
         for i in range(2):
             if tl.where(i == 0, sqrt, inv):
                 if PADE:

@@ -22,6 +22,6 @@ def row_of(table_ptr, ratio):
 
 @triton.jit
 def steps_of(row, tol):
-    """How many of them leave no more than ``tol``."""
+    """How many of these steps leave an error of at most ``tol``."""
     errors = tl.load(row + 4 * tl.arange(0, STEPS) + 3)
     return 1 + tl.sum((errors > tol).to(tl.int32), axis=0)

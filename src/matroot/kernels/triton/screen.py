@@ -59,8 +59,8 @@ def without_negatives(
 ):
     """(A + |A|)/2, not held, of a held A: see spectrum.without_rounded_negatives.
 
-    |A| = A sign A by minimax steps for eigenvalues above n·e of the largest. The memory is for one
-    matrix each.
+    |A| = A sign A by minimax steps for eigenvalues above n·e of the largest. ``first`` to ``third``
+    are memory for one matrix each.
     """
     least = n * eps_of(tl.float32)
     c = positive_or_one(upper_bound(get(a, N), n))
@@ -94,20 +94,21 @@ def prepared(
     HALF: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What all methods begin with.
+    """The beginning of every method: A scaled, screened and bounded.
 
     Returns:
-        A as screen.normalized makes it, held in the first memory; its exponent; its status, with
-        screen.definiteness; lower and upper bound of λ_min, 0 where A has no factor; what
-        ``measured`` says of A.
+        A as from screen.normalized, held in the first memory; its exponent; its status, including
+        screen.definiteness; a lower and an upper bound of λ_min, 0 where A has no Cholesky factor;
+        what ``measured`` returns for A.
     """
     a, k, status = normalized(load(a_ptr, matrix, n, N), n, eps, skew_limit)
     a = put(a, first)
     zero = tl.cast(0.0, a_ptr.dtype.element_ty)
     high, at_least, sum, square, low, low_at_most = zero, zero, zero, zero, zero, zero
     definite, indefinite, changed = False, False, False
-    # By one piece of code: 0, A; 1, where A has no factor, A shifted by what rounding may leave
-    # below zero; 2 and 3, the same without the negative eigenvalues that half precision has left.
+    # One piece of code inverts, in stage 0, A; in stage 1, where A has no factor, A shifted by what
+    # rounding may leave below zero; in stages 2 and 3 the same, after the negative eigenvalues that
+    # half precision has left are removed.
     for stage in range(4 if HALF else 2):
         if (low <= 0) & ((stage < 2) | changed):
             high, at_least, sum, square = measured(get(a, N), n)
@@ -116,7 +117,7 @@ def prepared(
             shifted_a = plus_diagonal(get(a, N), shift, n)
             inverted, factorised = inverse(shifted_a, second, n, PRECISION)
             if shifted:
-                # In half precision n·u may exceed 1, and a shift by it hide a negative matrix.
+                # In half precision n·u may exceed 1: such a shift would hide a negative matrix.
                 indefinite = (factorised == 0) | ((sum <= 0) & (square > 0))
                 if HALF:
                     if (definite | indefinite) == 0:

@@ -1,8 +1,8 @@
 """Whether the kernels can be trusted on this machine: each compiled program is tested at first use.
 
 A compiler or a driver of another version, or a GPU of another kind, may break what was right
-elsewhere. So the first time that a program runs on a device a few matrices whose answers are known
-are solved by it: κ = 1e2 to 1e6 (in float64 to 1e12), repeated eigenvalues, a singular, an
+elsewhere. So a program that runs on a device for the first time solves a few matrices whose answers
+are known: κ = 1e2 to 1e6 (in float64 to 1e12), repeated eigenvalues, a singular, an
 indefinite, a skew one and one with a NaN. Statuses must be as expected, roots and gradients as
 accurate as the numerics page promises beside PyTorch's operations in float64, and the bits the same
 a second time. It takes some ten launches and one synchronisation, once a process.
@@ -28,7 +28,7 @@ PASSES = 144
 
 
 def switch() -> str:
-    """``"off"``, ``"test"`` or ``"on"``: what the environment says of the kernels, at this call.
+    """``"off"``, ``"test"`` or ``"on"``: what the environment variable says at this call.
 
     Raises:
         ValueError: it says something else.
@@ -61,10 +61,10 @@ _ONE_AT_A_TIME = threading.RLock()
 def passed(
     kernel: str, size: int, option: tuple[bool, ...], precision: str, device: torch.device
 ) -> bool:
-    """Whether this program may be used: see launch.Variant. Tested if it is to be and was not yet.
+    """Whether this program may be used: see launch.Variant. At first use it is tested.
 
     Raises:
-        RuntimeError: it is to be tested while a CUDA graph is captured.
+        RuntimeError: it would have to be tested while a CUDA graph is captured.
     """
     variant = Variant(kernel, size, option, precision)
     key = (variant, device)
@@ -98,7 +98,7 @@ passed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def failure(
     kernel: str, size: int, option: tuple[bool, ...], precision: str, device: torch.device
 ) -> str | None:
-    """Why this program is not used, where its test has said so."""
+    """Why this program is not used, if it has failed its test."""
     verdict = _VERDICTS.get((Variant(kernel, size, option, precision), device))
     if verdict is None or verdict.passed or context.pretending() or switch() == "on":
         return None
@@ -110,7 +110,7 @@ failure._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def verdicts(device: torch.device) -> str:
-    """What the self-tests on this device have said so far, a clause for ``matroot.explain``."""
+    """What the self-tests on this device have found so far, a clause for ``matroot.explain``."""
     if switch() == "on":
         return f"without a self-test ({SWITCH}=on)"
     found = {key[0]: verdict for key, verdict in _VERDICTS.items() if key[1] == device}
@@ -128,7 +128,7 @@ def _name(device: torch.device) -> str:
 
 
 def _verdict(variant: Variant, device: torch.device) -> Verdict:
-    """Run the test of a program, whatever is going on around."""
+    """Run the test of a program, outside all modes and transforms that are active."""
     test = TESTS[variant.kernel]
     sync = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else 0
     try:
