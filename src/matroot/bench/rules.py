@@ -150,7 +150,10 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 
 
 def save_plot(rows: Sequence[Row], path: Path, caption: str) -> None:
-    """Error and gradient error against time, a panel for each root; colours: methods, markers: rules."""
+    """Error and gradient error against time, a panel for each root.
+
+    The colour shows the method, the marker the rule.
+    """
     # The object interface keeps matplotlib's global state (and any display) out of it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

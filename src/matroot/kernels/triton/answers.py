@@ -225,7 +225,7 @@ def _passes(variant: Variant, device: torch.device) -> Findings:
 
     def roots(sqrt: bool, inv_sqrt: bool, regular: bool, constants: int) -> tuple[Tensor, ...]:
         functions = BOTH if inv_sqrt else BOTH[:1]
-        rule = Lyapunov() if constants else None
+        rule = None if constants == NOTHING else Lyapunov()
         request = Request(functions, Minimax(), rule, 0.0, "raise", known.a.dtype, known.a.dtype)
         found = large.values(kernels, request, known.a)
         # Empty tensors stand for what was not asked for.
