@@ -1,7 +1,7 @@
 """The Lyapunov equation S X + X S = R: the heart of every gradient, differentiable to any order.
 
 With X = lyap(S, R) and a cotangent G of X, W = lyap(S, G) is the cotangent of R and −(W Xᴴ + Xᴴ W)
-that of S: the derivative is made of the same solve, so every order is finite wherever the first is.
+that of S: the derivative is another such equation, so every order is finite wherever the first is.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
         left = torch.where(ok, clean, spd.nan_where(~ok, flat)).reshape(s.shape)
         # In units in which neither side nor what comes between overflows: S/2ᵏ and G/2ʲ.
         right = g.to(dtype)
-        # (A whole number has no derivative; and PyTorch's batched gradients know no detach.)
+        # (A whole number has no derivative; and PyTorch's batched gradients do not support detach.)
         j = torch.where(spd.max_abs(right).isfinite(), spd.exponent(right), 0)
         solver = BySmith(of_rounded_matrix=False)
         right = spd.times_power_of_two(right, -j)

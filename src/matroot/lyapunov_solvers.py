@@ -96,7 +96,7 @@ class BySign(Solver):
         null = None if self.regular else _null_space(b, singular, share)
         c = spd.minimum_norm(c, null)
         if null is not None:
-            # The steps give R/(2 s_i) on range × null space, where S X + X S = R wants R/s_i.
+            # The steps give R/(2 s_i) on range × null space, where the solution is R/s_i.
             c = c + torch.bmm(null, c) + torch.bmm(c, null)
         for _ in range(self.steps):
             b, c = sign_step(b, c)
@@ -141,7 +141,8 @@ class BySmith(Solver):
     def solve(self, s: Tensor, r: Tensor, constants: tuple[Tensor, ...]) -> Tensor:
         """See Solver.solve. Six products, three a further doubling, two Cholesky inverses.
 
-        A given S knows its null space to its own rounding only, where a factorisation says little.
+        The null space of a given S is known only to the rounding of S, where a factorisation shows
+        little.
         Where values can be looked at, those that may be singular are solved by their eigenvalues.
         Elsewhere all are: on a CPU by eigenvalues, on an accelerator, where an eigendecomposition
         would wait for the device, by products in double precision.
@@ -180,7 +181,7 @@ class BySmith(Solver):
         high = spd.positive_or_one(high)
         singular = (low == 0).flatten()
         if not free:
-            # Before and after: what rounding leaves on null × null space is divided by next to 0.
+            # Before and after: what rounding leaves on null × null space is divided by nearly 0.
             null = None if self.regular else _null_space(s, singular, share)
             x = self._regular(s, spd.minimum_norm(r, null), low, high, share)
             return spd.minimum_norm(x, null)
@@ -223,8 +224,8 @@ class BySmith(Solver):
 def null_share(s: Tensor, of_rounded_matrix: bool) -> float:
     """Eigenvalues of S up to this share of the largest are zero to rounding.
 
-    An eigenvalue of S = A^{1/2} is the root of one of A, so the unit of rounding is that of s²; a
-    given S knows its own to rounding.
+    An eigenvalue s of S = A^{1/2} is the root of one of A, so the unit of rounding is that of s²;
+    the eigenvalues of a given S are themselves known to rounding.
     """
     share = spd.null_share(s.shape[-1], s.dtype)
     return math.sqrt(share) if of_rounded_matrix else share

@@ -5,7 +5,7 @@ With S_a = A^{1/2}, S_b = B^{1/2} and the singular value decomposition S_a S_b =
     d² = tr A + tr B − 2 tr Σ = ‖S_a − S_b V Uᴴ‖_F²,
 
 a sum of squares: never negative, and as exact at A ≈ B as elsewhere, where the traces cancel. Its
-gradient by A, I − M with the transport map M = S_b V Uᴴ S_a⁻¹ that takes A to B = M A M, is made of
+gradient by A, I − M with the transport map M = S_b V Uᴴ S_a⁻¹ that takes A to B = M A M, comes from
 the same factors, without a Lyapunov equation.
 
 Compiled kernels do it with a Cholesky factor and one eigendecomposition a pair, see

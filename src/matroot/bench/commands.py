@@ -97,7 +97,7 @@ def peers(
     only: Only = None,
     fresh: Fresh = False,
 ) -> None:
-    """Other packages' square roots beside matroot: what they can do, how exactly, how fast.
+    """Other packages' square roots and matroot's: what they can do, how exactly, how fast.
 
     Packages that are not installed are named and left out; pip install '.[bench]' in a clone of
     matroot installs them. The table of capabilities comes from running each, never from its

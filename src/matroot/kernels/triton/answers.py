@@ -308,7 +308,7 @@ def _gradients_are_right(
         device: where it runs.
         steps: of the matrix sign function, 0 for the exact solution.
         solve: S, Z, constants, G_S and G_Z to the gradient.
-        calls: whether there is G_S, whether G_Z, and whether the constants are told.
+        calls: whether there is G_S, whether G_Z, and whether the constants are given.
     """
     problem = _problem(variant, device, steps)
     known, s, q = problem.known, problem.s, problem.vectors
@@ -354,7 +354,7 @@ def _divided(s: Tensor, right: Tensor, norm: Tensor, steps: int) -> Tensor:
             left, other = b[:, :, None], b[:, None, :]
             c = 0.5 * c * (3 - other**2 - left**2 + left * other)
             b = 0.5 * b * (3 - b**2)
-        # The steps give R/(2 s) on range × null space, where R/s is wanted.
+        # The steps give R/(2 s) on range × null space, where the solution is R/s.
         return torch.where(null, 0.0, torch.where(one, c, 0.5 * c))
     return torch.where(null, 0.0, right / torch.where(null, 1.0, sums))
 

@@ -224,7 +224,7 @@ def lyapunov_kernel(
                 rest = tl.where(stage == RIGHT_SIDE, 0.0, get(x, N)) - taken
                 if SIGN:
                     if stage == SOLUTION:
-                        # The steps give R/(2 s_i) on range × null space, where R/s_i is wanted:
+                        # The steps give R/(2 s_i) on range × null space, where X is R/s_i:
                         # R ← R + N R + R N.
                         rest += 2.0 * (hermitian_part(get(left, N)) - taken)
                 x = put(rest, third)

@@ -78,7 +78,7 @@ class Variant(NamedTuple):
 
 def size_of(n: int) -> int:
     """The N that n×n matrices are padded to."""
-    # Comparisons, since torch.compile may not know n.
+    # Comparisons, since n may be a symbol under torch.compile.
     return 16 if n <= 16 else 32 if n <= 32 else 64 if n <= 64 else 128
 
 

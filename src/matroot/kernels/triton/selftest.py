@@ -4,8 +4,8 @@ A compiler or a driver of another version, or a GPU of another kind, may break w
 elsewhere. So a program that runs on a device for the first time solves a few matrices whose answers
 are known: κ = 1e2 to 1e6 (in float64 to 1e12), repeated eigenvalues, a singular, an
 indefinite, a skew one and one with a NaN. Statuses must be as expected, roots and gradients as
-accurate as the numerics page promises beside PyTorch's operations in float64, and the bits the same
-a second time. It takes some ten launches and one synchronisation, once a process.
+close to known answers in float64 as the numerics page promises, and the bits the same a second
+time. It takes some ten launches and one synchronisation, once a process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def switch() -> str:
     """``"off"``, ``"test"`` or ``"on"``: what the environment variable says at this call.
 
     Raises:
-        ValueError: it says something else.
+        ValueError: it has another value.
     """
     said = os.environ.get(SWITCH, "test")
     if said not in ("off", "test", "on"):
