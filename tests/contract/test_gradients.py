@@ -16,7 +16,7 @@ from instances import (
     pairs,
 )
 from matroot.gradients import Lyapunov, Spectral, Unrolled
-from matroot.lyapunov import BySmith
+from matroot.lyapunov_solvers import BySmith
 from matroot.methods import Eigh, NewtonSchulz, Pade, Svd, Taylor
 from matroot.testing import exact_gradient, random_spd, relative_error, tolerance
 

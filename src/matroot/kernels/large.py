@@ -309,9 +309,9 @@ def gradient(passes: Passes, kept: Kept, g: Cotangents) -> Tensor:
 
         X₀ = U R U;  X ← X + W X W,  W ← W²;  lyap(S, R) = 2 X/μ.
 
-    ``lyapunov.BySmith`` has two shifts, for fewer products and one more inverse, which takes as
-    long as twenty of them. As many doublings as any matrix may need do no harm to others: where W
-    has vanished, X stays.
+    ``lyapunov_solvers.BySmith`` has two shifts, for fewer products and one more inverse, which
+    takes as long as twenty of them. As many doublings as any matrix may need do no harm to others:
+    where W has vanished, X stays.
     """
     s, z = kept.sqrt, kept.inv_sqrt
     assert s is not None
