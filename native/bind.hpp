@@ -1,5 +1,5 @@
-// Structs as Python classes, from one list of their fields: a constructor that takes them by name,
-// and an attribute for each.
+// Binds a struct as a Python class, given a list of its fields: the constructor takes the fields by
+// name, and each field is an attribute.
 
 #pragma once
 

@@ -11,8 +11,8 @@ constexpr int kPivots = 8;  // rows at a time
 template <class K>
 constexpr int kPivotVectors = (kPivots + K::lanes - 1) / K::lanes;
 
-// Whether symmetric A has a Cholesky factor R, A = Rᵀ R; nonzero where it has. Row i of A becomes
-// r_ii times that of R, from the diagonal on. `columns` is n · kPivotVectors vectors.
+// Returns nonzero where the symmetric matrix A has a Cholesky factor R, A = Rᵀ R. From the diagonal
+// on, row i of A becomes r_ii times row i of R. `columns` is n · kPivotVectors vectors.
 template <class K>
 typename K::Number factorises(int n, typename K::Vector* a, typename K::Vector* columns) {
   using T = typename K::Real;
@@ -47,7 +47,7 @@ typename K::Number factorises(int n, typename K::Vector* a, typename K::Vector* 
   return good;
 }
 
-// R of what `factorises` made of A, in its place; where there is none it means nothing.
+// Turns the result of `factorises` into R, in place; meaningless where A has no factor.
 template <class K>
 void finish_factor(int n, typename K::Vector* a) {
   using T = typename K::Real;

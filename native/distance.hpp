@@ -1,11 +1,12 @@
-// The Bures–Wasserstein distance of A and B and its gradients, for matrices of single precision, in
-// double. See distances.py, which defines what is correct and is left the pairs that may be singular.
+// The Bures–Wasserstein distance of A and B and its gradients, for matrices in single precision,
+// computed in double precision. The reference is transport.py, which also computes the pairs that
+// are left here because they may be singular.
 //
-// With the Cholesky factor B = L Lᵀ and the eigenpairs Lᵀ A L = V Σ² Vᵀ let T = L V and F = A T Σ⁻¹.
-// Then T Tᵀ = B, F Fᵀ = A and Fᵀ T = Σ, so that
+// With the Cholesky factorisation B = L Lᵀ and the eigendecomposition Lᵀ A L = V Σ² Vᵀ, let T = L V
+// and F = A T Σ⁻¹. Then T Tᵀ = B, F Fᵀ = A and Fᵀ T = Σ, so that
 //   d² = ‖T − F‖_F²,  gradients I − M and I − M⁻¹ with M = T Σ⁻¹ Tᵀ and M⁻¹ = F Σ⁻¹ Fᵀ.
-// The square costs half the digits of what is small in Σ, of which double has enough: it does for
-// matrices whose eigenvalues are no less than some units of single precision of the largest.
+// Squaring Σ costs half the digits of its small entries. Double precision has enough of them where
+// the eigenvalues of A and B are at least some units of single precision times the largest.
 
 #pragma once
 
@@ -25,7 +26,7 @@ struct DistanceMemory {
   EighMemory<K> eigh;
   V *a, *r;      // A and R = Lᵀ of each group
   V* columns;    // for the Cholesky factor
-  double* wide;  // each matrix as the caller has it: A, B, Lᵀ A L, gradients
+  double* wide;  // matrices in the caller's layout: A, B, Lᵀ A L, gradients
   typename K::Number* inverse;  // 1/σ
   DistanceMemory(Arena& arena, int n) : eigh(arena, n) {
     const std::size_t size = std::size_t(n) * K::width(n);
@@ -36,7 +37,7 @@ struct DistanceMemory {
   }
 };
 
-// Pairs first … first + count − 1 of a task, in groups of as many as K holds.
+// Pairs first … first + count − 1 of a task, in groups of K::matrices.
 template <class K>
 struct DistanceRun {
   using V = typename K::Vector;
@@ -51,12 +52,12 @@ struct DistanceRun {
   EighRun<K>& eigh;
   Status status_a[kMost] = {}, status_b[kMost] = {};
   int exponent_a[kMost] = {}, exponent_b[kMost] = {};
-  N regular[kMost] = {}, same[kMost] = {};  // of each group, whether both are, whether A = B
+  N regular[kMost] = {}, same[kMost] = {};  // for each group: whether A and B are; whether A = B
 
   V* a(int group) const { return m.a + group * n * w; }
   V* r(int group) const { return m.r + group * n * w; }
 
-  // The matrices of a group in double precision, on their way from and to the caller.
+  // Room for the matrices of a group in double precision and in the caller's layout.
   double* wide(int group) const { return m.wide + group * size; }
 
   void load(Pointer from, int group, V* to, Status* status, int* exponent) const {
@@ -66,7 +67,7 @@ struct DistanceRun {
                  [&](int i, const V* row) { std::copy_n(row, w, to + i * w); });
   }
 
-  // Σ f(i) over vectors, for all columns.
+  // Σ f(i) over all vectors and their columns.
   template <class F>
   N total(F f) const {
     V sums[4] = {};
@@ -74,7 +75,7 @@ struct DistanceRun {
     return K::total(sums[0] + sums[1] + sums[2] + sums[3]);
   }
 
-  // Whether X, scaled, is regular beyond doubt: its least eigenvalue above null · ‖X‖_F.
+  // Whether the scaled matrix X is certainly regular: its least eigenvalue is above null · ‖X‖_F.
   N is_regular(const V* x) {
     V* shifted = m.eigh.x;
     std::copy_n(x, n * w, shifted);
@@ -83,7 +84,7 @@ struct DistanceRun {
     return factorises<K>(n, shifted, m.columns);
   }
 
-  // Lᵀ A L of a group, and what the eigensolver does first.
+  // Computes Lᵀ A L for a group and reduces it to tridiagonal form.
   void cross(int group) {
     V *x = a(group), *y = r(group), *lower = m.eigh.x, *product = m.eigh.y;
     load(task.a, group, x, status_a, exponent_a);
@@ -102,8 +103,8 @@ struct DistanceRun {
     eigh.reduce(group);
   }
 
-  // T from its other end. Lᵀ A L is graded from large to small, as L is, and so is T; QL keeps the
-  // digits of small eigenvalues where they come first.
+  // Reverses the order of rows and columns of T. Like L, both Lᵀ A L and T are graded from large to
+  // small, but QL keeps the digits of small eigenvalues where these come first.
   void reverse() {
     std::reverse(m.eigh.d, m.eigh.d + n);
     std::reverse(m.eigh.e, m.eigh.e + n - 1);
@@ -114,7 +115,7 @@ struct DistanceRun {
       }
   }
 
-  // A number for each matrix of a group, f(its place in the pack, its place in the group).
+  // A number for each matrix of a group: f(index in the pack, index in the group).
   template <class F>
   N each(int group, F f) const {
     N x{};
@@ -122,7 +123,7 @@ struct DistanceRun {
     return x;
   }
 
-  // 1/σ of a group to m.inverse; whether all σ are found.
+  // Sets m.inverse to 1/σ for a group; returns whether all σ were found.
   N invert_sigma(int group) {
     const N unit =
         each(group, [&](int l, int) { return std::ldexp(1.0, -eigh.exponent[l] / 2); });
@@ -138,7 +139,7 @@ struct DistanceRun {
     return found;
   }
 
-  // d² and the gradients of a group; d² is NaN where the pair is left.
+  // d² and the gradients for a group; d² is NaN where the pair is left to transport.py.
   void finish(int group) {
     V *t = m.eigh.x, *f = m.eigh.y;  // Tᵀ and Fᵀ
     const N solved = invert_sigma(group) * regular[group] * each(group, [&](int l, int) {
@@ -162,7 +163,7 @@ struct DistanceRun {
     store_gradient(task.by_b, group, f, up_a / up_b);
   }
 
-  // I − scale · X Σ⁻¹ Xᵀ, given Xᵀ.
+  // Stores I − scale · X Σ⁻¹ Xᵀ, given Xᵀ; 0 where A = B.
   void store_gradient(Pointer to, int group, const V* x, const N& scale) {
     if (!to) return;
     V *columns = m.eigh.reflections, *weighed = m.eigh.spare, *product = eigh.vectors(group);

@@ -1,10 +1,10 @@
-// Functions of matrices by the symmetric eigendecomposition A = U diag(λ) Uᵀ: see methods/eigh.py,
-// which defines what is correct.
+// Functions of matrices by the symmetric eigendecomposition A = U diag(λ) Uᵀ. The reference is
+// methods/eigh.py.
 //
-// Householder reflections give A = Q T Qᵀ with T tridiagonal, implicit QL the rotations that make T
-// diagonal. What decides the eigenvalues runs in double precision also for float: errors of rounded
-// reflections and rotations of Uᵀ, which are made in T, are relative to the norm of the root, whereas
-// errors of T would be divided by s_i + s_j.
+// Householder reflections give A = Q T Qᵀ with T tridiagonal, and implicit QL gives the rotations
+// that make T diagonal. The eigenvalues are computed in double precision for float matrices, too:
+// errors of T would be divided by s_i + s_j. Reflections and rotations are applied to Uᵀ in the
+// precision of A, since their errors are relative to the norm of the root.
 
 #pragma once
 
@@ -18,7 +18,7 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-// Working memory, for one matrix or a matrix a lane.
+// Working memory, for one matrix or for one per lane.
 template <class K>
 struct EighMemory {
   using T = typename K::Real;
@@ -26,11 +26,11 @@ struct EighMemory {
   using D = typename K::Double;
   using Wide = typename Convert<T>::Wide;
   static constexpr int together = Simd<T>::lanes;            // matrices in one run of QL
-  static constexpr int groups = together / K::matrices;      // of them as many as K holds
+  static constexpr int groups = together / K::matrices;      // of K::matrices each
   Strips<D> a;
   typename D::Vector* work;
   V *x, *y, *reflections;
-  V* spare;  // one matrix more, in double precision
+  V* spare;  // one more matrix, for double matrices only
   V* vectors;  // Uᵀ of each group
   Wide *d, *e;
   Rotations<T> rotations[kMost];
@@ -54,7 +54,7 @@ struct EighMemory {
   }
 };
 
-// One run of QL: matrices first … first + count − 1 of a task, in groups of as many as K holds.
+// One run of QL: matrices first … first + count − 1 of a task, in groups of K::matrices.
 template <class K>
 struct EighRun {
   using T = typename K::Real;
@@ -69,8 +69,8 @@ struct EighRun {
   const int count, n = task.batch.n, w = K::width(n);
   const std::int64_t size = std::int64_t(n) * n;
   EighMemory<K>& m;
-  const int present = groups == 1 ? 1 : count;  // groups that are there
-  const int here = groups == 1 ? count : 1;     // matrices in each
+  const int present = groups == 1 ? 1 : count;  // groups in use
+  const int here = groups == 1 ? count : 1;     // matrices in each of them
   Status status[kMost] = {};
   int exponent[kMost] = {};
   Wide unsolved{}, up{}, null{};
@@ -78,12 +78,12 @@ struct EighRun {
   const T* given(int group) const { return task.a.as<const T>() + (first + group) * size; }
   V* vectors(int group) const { return m.vectors + group * n * w; }  // Uᵀ
 
-  // Identities for the lanes that stay empty.
+  // Fills all lanes with the identity, since some may stay unused.
   void start() {
     for (int i = 0; i < n; ++i) m.d[i] = Wide{} + 1.0, m.e[i] = Wide{};
   }
 
-  // T of a group to m.d and m.e, Qᵀ to its vectors.
+  // Sets m.d and m.e to T for a group, and its vectors to Qᵀ.
   void reduce(int group) {
     auto store = [&](int i, const typename D::Vector* row) {
       for (int v = i / D::lanes / m.a.wide * m.a.wide; v < m.a.w; v += m.a.wide) {
@@ -112,7 +112,7 @@ struct EighRun {
     for (int l = 0; l < count; ++l) m.rotations[l].apply(n, vectors(l), w, m.y);
   }
 
-  // The eigenvalues of T in the place of d, its eigenvectors' part in Uᵀ.
+  // Replaces d by the eigenvalues of T, and Qᵀ by Uᵀ.
   void diagonalise() {
     const int capacity = Rotations<T>::capacity(n);
     auto begin = [&](const Wide& start, const Wide& end) {
@@ -142,17 +142,18 @@ struct EighRun {
             m.rotations[k].pairs[m.rotations[k].used++] = {cosine[k], sine[k]};
       }
     };
-    // Cutting T where |e| ≤ unit (|d_i| + |d_{i+1}|) moves an eigenvalue by no more than that share
-    // of itself: e²/gap where its neighbour is far, |e| where it is near. So float needs no more.
+    // Splitting T where |e| ≤ unit (|d_i| + |d_{i+1}|) changes an eigenvalue by no more than that
+    // fraction of it: by e²/gap if its neighbour is far, by |e| if it is near. So the larger unit
+    // is enough for float.
     constexpr double unit = std::is_same_v<T, double> ? 0x1p-53 : 0x1p-34;
     auto failed = implicit_ql(n, m.d, m.e, unit, begin, rotate);
     if constexpr (groups > 1) apply_rotations();
     unsolved = select(failed, Wide{} + 1.0, Wide{});
   }
 
-  // Of double matrices: T and its rotations are no more exact than the results are to be. One step
-  // of perturbation theory, v_i + Σ_j v_j R_ij/(λ_i − λ_j) with R = Uᵀ A U, where λ are apart.
-  // Leaves A, scaled and symmetric, in m.y.
+  // For double matrices, where T and its rotations are no more exact than the results have to be:
+  // one step of perturbation theory, v_i + Σ_j v_j R_ij/(λ_i − λ_j) with R = Uᵀ A U, where the
+  // eigenvalues are well separated. Leaves A, scaled and made symmetric, in m.y.
   void perturb(int group, const N& scale) {
     V *u = vectors(group), *better = m.reflections, *spare = m.spare;
     K::load(better, given(group), n, size, here);
@@ -177,7 +178,8 @@ struct EighRun {
     std::memcpy(static_cast<void*>(u), better, sizeof(V) * n * w);
   }
 
-  // Rounded rotations leave Uᵀ a little off orthogonal; a Newton step, Uᵀ − ½ (Uᵀ U − I) Uᵀ, is not.
+  // The rounding of rotations leaves Uᵀ not quite orthogonal; the Newton step
+  // Uᵀ − ½ (Uᵀ U − I) Uᵀ corrects that.
   void orthogonalise(int group, V* spare) {
     V *u = vectors(group), *better = m.reflections;
     K::transpose(m.x, u, n);
@@ -193,7 +195,7 @@ struct EighRun {
       for (int l = 0; l < K::matrices; ++l) put(scale, l, std::ldexp(1.0, -exponent[group + l]));
       perturb(group, scale);
       orthogonalise(group, m.spare);
-      // And the eigenvalues as Rayleigh quotients.
+      // The eigenvalues again, as Rayleigh quotients.
       const V *u = vectors(group), *better = m.reflections;
       multiply<K>(n, n, w, m.reflections, nullptr, u, w, 0, m.y);
       for (int i = 0; i < n; ++i) {
@@ -207,8 +209,8 @@ struct EighRun {
     }
   }
 
-  // The statuses; also 2^(k/2) for a matrix that was scaled by 2^−k, NaN for one not solved, and the
-  // size up to which an eigenvalue is null.
+  // Sets the statuses; `up`, which is 2^(k/2) for a matrix that was scaled by 2^−k and NaN for one
+  // that was not solved; and `null`, the size up to which an eigenvalue counts as null.
   void judge() {
     Wide low = m.d[0], high = m.d[0], most = magnitude(m.d[0]), least = most;
     for (int i = 1; i < n; ++i) {
@@ -235,7 +237,8 @@ struct EighRun {
     }
   }
 
-  // f of eigenvalue i; NaN where there is no result. Of the inverse root, 0 where it is null.
+  // f at eigenvalue i; NaN where there is no result. Where the eigenvalue is null, functions
+  // without a value at 0, like the inverse root, are 0.
   Wide value_at(const Function& f, int i) const {
     const Wide d = m.d[i], zero{}, one = zero + 1.0;
     if (f.kind == Kind::Sqrt || f.kind == Kind::InvSqrt) {
@@ -251,7 +254,7 @@ struct EighRun {
     return select(there, value(f, select(there, x, one)), zero) + nothing;
   }
 
-  // The numbers of an array of Wide, a matrix a lane, as the caller's.
+  // Stores the numbers f(i), one matrix per lane, in the caller's memory.
   template <class To, class F>
   void put_numbers(Pointer to, F f) const {
     if (!to) return;
@@ -266,13 +269,13 @@ struct EighRun {
     else return T(reinterpret_cast<const double*>(x)[group]);
   }
 
-  // U in m.x, and in the caller's memory where that is not null.
+  // Forms U in m.x, and stores it in the caller's memory unless that is null.
   void form_vectors(int group, Pointer to) {
     K::transpose(m.x, vectors(group), n);
     if (to) K::store(to.as<T>() + (first + group) * size, m.x, n, size, here);
   }
 
-  // U diag(f) Uᵀ with f in m.e and U in m.x.
+  // Stores U diag(f) Uᵀ, where m.e holds f and m.x holds U.
   void assemble(int group, Pointer to) {
     const V* u = vectors(group);
     V *scaled = m.reflections, *product = m.y;

@@ -1,9 +1,10 @@
-// Logarithm, exponential and power of vectors of doubles, within an ulp or so on the whole range.
+// Logarithm, exponential and power of vectors of doubles, within about an ulp on the whole range.
 //
-// log x = e ln 2 + 2 artanh s with x = 2^e m, √½ < m ≤ √2 and s = (m − 1)/(m + 1), the leading terms
-// in pairs of doubles (Dekker, Numer. Math. 18, 1971) and Taylor's series beyond; exp by Cody and
-// Waite's reduction (Software Manual for the Elementary Functions, 1980) and Taylor's series.
-// x^p = exp(p log x) needs the pairs: an error of log x is multiplied by p log x, up to 745.
+// log x = e ln 2 + 2 artanh s with x = 2^e m, √½ < m ≤ √2 and s = (m − 1)/(m + 1): the leading
+// terms in pairs of doubles (Dekker, Numer. Math. 18, 1971), the others by Taylor's series. exp x:
+// Cody and Waite's reduction (Software Manual for the Elementary Functions, 1980), then Taylor's
+// series. x^p = exp(p log x) needs the pairs, since a relative error of log x is multiplied by
+// p log x, which may be 745.
 
 #pragma once
 
@@ -24,7 +25,7 @@ inline To bits_of(const From& x) {
   return y;
 }
 
-// An unevaluated sum, high the rounded sum.
+// An unevaluated sum; `high` is the rounded sum.
 template <class V>
 struct Pair {
   V high, low;
@@ -65,7 +66,7 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 // ln 2 in two parts, the first of 42 bits, so that its multiples by exponents are exact.
 constexpr double kLn2High = 0x1.62e42fefa38p-1, kLn2Low = 0x1.ef35793c7673p-45;
 
-// Adding it to an integer leaves that in the low bits.
+// Added to an integer, it leaves the integer in the low bits.
 constexpr double kShift = 0x1.8p52;
 
 // log x as a pair whose relative error is about 2^−65.
@@ -121,7 +122,7 @@ inline Doubles exp_pair(const Doubles& high, const Doubles& low) {
                                1. / 3628800,  1. / 39916800,  1. / 479001600,  1. / 6227020800};
   // exp(r + rest) = exp r + rest (1 + r) to rounding.
   const Doubles y = 1.0 + (r + (horner(series, r) * (r * r) + rest * (1.0 + r)));
-  // In two steps: 2^k alone may be out of range.
+  // In two factors, since 2^k alone may be out of range.
   const Doubles half = (k * 0.5 + kShift) - kShift;
   return select(high == high, y * power_of_two(half) * power_of_two(k - half), high);
 }

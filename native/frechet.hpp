@@ -1,4 +1,4 @@
-// Derivatives of functions of matrices by divided differences of their eigenvalues.
+// Derivatives of functions of matrices by divided differences at the eigenvalues.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-// The divided differences of functions at the eigenvalues of one matrix, or a matrix a lane.
+// Divided differences of functions at the eigenvalues of one matrix, or of one matrix per lane.
 template <class K>
 struct Differences {
   using T = typename K::Real;
@@ -19,14 +19,15 @@ struct Differences {
   Points<Wide>* points;
   int n, w;
   bool is_real;
-  Wide null{};  // the size up to which an eigenvalue is null
+  Wide null{};  // the size up to which an eigenvalue counts as null
 
   Differences(Arena& arena, int n) : n(n), w(K::width(n)) {
     values = arena.take<Wide>(w);
     points = arena.take<Points<Wide>>(w);
   }
 
-  // Eigenvalues (count, n); lanes beyond the batch and columns beyond n repeat the last there is.
+  // Loads eigenvalues (count, n). Lanes beyond the batch repeat the last matrix, columns beyond n
+  // the last eigenvalue.
   void load(const double* from, int count, const Thresholds& thresholds) {
     constexpr bool lanes = K::matrices > 1;
     double most[many] = {};
@@ -43,7 +44,8 @@ struct Differences {
     is_real = thresholds.is_real();
   }
 
-  // Calls use(i, v, f[λ_i, λ_j]), rounded to T, for columns j of vector v, from the diagonal on or all.
+  // Calls use(i, v, f[λ_i, λ_j]), rounded to T, for the columns j of each vector v: all of them, or
+  // those from the diagonal on.
   template <class Use>
   void visit(const Function& given, bool upper, Use use) {
     const Function f = as_power(given);
@@ -121,7 +123,7 @@ static void solve_frechet(const FrechetTask& task, std::int64_t first, int count
   K::store(task.x.as<T>() + offset, m.g, n, size, count);
 }
 
-// R_ij ← f[λ_i, λ_j] R_ij of a matrix that is too large for the kernel above.
+// R_ij ← f[λ_i, λ_j] R_ij for a matrix that is too large for the kernel above.
 template <class T>
 static void weigh(const WeighTask& task, std::int64_t matrix, int, void* memory) {
   using V = typename Simd<T>::vector;

@@ -1,6 +1,6 @@
-// Functions of eigenvalues, and their divided differences f[x, y] = (f(x) − f(y))/(x − y), by which
-// derivatives of functions of symmetric matrices are made (Daleckii and Krein; Higham, Functions of
-// Matrices, 3.2). In double precision, vectors V of it.
+// Functions of eigenvalues and their divided differences f[x, y] = (f(x) − f(y))/(x − y), which
+// give the derivatives of functions of symmetric matrices (Daleckii and Krein; Higham, Functions of
+// Matrices, 3.2). V is a vector of doubles.
 
 #pragma once
 
@@ -13,7 +13,7 @@ namespace MATROOT_ISA {
 inline bool is_integer(double p) { return p == std::trunc(p); }
 inline bool is_odd(double p) { return is_integer(p) && std::fmod(p, 2) != 0; }
 
-// Roots are powers; their own kernels are for their own bits.
+// Roots are powers, too. (eigh.hpp computes their values by sqrt, which may round differently.)
 inline Function as_power(const Function& f) {
   if (f.kind == Kind::Sqrt) return {Kind::Power, 0.5};
   if (f.kind == Kind::InvSqrt) return {Kind::Power, -0.5};
@@ -23,18 +23,18 @@ inline Function as_power(const Function& f) {
 inline bool is_singular_at_zero(const Function& f) {
   return f.kind == Kind::Log || (f.kind == Kind::Power && f.exponent < 0);
 }
-// Whether f'(0) does not: the derivative is then taken for 0 on null × null space.
+// Whether f'(0) does not exist: the derivative is then defined as 0 on null × null space.
 inline bool is_steep_at_zero(const Function& f) {
   return is_singular_at_zero(f) ||
          (f.kind == Kind::Power && f.exponent < 1 && !is_integer(f.exponent));
 }
 
-// Whether it takes eigenvalues of any sign. For others those below 0 are 0.
+// Whether f takes eigenvalues of any sign. Otherwise negative ones count as 0.
 inline bool takes_any_sign(const Function& f) {
   return f.kind == Kind::Exp || (f.kind == Kind::Power && is_integer(f.exponent));
 }
 
-// An eigenvalue that is not positive is zero to rounding, unless the exponent is an integer.
+// Unless its exponent is an integer, a power takes a negative eigenvalue for a rounded zero.
 template <class V>
 inline V value(const Function& f, const V& x) {
   if (f.kind == Kind::Log) return logarithm(x);
@@ -52,17 +52,17 @@ inline V sinh_ratio(const V& z) {
   return horner(series, z * z);
 }
 
-// What divided differences need of each eigenvalue.
+// The values at each eigenvalue that divided differences are computed from.
 template <class V>
 struct Points {
-  V x, f;                // both 0 for a null eigenvalue that f leaves out
+  V x, f;                // both 0 at a null eigenvalue where f(0) does not exist
   V half, half_rest;     // ½ log |x| as a pair
-  V slope;               // |x|^½(p − 1) with the sign of x (p = 0 for the logarithm); e^½x
-  V root;                // |f|^½ with the sign of f, of powers
+  V slope;               // |x|^½(p − 1) with the sign of x (p = 0 for the logarithm); e^½x for exp
+  V root;                // for powers, |f|^½ with the sign of f
   V null;                // 1 where f' does not exist, else 0
 };
 
-// The points of eigenvalues x, null where `null` says so.
+// The points for eigenvalues `given`; the mask `null` marks those that count as null.
 template <class V, class M>
 inline Points<V> points_of(const Function& f, const V& given, const M& null) {
   const V zero{}, one = zero + 1.0;
@@ -77,7 +77,7 @@ inline Points<V> points_of(const Function& f, const V& given, const M& null) {
   const V x = is_steep_at_zero(f) && !takes_any_sign(f) ? select(null, zero, positive) : positive;
   const auto negative = x < 0.0;
   const auto log = log_pair(magnitude(x));
-  const double less = p - 1;  // and what its rounding leaves
+  const double less = p - 1;  // `rest` is its rounding error
   const double rest = std::abs(p) < 1 ? p - (less + 1) : -1 - (less - p);
   const V size = power(log, p), root = power(log, p * 0.5);
   const V slope = power(log, less * 0.5, rest * 0.5);
@@ -89,17 +89,17 @@ inline Points<V> points_of(const Function& f, const V& given, const M& null) {
   if (left_out) {
     to.x = select(null, zero, to.x), to.f = select(null, zero, to.f);
     to.slope = select(null, zero, to.slope);
-    // Not near anything; the logarithm's own difference is then that of f.
+    // Powers: no other eigenvalue is near. Logarithm: 2h is then the difference of f.
     to.half = select(null, is_log ? zero : one * -kInfinity, to.half);
     to.half_rest = select(null, zero, to.half_rest);
   }
   return to;
 }
 
-// f[x, y] for one x, of type N, and a vector of y. Where they are far apart, differences of numbers
-// are exact enough. Near each other, with h = ½ log |x/y| and s(z) = sinh(z)/z,
+// f[x, y] for one x, of type N, and a vector of y. Where x and y are far apart, the differences are
+// exact enough as they stand. Where they are near, with h = ½ log |x/y| and s(z) = sinh(z)/z,
 //   x − y = 2h √(x y) s(h)   and   x^p − y^p = 2h p √(x y)^p s(p h),
-// where neither difference cancels, and of which 2h is left out where one is divided by the other.
+// which do not cancel. The factor 2h is left out where both occur in the quotient.
 template <class V, class N>
 inline V difference_of_powers(double p, const Points<N>& x, const Points<V>& y) {
   const V h = (x.half - y.half) + (x.half_rest - y.half_rest), u = p * h;
@@ -107,13 +107,13 @@ inline V difference_of_powers(double p, const Points<N>& x, const Points<V>& y) 
   const auto near_f = magnitude(u) <= 0.5;
   const auto near = near_f & (magnitude(h) <= 0.5) & (slopes > 0.0);
   const V ratio = p * sinh_ratio(u);
-  // Signs of x^(p − 1) and x^p, the same for y where these terms are taken.
+  // The signs of x^(p − 1) and x^p. Where they are used, those of y are the same.
   const double even = is_integer(p) && !is_odd(p) ? -1 : 1;
   const N sign = select(x.x < 0.0, N{} + even, N{} + 1.0);
   const N sign_f = select(x.f < 0.0, N{} - 1.0, N{} + 1.0);
   const V df = select(near_f & (roots > 0.0), sign_f * roots * ratio * (h + h), x.f - y.f);
   const V found = select(near, sign * slopes * ratio, df) / select(near, sinh_ratio(h), dx);
-  // Two zeros have f'(0), which is 0 or, for p = 1, 1. It is 0 between null eigenvectors.
+  // For two zeros, f'(0), which is 0 or, for p = 1, 1. Where f'(0) does not exist, 0.
   const V at_zero = V{} + double(p == 1);
   const V zero_or_found = select(near, found, select(dx == 0.0, at_zero, found));
   return select(x.null + y.null > 1.5, V{}, zero_or_found);

@@ -1,4 +1,4 @@
-// The kernels for one instruction set: compiled once for each, with MATROOT_ISA and MATROOT_BYTES.
+// The kernels; compiled once for each instruction set, with its MATROOT_ISA and MATROOT_BYTES.
 
 #include "isa.hpp"
 
@@ -13,7 +13,7 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-// Small matrices go a matrix a lane, so that no lane idles.
+// Matrices up to this size are solved one per lane, so that no lane is idle.
 constexpr int kLanesUpTo = 24;
 
 template <class K>
@@ -32,7 +32,7 @@ static void product(const ProductTask& task, std::int64_t first, int count, void
   K::store(task.c.as<T>() + offset, c, n, size, count);
 }
 
-constexpr int kNumbers = 256;  // that the kernel of functions is given at a time
+constexpr int kNumbers = 256;  // in one call of the kernel `function`
 static void function(const FunctionTask& task, std::int64_t first, int count, void*) {
   constexpr int lanes = Simd<double>::lanes;
   const double* x = task.x.as<const double>() + first;

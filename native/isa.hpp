@@ -1,4 +1,4 @@
-// What the bindings and the kernels of every instruction set share.
+// Declarations shared by the bindings and the kernels of every instruction set.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace matroot {
 
-// What became of a matrix: see Status in screen.py, where Left does not leave its caller.
+// The outcome for a matrix: see Status in screen.py. No caller of the library gets Left.
 enum class Status : std::int64_t {
   Ok,
   Diverged,
@@ -16,20 +16,20 @@ enum class Status : std::int64_t {
   Indefinite,
   Asymmetric,
   Nonfinite,
-  Left,  // by this kernel to the reference, which decides
+  Left,  // to the reference, which decides
 };
 
-// What a matrix is tested for. Where `indefinite` or `singular` is negative, it is not.
+// Thresholds for the tests of a matrix; a negative `indefinite` or `singular` turns its test off.
 struct Thresholds {
   double skew = 1;         // asymmetric where ‖skew part‖_F > skew · ‖A‖_F
   double indefinite = -1;  // where an eigenvalue is below −indefinite · λ_max
-  double singular = -1;    // where one is up to singular · λ_max
+  double singular = -1;    // where an eigenvalue is at most singular · λ_max
   double null = 0;         // eigenvalues up to null · max|λ| are 0 to rounding
-  // Where `indefinite` is negative, so that eigenvalues may be, it is |λ| that is up to these.
+  // A negative `indefinite` allows negative eigenvalues; `singular` and `null` then apply to |λ|.
   bool is_real() const { return indefinite < 0; }
 };
 
-// Memory of the caller's, from Python as an integer; 0 is null: not there, or not wanted.
+// An address in the caller's memory, in Python an integer; null (0) if absent or not wanted.
 struct Pointer {
   std::uintptr_t address = 0;
   explicit operator bool() const { return address != 0; }
@@ -39,7 +39,7 @@ struct Pointer {
   }
 };
 
-// What all tasks have: contiguous matrices (count, n, n), float or double, and threads at most.
+// Common to all tasks: contiguous matrices (count, n, n), float or double; the most threads to use.
 struct Batch {
   bool is_double = false;
   std::int64_t count = 0;
@@ -49,7 +49,7 @@ struct Batch {
 
 // The rows of `info`, (count, 3), int64.
 struct Info {
-  std::int64_t status, steps, converged;  // 0 no, 1 yes, 2 cannot tell
+  std::int64_t status, steps, converged;  // converged: 0 no, 1 yes, 2 unknown
 };
 
 // The roots of A + eps·I by the coupled iteration; see methods/minimax.py.
@@ -57,14 +57,15 @@ struct MinimaxTask {
   Batch batch;
   Pointer a;
   Pointer sqrt, inv_sqrt;  // (count, n, n), or null
-  Pointer bounds;          // (count, 2) of S, the lower one 0 where it may be singular; or null
+  Pointer bounds;          // (count, 2), of the eigenvalues of S, the lower one 0 where S may be
+                           // singular; or null
   Pointer info;
   double eps = 0;
   Thresholds thresholds;
   Pointer table;  // (grid, table_steps, 4); see schedules.py
   int table_steps = 0, octave = 0, octaves = 0;
   double tol = 0;
-  int max_steps = 0;  // 0: as many as the table has
+  int max_steps = 0;  // 0: all in the table
 };
 
 // The roots of A + eps·I by polynomials in Z = I − A/‖A‖_F; see methods/taylor.py and
@@ -77,14 +78,15 @@ struct PublishedTask {
   Pointer info;
   double eps = 0;
   Thresholds thresholds;
-  double shift = 0;      // solved where A + shift · λ_max I has a Cholesky factor
-  Pointer coefficients;  // double: of Z⁰ … Z^degree, of P and then of Q
+  double shift = 0;      // A is solved where A + shift · λ_max I has a Cholesky factor
+  Pointer coefficients;  // double: those of Z⁰ … Z^degree in P, then in Q
   int degree = 0;
-  bool quotient = false;  // the roots are Q⁻¹P and P⁻¹Q; else P and Q
+  bool quotient = false;  // whether the roots are Q⁻¹P and P⁻¹Q; otherwise P and Q
 };
 
-// A function of a symmetric matrix, by its eigenvalues: x^½, x^−½, x^exponent, log x or e^x. Integer
-// exponents take eigenvalues of any sign; else, and for log, null and negative ones count as 0.
+// A function of a symmetric matrix, by its eigenvalues: x^½, x^−½, x^exponent, log x or e^x.
+// Integer exponents and exp take eigenvalues of any sign; for the others null and negative ones
+// count as 0.
 enum class Kind : int { Sqrt, InvSqrt, Power, Log, Exp };
 struct Function {
   Kind kind = Kind::Sqrt;
@@ -105,29 +107,29 @@ struct EighTask {
   Batch batch;
   Pointer a;
   std::vector<Output> outputs;
-  Pointer roots;         // (count, n), the eigenvalues of S in no order; or null
-  Pointer vectors;       // (count, n, n), in columns; or null
+  Pointer roots;         // (count, n), the eigenvalues of S in any order; or null
+  Pointer vectors;       // (count, n, n), eigenvectors in columns; or null
   Pointer values;        // double, (count, n), the eigenvalues of A + eps·I; or null
-  bool of_root = false;  // whether what is given is S itself, so that `roots` are its eigenvalues
+  bool of_root = false;  // whether `a` is S itself, so that `roots` are its eigenvalues
   Pointer info;
   double eps = 0;
   Thresholds thresholds;
 };
 
-// S X + X S = R = herm(G_S) − Z herm(G_Z) Z by X = U [(Uᵀ R U) / (s_i + s_j)] Uᵀ; all (count, n, n).
+// S X + X S = R = herm(G_S) − Z herm(G_Z) Z by X = U [(Uᵀ R U)/(s_i + s_j)] Uᵀ; all (count, n, n).
 struct SpectralTask {
   Batch batch;
   Pointer roots, vectors;  // as in EighTask
-  Pointer z;               // null: Z is exact, and Uᵀ Z G Z U is (Uᵀ G U)_ij / (s_i s_j)
+  Pointer z;               // if null, Z is exact, and Uᵀ Z G Z U is (Uᵀ G U)_ij / (s_i s_j)
   Pointer g_sqrt, g_inv;   // one of them may be null
   Pointer x;
-  double null = 0;  // X is 0 between eigenvectors whose s are up to null · max s
-  Pointer norms;    // (count,), for X by `steps` of the sign iteration of S/norm; or null
+  double null = 0;  // X is 0 between eigenvectors whose s are at most null · max s
+  Pointer norms;    // (count,), for X by `steps` steps of the sign iteration of S/norm; or null
   int steps = 0;
 };
 
-// The squared Bures–Wasserstein distance of A + eps·I and B + eps·I, float, and its gradients. NaN is
-// d² where one of them may be singular or has no root; the gradients mean nothing there.
+// The squared Bures–Wasserstein distance of A + eps·I and B + eps·I, float, and its gradients.
+// Where one of them may be singular or has no root, d² is NaN and the gradients are meaningless.
 struct DistanceTask {
   Batch batch;
   Pointer a, b;
@@ -137,8 +139,8 @@ struct DistanceTask {
   Thresholds thresholds;
 };
 
-// X = Σ_f U [f[λ_i, λ_j] (Uᵀ herm(G_f) U)_ij] Uᵀ, the derivative of Σ_f ⟨f(A), G_f⟩ by A; see
-// functions.hpp.
+// X = Σ_f U [f[λ_i, λ_j] (Uᵀ herm(G_f) U)_ij] Uᵀ, the derivative of Σ_f ⟨f(A), G_f⟩ with respect to
+// A; see functions.hpp.
 struct FrechetTask {
   Batch batch;
   Pointer values, vectors;  // as in EighTask
@@ -147,14 +149,14 @@ struct FrechetTask {
   Thresholds thresholds;
 };
 
-// y = f(x) of numbers in double precision, `count` of them: to test the functions.
+// y = f(x) for `count` numbers in double precision, to test the functions.
 struct FunctionTask {
   Batch batch;
   Function function;
   Pointer x, y;
 };
 
-// X = (A + eps·I)/2ᵏ, symmetric, with entries below 1; the identity for a bad matrix.
+// X = (A + eps·I)/2ᵏ, made symmetric, the entries of A/2ᵏ below 1; the identity for a bad matrix.
 struct PrepareTask {
   Batch batch;
   Pointer a, x;
@@ -163,7 +165,7 @@ struct PrepareTask {
   Thresholds thresholds;
 };
 
-constexpr int kSide = 32;  // of the tiles that passes over large matrices are made in
+constexpr int kSide = 32;  // of the tiles in passes over large matrices
 inline int tile_rows(int n) { return (n + kSide - 1) / kSide; }
 
 // X ← (X + Xᵀ)/2.
@@ -172,14 +174,14 @@ struct SymmetriseTask {
   Pointer x;
 };
 
-// R_ij ← (R_ij − Q_ij/(s_i s_j))/(s_i + s_j), 0 where both s are up to null · max s.
+// R_ij ← (R_ij − Q_ij/(s_i s_j))/(s_i + s_j), 0 where both s are at most null · max s.
 struct DivideTask {
   Batch batch;
   Pointer r, q, roots;  // q may be null
   double null = 0;
 };
 
-// R_ij ← f[λ_i, λ_j] R_ij, the values in double precision as in EighTask.
+// R_ij ← f[λ_i, λ_j] R_ij, with λ in double precision as in EighTask.
 struct WeighTask {
   Batch batch;
   Pointer r, values;
@@ -187,8 +189,8 @@ struct WeighTask {
   Thresholds thresholds;
 };
 
-// C = A B made `repeats` times over in the caches: to test and to time the products that the other
-// kernels are made of. `symmetric` where C is known to be, from its upper triangle.
+// C = A B, computed `repeats` times within the caches: to test and to time the products that the
+// other kernels consist of. With `symmetric`, only the upper triangle is computed and mirrored.
 struct ProductTask {
   Batch batch;
   Pointer a, b, c;
@@ -196,14 +198,15 @@ struct ProductTask {
   int repeats = 1;
 };
 
-// A kernel for one dtype, size and instruction set. It solves up to `matrices` matrices (or rows of
-// tiles) of a task, `count` of them from `first` on, in `bytes` of memory aligned to a cache line.
+// A kernel for one dtype, size and instruction set. A call solves `count` matrices (or rows of
+// tiles) of a task from `first` on, at most `matrices`. `memory` is `bytes` of working memory,
+// aligned to a cache line.
 template <class Task>
 struct Kernel {
   void (*solve)(const Task&, std::int64_t first, int count, void* memory);
   std::size_t bytes;
   int matrices;
-  bool divisible;  // whether fewer matrices take less time
+  bool divisible;  // whether a call with fewer matrices takes less time
 };
 
 struct Kernels {

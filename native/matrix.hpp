@@ -1,9 +1,9 @@
-// One matrix, or a matrix a SIMD lane: how they lie in memory, and their products.
+// One matrix, or one matrix per SIMD lane: their layouts in memory and their products.
 //
-// A matrix of n rows is a row-major array of vectors. `Rows` holds one matrix, its columns padded
-// with zeros to whole vectors; `Lanes` holds as many matrices as a vector has lanes, entry (i, j) of
-// all of them in one vector. Code is the same for both: what scales a row is a number there and a
-// vector here.
+// A matrix of n rows is a row-major array of vectors. `Rows` holds one matrix, each row padded with
+// zeros to whole vectors; `Lanes` holds as many matrices as a vector has lanes, entry (i, j) of all
+// of them in one vector. The same code serves both: the factor of a row is a number for `Rows` and
+// a vector for `Lanes`.
 
 #pragma once
 
@@ -15,9 +15,9 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-constexpr int kMost = 16;  // matrices at once, in lanes or one after the other
+constexpr int kMost = 16;  // matrices in one call, in lanes or one after the other
 
-// Pieces of working memory, or where base is null only how much they are.
+// Hands out pieces of working memory; where base is null, only counts their bytes.
 struct Arena {
   char* base;
   std::size_t used = 0;
@@ -35,7 +35,7 @@ std::size_t bytes_of(int n) {
   return arena.used;
 }
 
-// One matrix: numbers are of type T, and scale whole vectors.
+// One matrix: a Number is a T, and scales whole vectors.
 template <class T>
 struct Rows {
   using Real = T;
@@ -58,12 +58,12 @@ struct Rows {
   static Number most(const Vector& v) {
     return fold<T>(v, [](const Vector& x, const Vector& y) { return larger(x, y); })[0];
   }
-  // Whole vectors instead of memory: a number stored just before would hold up the vector's load.
+  // By operations on whole vectors: loading a vector just after storing one of its numbers stalls.
   static Vector zero_before(const Vector& v, int j) { return select(columns() < T(j), Vector{}, v); }
   static Vector replace(const Vector& v, int j, Number x) {
     return select(columns() == T(j), Vector{} + x, v);
   }
-  // The totals of as many vectors as one has lanes.
+  // The totals of `lanes` vectors.
   static Vector totals(const Vector* v) {
     Vector x[lanes];
     for (int l = 0; l < lanes; ++l) x[l] = v[l];
@@ -73,7 +73,7 @@ struct Rows {
     return x[0];
   }
 
-  // `stride` numbers lie between matrices; `count` of them are there.
+  // The arguments not named, the stride from matrix to matrix and their count, are those of Lanes.
   static void load(Vector* to, const T* from, int n, std::int64_t, int) {
     const int w = width(n), whole = n / lanes;
     for (int i = 0; i < n; ++i) {
@@ -96,7 +96,7 @@ struct Rows {
     }
   }
 
-  // to = fromᵀ block by block; to and from are not the same.
+  // to = fromᵀ block by block; `to` and `from` must differ.
   static void transpose(Vector* to, const Vector* from, int n) {
     const int w = width(n);
     for (int r = 0; r < w; ++r)
@@ -113,7 +113,7 @@ struct Rows {
     for (int l = 0; l < lanes; ++l) numbers[l] = T(l);
     return numbers;
   }
-  // The lower triangle becomes what the upper one is.
+  // Copies the upper triangle to the lower one.
   static void mirror(Vector* a, int n) {
     const int w = width(n);
     for (int r = 0; r < w; ++r)
@@ -153,7 +153,7 @@ struct Rows {
   }
 };
 
-// One matrix a lane, in double precision where V is wider than a vector: numbers are vectors.
+// One matrix per lane: a Number is a V, which is two vectors where floats are computed in double.
 template <class T, class V>
 struct LanesOf {
   using Real = T;
@@ -216,7 +216,8 @@ struct Lanes : LanesOf<T, typename Simd<T>::vector> {
   }
 
  private:
-  // Whole vectors' worth of entries, the last of them perhaps a second time.
+  // Calls f for blocks of as many entries as a vector has lanes; the last block may overlap the one
+  // before.
   template <class F>
   static void blocks(int size, F f) {
     for (int start = 0; start + many <= size; start += many) f(start);
@@ -230,7 +231,8 @@ constexpr int kRows = 8, kVectors = 3;  // 24 accumulators of 32 registers
 constexpr int kRows = 4, kVectors = 3;  // 12 of 16
 #endif
 
-// acc += A B on MR rows and NV vectors of columns, over `depth` columns of A.
+// MR rows and NV vectors of columns of C = from + sign · A B, or of A B where from is null; A has
+// `depth` columns, from column `column` on.
 template <class K, int MR, int NV>
 inline __attribute__((always_inline)) void tile(typename K::Vector* c, int wc,
                                                 const typename K::Vector* from, int wf,
@@ -271,7 +273,7 @@ void panel(int rows, typename K::Vector* c, int wc, const typename K::Vector* fr
   if (i < rows) next(std::integral_constant<int, 1>());
 }
 
-// Panels of columns from vector v on: 3 at a time, but rather 2 and 2 than 3 and 1.
+// Panels of columns from vector v on, of 3 vectors each; but 4 vectors are taken as 2 and 2.
 template <class F>
 inline void panels(int v, int w, F f) {
   while (v < w) {
@@ -289,7 +291,7 @@ inline void panels(int v, int w, F f) {
   }
 }
 
-// C = from + sign · A B, or A B where from is null; A is rows × depth from its column on.
+// C = from + sign · A B, or A B where from is null; A is rows × depth, from column `column` on.
 template <class K>
 void multiply(int rows, int depth, int w, typename K::Vector* c, const typename K::Vector* from,
               const typename K::Vector* a, int wa, int column, const typename K::Vector* b,
@@ -300,8 +302,8 @@ void multiply(int rows, int depth, int w, typename K::Vector* c, const typename 
   });
 }
 
-// C = from + A B, or A B where from is null, if that is known to be symmetric, from its upper
-// triangle; C may be `from`.
+// C = from + A B, or A B where from is null, for a C that is known to be symmetric: only its upper
+// triangle is computed. C may be `from`.
 template <class K>
 void multiply_symmetric(int n, typename K::Vector* c, const typename K::Vector* a,
                         const typename K::Vector* b, const typename K::Vector* from = nullptr) {

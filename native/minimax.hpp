@@ -1,4 +1,4 @@
-// The coupled minimax iteration: see methods/minimax.py, which defines what is correct.
+// The coupled minimax iteration. The reference is methods/minimax.py.
 
 #pragma once
 
@@ -28,7 +28,7 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
                  K::narrow_row(a + i * w, row, n);
                });
 
-  // The interval of the spectrum.
+  // Bounds of the spectrum.
   s.multiply(t, a, a);
   N high = smaller(s.upper_bound(a), root(s.upper_bound(t)));
   high = high > 0 ? high : s.number(1);
@@ -41,7 +41,7 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
   N design = larger(low, 4 * eps<T>() * high);
   N at_least = s.largest_at_least(a);
 
-  // The steps of each matrix.
+  // The number of steps for each matrix.
   const T* rows[16];
   int needed[16], wanted[16], longest = 1, shortest = task.table_steps;
   for (int l = 0; l < many; ++l) {
@@ -95,11 +95,11 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
     }
   }
 
-  // Store what is symmetric anyway but for rounding.
+  // Stores the symmetric parts: the roots are symmetric but for rounding.
   N scale = T(1) / root(high);
   const T null = T(task.thresholds.null);
   for (int l = 0; l < count; ++l) {
-    // Singular to rounding, or indefinite: which the reference tells apart.
+    // Singular to rounding, or indefinite: left to the reference, which distinguishes them.
     if (status[l] == Status::Ok && !(lane<T>(low_at_most, l) > null * lane<T>(at_least, l)))
       status[l] = Status::Left;
     std::int64_t m = first + l;

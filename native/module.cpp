@@ -1,5 +1,5 @@
-// Bindings: a task with addresses in, whole batches out. Which instruction set runs is decided once;
-// threads are OpenMP's, of the runtime that PyTorch has loaded.
+// Bindings: a call takes a task, which holds addresses, and solves a whole batch. The instruction
+// set is chosen once; threads are those of the OpenMP runtime that PyTorch has loaded.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -29,7 +29,7 @@ struct InstructionSet {
 
 const InstructionSet& instruction_set() {
   static const InstructionSet found = [] {
-    const char* wish = std::getenv("MATROOT_ISA");  // to compare them; not more than there is
+    const char* wish = std::getenv("MATROOT_ISA");  // for comparisons; only what the CPU has
     [[maybe_unused]] auto wanted = [&](const char* name) {
       return wish == nullptr || *wish == 0 || std::string(wish) == name;
     };
@@ -47,14 +47,14 @@ const InstructionSet& instruction_set() {
   return found;
 }
 
-// After a fork OpenMP's threads are gone but not forgotten, and waiting for them hangs.
+// In a forked process OpenMP's threads no longer exist, and a parallel region would never end.
 std::atomic<bool> forked{false};
 
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 
-// Working memory that a thread keeps, so that a call does not fault fresh pages in.
+// Working memory, which each thread keeps from call to call to avoid page faults.
 void* working_memory(std::size_t bytes) {
   thread_local std::unique_ptr<void, Free> memory;
   thread_local std::size_t size = 0;
@@ -68,7 +68,7 @@ void* working_memory(std::size_t bytes) {
   return memory.get();
 }
 
-// What a kernel is given a number of at a time: matrices, or rows of tiles of all of them.
+// The number of parts of a task: matrices, or rows of tiles of all matrices.
 template <class Task>
 std::int64_t parts(const Task& task) {
   return task.batch.count;
@@ -126,21 +126,21 @@ void apply(const Task& task) {
   run(task, instruction_set().select(task.batch.is_double, task.batch.n).*kernel);
 }
 
-// A task by its fields, after the one that all tasks have.
+// Binds a task: `batch`, which all tasks have, then its own fields.
 template <class Task, class... Fields>
 void bind_task(nb::module_& m, const char* name, const char* doc, Fields... fields) {
   bind<Task>(m, name, doc, required("batch", &Task::batch), fields...);
 }
 
 void bind_enums(nb::module_& m) {
-  nb::enum_<Status>(m, "Status", nb::is_arithmetic(), "What became of a matrix.")
+  nb::enum_<Status>(m, "Status", nb::is_arithmetic(), "The outcome for a matrix.")
       .value("OK", Status::Ok)
       .value("DIVERGED", Status::Diverged)
       .value("SINGULAR", Status::Singular)
       .value("INDEFINITE", Status::Indefinite)
       .value("ASYMMETRIC", Status::Asymmetric)
       .value("NONFINITE", Status::Nonfinite)
-      .value("LEFT", Status::Left, "Left by the kernel to the reference, which decides.");
+      .value("LEFT", Status::Left, "Left to the reference, which decides.");
   nb::enum_<Kind>(m, "Kind", "A function of a symmetric matrix, by its eigenvalues.")
       .value("SQRT", Kind::Sqrt)
       .value("INV_SQRT", Kind::InvSqrt)
@@ -153,16 +153,16 @@ void bind_structs(nb::module_& m) {
   bind<Batch>(m, "Batch", "Contiguous matrices (count, n, n), float or double.",
               required("is_double", &Batch::is_double), required("count", &Batch::count),
               required("n", &Batch::n), optional("threads", &Batch::threads));
-  bind<Thresholds>(m, "Thresholds", "What a matrix is tested for; negative: it is not.",
+  bind<Thresholds>(m, "Thresholds", "Thresholds for the tests of a matrix; negative: no test.",
                    optional("skew", &Thresholds::skew),
                    optional("indefinite", &Thresholds::indefinite),
                    optional("singular", &Thresholds::singular),
                    optional("null", &Thresholds::null));
-  bind<Function>(m, "Function", "A kind, and of powers the exponent.",
+  bind<Function>(m, "Function", "A kind and, for powers, the exponent.",
                  required("kind", &Function::kind), optional("exponent", &Function::exponent));
-  bind<Output>(m, "Output", "A function of the matrices, and where it goes.",
+  bind<Output>(m, "Output", "A function of the matrices, and the address for its result.",
                required("function", &Output::function), required("x", &Output::x));
-  bind<Cotangent>(m, "Cotangent", "A function of the matrices, and the gradient by its result.",
+  bind<Cotangent>(m, "Cotangent", "A function of the matrices, and the cotangent of its result.",
                   required("function", &Cotangent::function), required("g", &Cotangent::g));
 }
 
@@ -217,17 +217,17 @@ void bind_solvers(nb::module_& m) {
 
 void bind_passes(nb::module_& m) {
   using P = PrepareTask;
-  bind_task<P>(m, "PrepareTask", "A scaled and made symmetric.", required("a", &P::a),
+  bind_task<P>(m, "PrepareTask", "Scales A and makes it symmetric.", required("a", &P::a),
                required("x", &P::x), required("info", &P::info), optional("eps", &P::eps),
                required("thresholds", &P::thresholds));
   using S = SymmetriseTask;
-  bind_task<S>(m, "SymmetriseTask", "X made symmetric, in place.", required("x", &S::x));
+  bind_task<S>(m, "SymmetriseTask", "Makes X symmetric, in place.", required("x", &S::x));
   using D = DivideTask;
-  bind_task<D>(m, "DivideTask", "R divided by the sums of roots, in place.",
+  bind_task<D>(m, "DivideTask", "Divides R by sums of roots, in place.",
                required("r", &D::r), optional("q", &D::q), required("roots", &D::roots),
                required("null", &D::null));
   using W = WeighTask;
-  bind_task<W>(m, "WeighTask", "R times divided differences of a function, in place.",
+  bind_task<W>(m, "WeighTask", "Multiplies R by divided differences of a function, in place.",
                required("r", &W::r), required("values", &W::values),
                required("function", &W::function), required("thresholds", &W::thresholds));
   using C = ProductTask;
@@ -235,7 +235,7 @@ void bind_passes(nb::module_& m) {
                required("b", &C::b), required("c", &C::c), optional("symmetric", &C::symmetric),
                optional("repeats", &C::repeats));
   using F = FunctionTask;
-  bind_task<F>(m, "FunctionTask", "y = f(x) of numbers in double precision, to test it.",
+  bind_task<F>(m, "FunctionTask", "y = f(x) for numbers in double precision, to test f.",
                required("function", &F::function), required("x", &F::x), required("y", &F::y));
   constexpr auto released = nb::call_guard<nb::gil_scoped_release>();
   m.def("prepare", &apply<&Kernels::prepare, P>, nb::arg("task"), released);
@@ -249,7 +249,7 @@ void bind_passes(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-  // Tasks and thresholds that a caller keeps until the interpreter ends are no leaks.
+  // Tasks and thresholds that a caller keeps until the interpreter ends are not leaks.
   nb::set_leak_warnings(false);
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
   bind_enums(m);

@@ -1,5 +1,5 @@
-// Passes over matrices that are too large to be solved in the caches of one core: a library's
-// eigensolver and products do the rest, and the passes between them are made few.
+// Passes over matrices that are too large for the caches of one core. The eigensolver and products
+// are a library's; these kernels combine what is done between them into few passes.
 
 #pragma once
 
@@ -9,9 +9,9 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-// f(lower, upper, diagonal) for every pair of entries across the diagonal of a, by tiles that are
-// copied out and, what f made of them, to x: columns of a large matrix share few sets of a cache.
-// One row of tiles below the diagonal, with their mirror images.
+// Calls f(lower, upper, diagonal) for every pair of entries of a that mirror each other, for one
+// row of tiles up to the diagonal and their mirror images. The tiles are copied, changed by f and
+// stored in x, because the columns of a large matrix share few sets of a cache.
 template <class T, class F>
 inline void pairs(int n, const T* a, T* x, int tile_row, F f) {
   constexpr int side = kSide;
@@ -26,7 +26,7 @@ inline void pairs(int n, const T* a, T* x, int tile_row, F f) {
       for (int j = 0; j < (top == left ? i + 1 : columns); ++j)
         f(lower[i][j], upper[j][i], top + i == left + j);
     for (int j = 0; j < columns; ++j) {
-      // The tile on the diagonal has its lower half in the other copy.
+      // For the tile on the diagonal, f has changed the lower half in the other copy.
       if (top == left) std::copy_n(lower[j], j, upper[j]);
       std::copy_n(upper[j], rows, x + above + std::int64_t(j) * n);
     }
@@ -35,7 +35,7 @@ inline void pairs(int n, const T* a, T* x, int tile_row, F f) {
   }
 }
 
-// As normalise, in T, one matrix.
+// As `normalise`, but for one matrix and stored in T.
 template <class T>
 static void prepare(const PrepareTask& task, std::int64_t matrix, int, void*) {
   const int n = task.batch.n;

@@ -1,6 +1,6 @@
-// Roots by the published polynomials in Z = I − A/‖A‖_F: see methods/taylor.py and methods/pade.py,
-// which define what is correct. Everything is a function of one symmetric matrix, so that every
-// product is symmetric and costs half.
+// Roots by the published polynomials in Z = I − A/‖A‖_F. The references are methods/taylor.py and
+// methods/pade.py. All factors are functions of one symmetric matrix, so that every product is
+// symmetric and costs half.
 
 #pragma once
 
@@ -12,9 +12,9 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-// The number of powers that makes Paterson and Stockmeyer's scheme cheapest for two polynomials, see
-// methods/polynomial.py; at most as many as there is room for. One polynomial takes as many, so that
-// the bits of a root do not depend on whether the other is asked for.
+// The number of powers that makes Paterson and Stockmeyer's scheme cheapest for two polynomials
+// (see methods/polynomial.py), at most kPowers, for which there is memory. It is the same for a
+// single polynomial, so that the bits of a root do not depend on whether both are computed.
 constexpr int kPowers = 5;
 inline int block_size(int degree) {
   auto products = [&](int s) { return s - 1 + 2 * ((degree + s - 1) / s - 1); };
@@ -34,7 +34,7 @@ static void solve_published(const PublishedTask& task, std::int64_t first, int c
   const int n = task.batch.n, w = K::width(n);
   const std::int64_t size = std::int64_t(n) * n, offset = first * size;
   const Solver<K> s{n, w, static_cast<V*>(memory)};
-  V* power[kPowers + 1];  // Z, Z², … from 1 on
+  V* power[kPowers + 1];  // power[k] is Z^k, k ≥ 1
   for (int k = 1; k <= kPowers; ++k) power[k] = s.matrix(k - 1);
   V *p = s.matrix(kPowers), *q = s.matrix(kPowers + 1), *spare = s.matrix(kPowers + 2);
   static_assert(kPowers + 3 <= Solver<K>::kMatrices);
@@ -56,7 +56,7 @@ static void solve_published(const PublishedTask& task, std::int64_t first, int c
   const int degree = task.degree, block = block_size(degree);
   for (int k = 2; k <= block; ++k)
     multiply_symmetric<K>(n, power[k], power[k / 2], power[k - k / 2]);
-  // Σ c_k Z^k, k from `start` on: a block of the scheme.
+  // A block of the scheme: Σ c_{start + k} Z^k, up to c_last.
   auto part = [&](V* to, const double* c, int start, int last) {
     const T linear = T(c[start + 1]);
     s.map(to, [&](int i) { return linear * z[i]; });
@@ -106,7 +106,7 @@ static void solve_published(const PublishedTask& task, std::int64_t first, int c
     return;
   }
   // P and Q are positive definite. An inverse by sweeping may be ten times less accurate than a
-  // Cholesky solve, so the quotient is refined once. The powers are no longer needed.
+  // Cholesky solve, so the quotient is refined once. The memory of the powers is free by now.
   auto divided = [&](const V* numerator, const V* denominator) {
     V *inverse = power[1], *x = power[2], *refined = power[3];
     std::memcpy(static_cast<void*>(inverse), denominator, sizeof(V) * n * w);

@@ -1,8 +1,9 @@
-// The eigenvalues of a tridiagonal matrix by implicit QL, and its rotations of eigenvectors (Golub and
-// Van Loan, Matrix Computations, 8.3).
+// The eigenvalues of a tridiagonal matrix by implicit QL, and the rotations for its eigenvectors
+// (Golub and Van Loan, Matrix Computations, 8.3).
 //
-// A rotation of QL waits for the one before, some hundred cycles each. So QL runs for as many
-// matrices at once as a vector of T has lanes, also where everything else goes matrix by matrix.
+// Each rotation of QL depends on the one before, with a latency of some hundred cycles. So QL runs
+// for as many matrices at once as a vector of T has lanes, even where all other steps take one
+// matrix at a time.
 
 #pragma once
 
@@ -11,18 +12,19 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-// Rows i and i + 1 of x turned by the angle of cosine c and sine s.
+// Rotates entries of two neighbouring rows by the angle with cosine c and sine s.
 template <class V, class F>
 inline void turn(V& upper, V& lower, const F& c, const F& s) {
-  // `upper` is what the next rotation waits for: its last operation fuses the product with `lower`.
+  // The next rotation depends on `upper`, whose last operation fuses the product with `lower`.
   V late = s * lower, x = upper, early = c * x;
   upper = early - late;
   lower = s * x + c * lower;
 }
 
-// The eigenvalues of T, in d, by implicit QL with Wilkinson's shift, a matrix a lane, each at its own
-// pace. Calls begin(l, m) before a sweep of rotations m − 1, …, l, two numbers a lane, equal where a
-// lane has none, and rotate(i, c, s, on) for each of them. Returns where it did not converge.
+// Replaces d by the eigenvalues of T, by implicit QL with Wilkinson's shift, for one matrix per
+// lane; each lane sweeps its own block. Calls begin(l, m) before a sweep of rotations m − 1, …, l,
+// where l and m have a number per lane and are equal in a lane without rotations, and
+// rotate(i, c, s, on) for each rotation. Returns the mask of the lanes that did not converge.
 template <class N, class Begin, class Rotate>
 auto implicit_ql(int n, N* d, N* e, double unit, Begin begin, Rotate rotate) {
   constexpr double least = 1e-150;
@@ -32,7 +34,7 @@ auto implicit_ql(int n, N* d, N* e, double unit, Begin begin, Rotate rotate) {
   int bottom = 0, top = n - 1;
   e[n - 1] = zero;
   for (int sweep = 0; sweep < 30 * n; ++sweep) {
-    // The first block, from l to m, that is not diagonal: m is where its first negligible e is.
+    // The first block that is not diagonal: from l to m, the index of its first negligible e.
     N l = zero + double(n), m = l, last = zero + double(n - 1), end = d[n - 1];
     N first = one, second = one, beside = one, at_end = one;
     for (int i = n - 2; i >= bottom; --i) {
@@ -81,7 +83,7 @@ auto implicit_ql(int n, N* d, N* e, double unit, Begin begin, Rotate rotate) {
   return done < double(n);
 }
 
-// Rotations of one matrix, kept until there are enough to go through its rows with.
+// Rotations of one matrix, collected until there are enough for a pass over its rows.
 template <class T>
 struct Rotations {
   struct Sweep {
@@ -95,8 +97,8 @@ struct Rotations {
   int used, many;
   static int capacity(int n) { return std::min(n * n / 2, 1 << 13) + n; }
 
-  // Each sweep from row `top` upwards, in one strip of columns after the other, copied to where
-  // its rows lie together: they would share few sets of the cache where n is a power of two.
+  // Applies each sweep from row `top` upwards, to one strip of columns after another. A strip is
+  // copied to contiguous memory, since its rows share few sets of the cache if n is a power of two.
   void apply(int n, typename Simd<T>::vector* x, int w, typename Simd<T>::vector* strip) {
     int v = 0;
     auto part = [&](auto count) {
@@ -109,7 +111,7 @@ struct Rotations {
       return NV;
     };
     while (v < w) {
-      // 4 vectors to keep the units busy, 2 where 4 would not fit the first cache.
+      // 4 vectors, to keep the arithmetic units busy; 2 where 4 would exceed the first-level cache.
       if (w - v >= 4 && n <= 128) v += part(std::integral_constant<int, 4>());
       else if (w - v >= 2) v += part(std::integral_constant<int, 2>());
       else v += part(std::integral_constant<int, 1>());

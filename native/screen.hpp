@@ -1,5 +1,5 @@
-// What is done to a matrix before it is solved: scaled, made symmetric, and tested for what no method
-// can do anything with.
+// Before a matrix is solved it is scaled, made symmetric, and tested for entries that are not
+// finite and for asymmetry.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-// f(i, i mod 4) for i < count, for sums that should not wait for one another.
+// Calls f(i, k) for i < count with k = i mod 4 (0 for the last few), for four independent sums.
 template <class F>
 inline void by_fours(int count, F f) {
   int i = 0;
@@ -17,8 +17,8 @@ inline void by_fours(int count, F f) {
   for (; i < count; ++i) f(i, 0);
 }
 
-// Whether all entries of x are finite, and the exponent k that makes them smaller than 1, even so
-// that 2^k has an exact root.
+// Tests whether all entries of x are finite, and finds the exponent k for which the entries of
+// x/2^k are below 1; k is even, so that the root of 2^k is exact.
 template <class K>
 void measure(const typename K::Vector* x, int n, double eps, Status* status, int* exponent) {
   using T = typename K::Real;
@@ -35,13 +35,14 @@ void measure(const typename K::Vector* x, int n, double eps, Status* status, int
     int k = 0;
     const double largest = std::max<double>(lane<T>(most, l), eps);
     if (status[l] == Status::Ok && largest > 0) std::frexp(largest, &k);
-    // 2^k is to be a normal number; no entry that counts is beyond.
+    // 2^k and 2^−k must be normal numbers.
     exponent[l] = std::clamp(k + (k & 1), -1020, 1020);
   }
 }
 
-// (A + eps·I)/2ᵏ, symmetric, with entries below 1, in double, row by row to store(i, row); the
-// identity for a bad matrix. x and y are matrices, rows two rows of working memory.
+// Calls store(i, row) with each row of (A + eps·I)/2ᵏ, made symmetric, in double precision; the
+// entries of A/2ᵏ are below 1. For a bad matrix, the rows are those of the identity. x and y are
+// matrices of working memory, `rows` two rows of it.
 template <class K, class Store>
 void normalise(const typename K::Real* from, int n, int count, double eps, double skew,
                typename K::Vector* x, typename K::Vector* y, typename K::Double::Vector* rows,
@@ -78,7 +79,7 @@ void normalise(const typename K::Real* from, int n, int count, double eps, doubl
     if (status[l] == Status::Ok && part > skew * skew * whole) status[l] = Status::Asymmetric;
     if (status[l] != Status::Ok) exponent[l] = 0, bad = true;
   }
-  for (int i = 0; bad && i < n; ++i) {  // again, since few matrices are
+  for (int i = 0; bad && i < n; ++i) {  // a second pass, since few matrices are bad
     K::widen_row(rows, x + i * w, n);
     K::widen_row(rows + dw, y + i * w, n);
     for (int j = 0; j < n; ++j) {

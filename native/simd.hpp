@@ -1,7 +1,6 @@
-// Vectors of numbers, and what is done with them in the same words whether a number is one T, a
-// vector of T (a matrix a lane), or two vectors (a matrix a lane of half-width vectors, in double).
-// Included once for each instruction set, with MATROOT_ISA its name and MATROOT_BYTES the width of
-// its vectors.
+// Vectors of numbers, and operations with the same notation for a T, a vector of T (one matrix per
+// lane), or two vectors of doubles (for as many matrices as a vector of floats has lanes). Included
+// once for each instruction set: MATROOT_ISA is its name, MATROOT_BYTES the width of its vectors.
 
 #pragma once
 
@@ -24,8 +23,8 @@ struct Simd {
   typedef T vector __attribute__((vector_size(MATROOT_BYTES)));
 };
 
-// Two vectors as one number: the compilers' own vectors of twice the width compare and select
-// element by element.
+// Two vectors as one number. (Compilers have vectors of twice the width, but compare and select
+// them element by element.)
 template <class V>
 struct Twice {
   V a, b;
@@ -96,7 +95,7 @@ template <class V>
 inline V inverse_root(const V& x) {
 #ifdef __AVX512F__
   if constexpr (std::is_same_v<V, typename Simd<double>::vector>) {
-    // 14 bits and two Newton steps, in half the time of a root and a division.
+    // 14 bits and two Newton steps take half the time of a root and a division.
     V y = _mm512_rsqrt14_pd(x);
     for (int i = 0; i < 2; ++i) {
       V late = x * y, rest = 1.0 - late * y, half = 0.5 * y;
@@ -158,7 +157,7 @@ struct Convert<float> {
   typedef float Short __attribute__((vector_size(MATROOT_BYTES / 2)));
   static float narrow(double x) { return static_cast<float>(x); }
   static double widen(float x) { return x; }
-  // Compilers make two conversions and a merge of what is one instruction there.
+  // For what is one instruction with AVX-512, compilers emit two conversions and a merge.
 #ifdef __AVX512F__
   static Vector narrow(const Wide& x) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(x.a)), _mm512_cvtpd_ps(x.b),
@@ -190,8 +189,8 @@ struct Convert<float> {
 #endif
 };
 
-// The square block of rows x[0] … x[lanes − 1], transposed in place: blocks of 1, 2, 4 … change
-// places across the diagonal.
+// Transposes the square block of rows x[0] … x[lanes − 1] in place: blocks of 1, 2, 4 … are
+// exchanged across the diagonal.
 template <int step, class V, int... l>
 inline __attribute__((always_inline)) void exchange(V& x, V& y, std::integer_sequence<int, l...>) {
   constexpr int many = sizeof...(l);
@@ -210,7 +209,7 @@ inline __attribute__((always_inline)) void transpose_block(typename Simd<T>::vec
   }
 }
 
-// A vector whose every lane is the sum, or what f makes of two, of all of them.
+// A vector with all lanes of x combined by f, such as a sum, in every lane.
 template <int step, class V, int... l>
 inline V swapped(const V& x, std::integer_sequence<int, l...>) {
   return __builtin_shufflevector(x, x, (l ^ step)...);

@@ -1,5 +1,5 @@
-// What the iterations and the published polynomials do with matrices, beside products: bounds of the
-// spectrum, an inverse, products in double precision.
+// Operations on matrices, apart from products, for the iterations and the published polynomials:
+// bounds of the spectrum, an inverse, products in double precision.
 
 #pragma once
 
@@ -72,7 +72,7 @@ struct Solver {
     N sum = trace(a), safe = sum > 0 ? sum : number(1);
     return sum > 0 ? square_norm(a) / safe : number(0);
   }
-  // The symmetric part of one of the matrices, times a factor.
+  // Stores the symmetric part of the matrix in lane l, times a factor.
   void store_symmetric(T* out, const V* a, int l, T factor) const {
     for (int i = 0; i < n; ++i)
       for (int j = 0; j <= i; ++j) {
@@ -81,11 +81,11 @@ struct Solver {
       }
   }
 
-  // A becomes A⁻¹ by sweeping blocks of pivots; whether all of them were positive. Where one is not
-  // it is taken for 1, and the result means nothing.
+  // Replaces A by A⁻¹, sweeping blocks of pivots; returns whether all pivots were positive. One
+  // that is not is replaced by 1, and the result is meaningless.
   N invert(V* a) const {
     V* strip = memory + size_t(kMatrices) * n * w;  // kBlock rows of A
-    V* columns = strip + kBlock * w;                // kBlock columns of A, `depth` vectors a row
+    V* columns = strip + kBlock * w;                // kBlock columns of A, `depth` vectors per row
     constexpr int depth = (kBlock + K::lanes - 1) / K::lanes;
     N good = number(1);
     for (int p = 0; p < n; p += kBlock) {

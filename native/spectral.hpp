@@ -1,5 +1,5 @@
-// The gradient of the roots by division by s_i + s_j in the basis of the eigenvectors: see
-// gradients/spectral.py, which defines what is correct.
+// The gradient of the roots by division by s_i + s_j in the basis of the eigenvectors. The
+// reference is gradients/spectral.py.
 
 #pragma once
 
@@ -22,8 +22,8 @@ struct SpectralMemory {
   }
 };
 
-// What steps of the sign iteration make of R, both in the basis of the eigenvectors of S; s is lost.
-// See BySign in lyapunov.py: with B₀ = S/norm and C₀ = R/norm,
+// Replaces R by the result of `steps` steps of the sign iteration, in the basis of the eigenvectors
+// of S; overwrites s. See BySign in lyapunov_solvers.py: with B₀ = S/norm and C₀ = R/norm,
 //   b_i ← ½ b_i (3 − b_i²),  C_ij ← ½ (3 − b_i² − b_j² + b_i b_j) C_ij,  X = C/2.
 template <class K>
 void iterate_sign(int n, typename K::Vector* r, typename K::Number* s,
@@ -36,7 +36,7 @@ void iterate_sign(int n, typename K::Vector* r, typename K::Number* s,
   const N divisor = select(norm == T(0), N{} + 1, norm), half = T(0.5) / divisor;
   for (int i = 0; i < n; ++i)
     for (int v = 0; v < w; ++v) {
-      // Minimum norm. The steps give R/(2 s_j) where s_i = 0, whereas R/s_j is wanted.
+      // Minimum norm. Where s_i = 0 the steps give R/(2 s_j), but the solution is R/s_j.
       const V zero = V{}, one = zero + half, twice = one + one;
       auto row = s[i] + zero <= null, column = columns[v] <= null;
       r[i * w + v] *= select(row & column, zero, select(row | column, twice, one));
@@ -75,13 +75,13 @@ static void solve_spectral(const SpectralTask& task, std::int64_t first, int cou
   }
   const N null = T(task.null) * most;
 
-  // The symmetric part of a cotangent, in m.g.
+  // Sets m.g to the symmetric part of a cotangent.
   auto load = [&](Pointer g) {
     K::load(m.g, g.as<const T>() + offset, n, size, count);
     K::transpose(m.t, m.g, n);
     for (int i = 0; i < n * w; ++i) m.g[i] = m.g[i] * T(0.5) + m.t[i] * T(0.5);
   };
-  // to = left G right where that is symmetric; right is not m.t.
+  // to = left · m.g · right, which must be symmetric; `right` must not be m.t.
   auto between = [&](V* to, const V* left, const V* right) {
     multiply<K>(n, n, w, m.t, nullptr, left, w, 0, m.g);
     multiply_symmetric<K>(n, to, m.t, right);

@@ -1,5 +1,5 @@
-// A = Q T Qᵀ with T tridiagonal by Householder reflections (Golub and Van Loan, Matrix Computations,
-// 8.3).
+// A = Q T Qᵀ with T tridiagonal by Householder reflections (Golub and Van Loan, Matrix
+// Computations, 8.3).
 
 #pragma once
 
@@ -8,8 +8,8 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-// A symmetric matrix in strips of 4 vectors of columns, each with its rows one after the other: so
-// is every pass through it in order of memory.
+// A symmetric matrix in strips of 4 vectors of columns, the rows of each contiguous: so every pass
+// over the matrix is in the order of memory.
 template <class D>
 struct Strips {
   using V = typename D::Vector;
@@ -23,9 +23,9 @@ struct Strips {
   }
 };
 
-// A −= q pᵀ + p qᵀ and y = A u, on rows from `first` on of NV vectors of columns from vector v on,
-// which end a strip. Where these rows are above the strip's block on the diagonal it also stands for
-// what is below: dots has a vector a row whose total is its share of A u.
+// A −= q pᵀ + p qᵀ and y = A u, for the rows from `first` on and NV vectors of columns from vector
+// v on, the last ones of a strip. Entries above the strip's diagonal block also stand for those
+// below: `dots` has a vector for each of these rows, whose total is their contribution to A u.
 template <class D, int NV>
 void pass(typename D::Vector* strip, int stride, int first, int n, const typename D::Vector* p,
           const typename D::Vector* q, const typename D::Vector* u, typename D::Vector* y,
@@ -56,8 +56,8 @@ void pass(typename D::Vector* strip, int stride, int first, int n, const typenam
   for (int c = 0; c < NV; ++c) y[v + c] = sum[c];
 }
 
-// A = Q T Qᵀ: T has the diagonal d and e beside it, Q is the product of I − u uᵀ for the n − 2 rows
-// u of `reflections`, from the first on. `work` is 4 + n rows.
+// A = Q T Qᵀ: T has the diagonal d and the off-diagonal e; Q is the product of I − u uᵀ for the
+// n − 2 rows u of `reflections`, from the first on. `work` is 4 rows and n vectors.
 template <class K>
 void tridiagonalise(const Strips<typename K::Double>& a, typename K::Double::Number* d,
                     typename K::Double::Number* e, typename K::Vector* reflections,
@@ -69,7 +69,7 @@ void tridiagonalise(const Strips<typename K::Double>& a, typename K::Double::Num
   V *p = work, *q = p + w, *u = q + w, *y = u + w, *dots = y + w;
   std::memset(static_cast<void*>(work), 0, sizeof(V) * 2 * w);
   for (int k = 0; k < n; ++k) {
-    // What the reflection before still has to do to this row.
+    // Applies the previous reflection to this row, which the last pass left out.
     const N pk = D::at(p, w, 0, k), qk = D::at(q, w, 0, k);
     for (int v = k / D::lanes; v < w;) {
       const V* row = a.at(k, v);
@@ -81,7 +81,7 @@ void tridiagonalise(const Strips<typename K::Double>& a, typename K::Double::Num
     const N beside = D::at(u, w, 0, k + 1);
     if (k + 2 >= n) {
       e[k] = beside;
-      continue;  // A reflection of one entry is none; the last row is updated next.
+      continue;  // One entry needs no reflection; the last row is updated next.
     }
     const int from = (k + 1) / D::lanes;
     V head = D::zero_before(u[from], k + 1 - from * D::lanes), squares = head * head;
@@ -119,8 +119,9 @@ void tridiagonalise(const Strips<typename K::Double>& a, typename K::Double::Num
   }
 }
 
-// Q of the reflections that tridiagonalise found: I − u uᵀ for each row u, before which there are to
-// be 3 rows of zeros. Four of them go through the matrix together, to load it half as often:
+// The product Q of the reflections that `tridiagonalise` found, I − u uᵀ for each row u. The rows
+// must be preceded by 3 rows of zeros. Four reflections are applied together, to load the matrix
+// less often:
 // H₁ H₂ … X = X − Σ u_b z_b with z_b = u_bᵀ X − Σ_{c > b} (u_b·u_c) z_c.
 template <class K>
 void form(int n, const typename K::Vector* reflections, typename K::Vector* x) {
@@ -131,7 +132,7 @@ void form(int n, const typename K::Vector* reflections, typename K::Vector* x) {
   std::memset(static_cast<void*>(x), 0, sizeof(V) * n * w);
   for (int i = 0; i < n; ++i) K::set(x, w, i, i, N{} + 1);
   for (int last = n - 3; last >= 0; last -= block) {
-    const int start = std::max(last - block + 2, 0);  // the first row that they change
+    const int start = std::max(last - block + 2, 0);  // the first row that changes
     const V* u = reflections + (last - block + 1) * w;
     N between[block][block];
     for (int b = 0; b < block; ++b)

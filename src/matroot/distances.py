@@ -54,7 +54,8 @@ def bures_wasserstein_distance(
         first derivatives alone.
 
         Eigenvalues up to 4 units of rounding of the largest (in double precision max(8, n) units)
-        count as 0. On null × null space of a singular matrix the gradient is 0 (minimum norm). The gradient of d is 0 where d is.
+        count as 0. On null × null space of a singular matrix the gradient is 0 (minimum norm). The
+        gradient of d is 0 where d is.
 
     References:
         R. Bhatia, T. Jain, Y. Lim, On the Bures–Wasserstein distance between positive definite

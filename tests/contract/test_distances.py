@@ -90,7 +90,7 @@ def test_commuting_matrices_in_every_dtype(dtype):
     found = bures(a, b)
     assert found.dtype == real_dtype(dtype)
     expected = (x.sqrt() - y.sqrt()).square().sum(-1)
-    # What rounding the input costs is relative to the traces.
+    # The error from rounding the input is relative to the traces.
     error = (found.double() - expected).abs() / (x + y).sum(-1)
     assert error.max() < 4 * torch.finfo(dtype).eps
     before = a.clone(), b.clone()
@@ -123,7 +123,7 @@ def test_rank_deficient_matrices(ranks, dtype):
     expected = of_factors(x, near)[0].sqrt()
     found = bures(a, (near @ near.mT).to(dtype), squared=False)
     assert (found - expected).abs() / total.sqrt() < 10 * unit + 1e-9
-    # The chain rule sees the gradient on range × all; on null × null it is 0.
+    # The chain rule determines the gradient on range × all; on null × null it is 0.
     for z, g, by_factor in zip((x, y), gradients(bures, a, b), by_factors, strict=True):
         g = g.double()
         condition = torch.linalg.cond(z) ** 2
@@ -144,7 +144,7 @@ def test_disjoint_ranges_and_zero_matrices():
             torch.testing.assert_close(found, expected if squared else expected.sqrt())
             weight = 1.0 if squared else torch.where(expected > 0, 0.5 / expected.sqrt(), 0.0)
             g, h = gradients(bures, x, y, squared=squared)
-            # Where the ranges do not meet the gradient is the projector on the own range.
+            # Where the ranges are disjoint, each gradient is the projector onto its matrix's range.
             torch.testing.assert_close(g, weight * (x > 0))
             torch.testing.assert_close(h, weight * (y > 0))
 
@@ -239,7 +239,7 @@ def test_entries_at_the_ends_of_the_range(i, j):
     root = bures(a, b, squared=False).double()
     torch.testing.assert_close(root, expected.sqrt(), rtol=1e-5, atol=0)
     for g, h in zip(gradients(bures, a, b), gradients(bures, a.double(), b.double()), strict=True):
-        # A subnormal matrix has few digits; both sides see the same ones.
+        # A subnormal matrix has few digits; both sides use the same ones.
         assert relative_error(g, h) < 1e-4
 
 
@@ -325,7 +325,7 @@ def test_gradcheck_of_frechet_with_broadcasting(squared):
 
 
 def test_first_and_second_derivative_at_multiples_of_the_identity():
-    """d² (A, B) = Σ (√λ − √μ)²: at c·I and I by A, 1 − c^{-1/2}; second, c^{-3/2}/2."""
+    """Where A and B commute, d² = Σ (√λ − √μ)²: by λ = c at μ = 1, 1 − c^{-1/2} and c^{-3/2}/2."""
     c, eye = 4.0, torch.eye(3, dtype=DOUBLE)
     e, f = torch.randn(2, 3, 3, dtype=DOUBLE)
     e, f = e + e.mT, f + f.mT
@@ -396,7 +396,7 @@ def test_the_first_derivative_solves_no_lyapunov_equation(monkeypatch):
     torch.autograd.grad(bures(a, b), (a, b), create_graph=True)
     assert not solved
     FUNC.hessian(bures)(a, b)
-    assert solved  # The count counts.
+    assert solved  # The counter works.
 
 
 def test_a_gradient_does_not_depend_on_the_neighbours():
@@ -438,7 +438,7 @@ def everything(a, b):
 
 
 def by_kernel(a, b, eps=0.0):
-    """What the kernel finds of pairs: d² and both gradients, d² NaN where it leaves one."""
+    """The kernel's d² and both gradients of pairs; d² is NaN where it leaves a pair."""
     limits = screen.thresholds(a.shape[-1], a.dtype)
     return squared_distances(a, b, limits, eps, gradients=True)
 
@@ -456,7 +456,7 @@ def test_the_kernel_is_exact_to_the_rounding_of_its_result(n, monkeypatch):
     for x, y in zip(found, expected, strict=True):
         error = relative_error(x.double(), y) if x.ndim > 1 else (x / y - 1).abs()
         assert error.max() < torch.finfo(torch.float32).eps
-    # By PyTorch's operations some hundred times as far off.
+    # PyTorch's operations are some hundred times less accurate.
     monkeypatch.setattr("matroot.transport.squared_distances", lambda *_, **__: None)
     for x, y in zip(found, everything(a, b), strict=True):
         error = relative_error(y, x) if x.ndim > 1 else (y / x - 1).abs()
@@ -483,7 +483,7 @@ def test_the_kernel_keeps_the_digits_of_small_eigenvalues(n):
     a, b = a.float(), b.float()
     assert by_kernel(a, b)[0].isfinite().all()
     for g, h in zip(gradients(bures, a, b), gradients(bures, a.double(), b.double()), strict=True):
-        # 1e-3 where QL begins at the large end.
+        # It would be 1e-3 if QL began at the large end.
         assert relative_error(g.double(), h).max() < 2e-5
 
 
@@ -510,7 +510,7 @@ def test_what_the_kernel_leaves(n):
                 expected = z if pairs[0] is mixed else None
                 if expected is not None:
                     assert torch.equal(y[[0, 2]], expected.expand(2, *z.shape[1:]))
-        assert by_kernel(x[None], x[None])[0].isnan().all()  # Also where it is its own partner.
+        assert by_kernel(x[None], x[None])[0].isnan().all()  # Also the pair (X, X).
     for x in by_kernel(good[None], good[None]):
         assert torch.equal(x, torch.zeros_like(x))
     values[0] = 1e-5
@@ -535,7 +535,7 @@ def test_the_bits_of_a_pair_are_its_own(n):
         for x, y, z in zip(whole, one, some, strict=True):
             assert torch.equal(x[i], y)
             assert torch.equal(x[i], z[-1] if i else z[0])
-    # A neighbour that is left to PyTorch's operations.
+    # One pair of the batch is left to PyTorch's operations.
     a[4] = torch.ones(n, n)
     others = [i for i in range(21) if i != 4]
     for x, y in zip(everything(a, b), whole, strict=True):
@@ -555,7 +555,7 @@ def test_the_kernel_broadcasts(n):
         assert torch.equal(x, y)
     for x, y, shape in zip(found[2:], expected[2:], (a.shape, b.shape), strict=True):
         torch.testing.assert_close(x, y.sum_to_size(shape))
-    # Bad matrices on either side spoil their own pairs only.
+    # Bad matrices on either side affect only their own pairs.
     a[1], b[2] = torch.nan, -b[2]
     spoilt = FUNC.vmap(bures, in_dims=(0, None))(a[:, 0][:, None], b)
     good = torch.ones(3, 4, dtype=torch.bool)
@@ -578,7 +578,7 @@ def test_the_kernel_takes_ridges_and_half_precision(n):
 @built
 @pytest.mark.parametrize("n", [3, 30])
 def test_the_kernel_writes_all_of_its_results(n):
-    # Fresh memory is filled with NaN: what is not written shows.
+    # New memory is filled with NaN, which shows where nothing was written.
     a, b = well_conditioned(n, 11)
     torch.use_deterministic_algorithms(True)
     try:

@@ -1,4 +1,4 @@
-"""torch.export and ONNX: products alone, one schedule, and still NaN instead of nonsense."""
+"""torch.export and ONNX: only products, one schedule, and NaN instead of wrong results."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_a_told_condition_number_takes_fewer_steps():
         )
         assert relative_error(program(a), exact(a)).max() < 2e-6
     assert count[1e2] < count[None]
-    # A promise that is not kept caps eigenvalues, as everywhere.
+    # Beyond max_cond the eigenvalues of the result are capped, as without export.
     program = exported(a, "inv_sqrt", method=Minimax(max_cond=1e2))
     beyond = random_spd(16, 2, cond=1e5, dtype=torch.float32)
     largest = torch.linalg.eigvalsh(program(beyond))[:, -1]
@@ -137,7 +137,7 @@ def test_what_factorises_says_that_onnx_cannot(method):
     )
 
 
-# PyTorch deprecates both ways, and a trace of numbers warns that they are taken for constants.
+# PyTorch deprecates both ways, and its tracer warns of numbers that become constants.
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning"
 )

@@ -147,7 +147,7 @@ def test_minimum_norm_gradient_of_rank_deficient_covariances(rule, n, rank, dtyp
     rotated = q.mT @ ((g + g.mT) / 2).double() @ q
     sums = s[:, None] + s[None]
     expected = q @ torch.where(sums > 0, rotated / sums, 0.0) @ q.mT
-    # A zero eigenvalue is known to n·u, its root to √(n·u): that much moves s_i + s_j.
+    # A zero eigenvalue has an error of n·u, its root one of √(n·u), and so has s_i + s_j.
     error = relative_error(gradient(a, g, gradient=rule), expected)
     assert error < 20 * torch.finfo(dtype).eps ** 0.5
 

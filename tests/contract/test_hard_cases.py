@@ -1,4 +1,4 @@
-"""Inputs and uses that have broken once: each stays here."""
+"""Inputs and uses that failed once, kept as tests."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_a_given_s_is_regular_down_to_its_own_rounding(dtype, smallest):
     x = matroot.solve_lyapunov(s, torch.ones_like(s))
     diagonal = s.diagonal()
     expected = 1 / (diagonal[:, None] + diagonal)
-    # The factorisation of S + μ knows S to rounding.
+    # The factorisation of S + μ is exact to the rounding of S.
     torch.testing.assert_close(x, expected, rtol=20 * torch.finfo(dtype).eps / smallest, atol=0)
 
 
@@ -54,7 +54,7 @@ def test_newton_schulz_on_singular_matrices_is_right_or_not_a_number(gradient, s
     s.nansum().backward()
     found = s.detach()[s.detach().isfinite().all(-1).all(-1)]
     reference = exact(a)[s.detach().isfinite().all(-1).all(-1)]
-    # A zero eigenvalue is known to some n·u, its root to the root of that.
+    # A zero eigenvalue has an error of some n·u, its root one of √(n·u).
     assert found.numel() == 0 or relative_error(found, reference).max() < 0.02
     if steps <= 15:
         assert s.isfinite().all()
@@ -122,7 +122,7 @@ def test_results_are_not_views(shape):
     a = random_spd(3, *shape, cond=5).requires_grad_()
     for x in (*matroot.sqrtm_pair(a), matroot.solve_lyapunov(a, torch.ones_like(a))):
         before = x.detach().clone()
-        # As with torch.exp, whose result is needed for its gradient: allowed, but not to be undone.
+        # Allowed, as for torch.exp; the gradient, which needs the result, is then lost.
         assert torch.equal(x.mul_(2), 2 * before)
 
 
@@ -170,7 +170,7 @@ def test_one_hard_matrix_does_not_stop_the_batch(method, rule):
 
 
 def grams(n, rank, dtype, kind):
-    """300 singular matrices as they come: A = X Xᵀ, centred or with integer entries; projectors."""
+    """300 singular matrices of usual kinds: A = X Xᵀ, centred or of integer entries; projectors."""
     generator = torch.Generator().manual_seed(n + rank)
     x = torch.randn(300, n, rank, dtype=torch.float64, generator=generator)
     if kind == "integer":
@@ -189,7 +189,7 @@ def grams(n, rank, dtype, kind):
 @pytest.mark.parametrize("method", ["auto", "minimax", Minimax(step_degree=3)], ids=str)
 def test_gradients_of_singular_matrices_have_minimum_norm(method, dtype, n, rank, kind):
     if kind == "centred" and rank == 1:
-        return  # One sample less its mean is nothing.
+        return  # One sample minus its mean is 0.
     a = grams(n, rank, dtype, kind)
     g = torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     values, q = torch.linalg.eigh(a.double())
@@ -203,7 +203,7 @@ def test_gradients_of_singular_matrices_have_minimum_norm(method, dtype, n, rank
     x = a.clone().requires_grad_()
     found = torch.autograd.grad(matroot.sqrtm(x, method=method), x, g)[0].double()
     error = (found - expected).norm(dim=(1, 2)) / (expected.norm(dim=(1, 2)) + 1e-12)
-    # The null space is known to √u relative to the smallest regular eigenvalue of the root.
+    # The null space has an error of √u relative to the smallest regular eigenvalue of the root.
     known = torch.finfo(dtype).eps ** 0.5 * s[:, -1] / torch.where(null, torch.inf, s).amin(1)
     usual = ~null.all(1) & (known < 0.02)
     assert (error[usual] <= 40 * known[usual]).all()
@@ -221,7 +221,7 @@ def test_solve_lyapunov_takes_every_semidefinite_matrix(n, dtype):
     s = (q * values[:, None, :]) @ q.mT
     s = ((s + s.mT) / 2).to(dtype)
     x = matroot.solve_lyapunov(s, torch.eye(n, dtype=dtype).expand_as(s), check_errors=False)
-    # On the range X = S⁻¹/2 ≤ 5; rounding's eigenvalues may stay, where they are positive.
+    # On the range X = S⁻¹/2 ≤ 5; positive eigenvalues that are rounding errors may be kept.
     vectors = q[:, :, 2:]
     regular = vectors.mT @ x.double() @ vectors
     assert regular.isfinite().all()

@@ -1,4 +1,4 @@
-"""The way to the fused kernels stays short: what it costs is counted, since times are noisy."""
+"""The path to the fused kernels stays short: calls are counted, since times are noisy."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def test_python_calls_of_a_forward_and_backward():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = re.search(r"(\d+) Python function calls", done.stdout)
-    # 121 with PyTorch 2.14, a third of them PyTorch's own, which another version may add to.
+    # 121 with PyTorch 2.14, a third of them PyTorch's own, which may be more in another version.
     assert int(found[1]) <= 130, done.stdout
 
 

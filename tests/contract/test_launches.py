@@ -1,7 +1,7 @@
-"""What calls start on an accelerator, counted on a CPU; and that what they find there is right.
+"""Launches of calls on an accelerator, counted on a CPU, and the results of that path.
 
-``context.pretended_accelerator`` takes a GPU's path with a CPU's numbers: where values cannot be
-looked at, whole calls are few passes between products (kernels/large.py).
+``context.pretended_accelerator`` takes the path of a GPU on a CPU: where values cannot be read,
+whole calls are a few passes between products (kernels/large.py).
 """
 
 import pytest
@@ -26,7 +26,7 @@ from matroot.testing import (
     tolerance,
 )
 
-# Arithmetic of what is not a number, of which GPUs say nothing and the interpreter's NumPy does.
+# Arithmetic with NaN and infinity: GPUs are silent, the interpreter's NumPy warns.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning"
 )
@@ -36,7 +36,7 @@ FUNCTIONS = {
     "both": matroot.sqrtm_pair,
 }
 BACKENDS = ["torch", "triton"]
-# Forward and backward.
+# The most launches, forward and backward.
 MOST = {
     ("torch", "sqrt"): (100, 80),
     ("torch", "inv_sqrt"): (100, 80),
@@ -49,14 +49,14 @@ MOST = {
 
 @pytest.fixture(autouse=True)
 def not_interpreted(monkeypatch):
-    """Operators then do with PyTorch's operations what kernels do, and still count as one."""
+    """Operators then use PyTorch's operations in place of kernels, and still count as one."""
     monkeypatch.setattr(passes, "interpreting", lambda: False)
 
 
 @pytest.fixture
 def interpreted(monkeypatch, not_interpreted):
     if not (triton._INSTALLED and launch.interpreting()):
-        pytest.skip("no interpreter of Triton's")
+        pytest.skip("needs Triton's interpreter")
     monkeypatch.setattr(passes, "interpreting", lambda: True)
 
 
@@ -65,7 +65,7 @@ def counted(function, a, **options):
 
 
 def solved(function, a, g=None, **options):
-    """The roots and, for cotangents of each, the gradient, as on an accelerator."""
+    """The roots and, given their cotangents, the gradient, as on an accelerator."""
     with context.pretended_accelerator():
         x = a.clone().requires_grad_(g is not None)
         found = function(x, **options)
@@ -97,21 +97,21 @@ def test_auto_takes_few_launches_on_an_accelerator():
     half = count_launches(matroot.sqrtm, a.detach().half())
     assert half.forward.total() <= 62
     assert half.backward.total() == 0
-    # Up to n = 128 one kernel is all of it, whitening's too: in double precision.
+    # Up to n = 128 one kernel does everything; so does whitening's, in double precision.
     for function in FUNCTIONS.values():
         assert counted(function, random_spd(48, 2, dtype=torch.float32)) == (1, 1)
 
 
 @pytest.mark.parametrize(("n", "rank"), [(2, 1), (3, 1), (5, 2), (16, 8)])
 def test_projectors_have_gradients_of_minimum_norm(n, rank):
-    """Rounding leaves eigenvalues of both signs where A has 0; the projector must find them all."""
+    """Rounding gives the zeros of A either sign; the projector must include them all."""
     generator = torch.Generator().manual_seed(n + rank)
     q = torch.linalg.qr(torch.randn(300, n, n, dtype=torch.float64, generator=generator)).Q
     kept = q[..., :rank]
     a = (kept @ kept.mT).float()
     a, g = (a + a.mT) / 2, torch.randn(300, n, n, generator=generator)
     _, found = solved(matroot.sqrtm, a, g, backend="torch")
-    # s is 1 on the range: G/2 there, G across, 0 on the null space.
+    # s is 1 on the range: G/2 on range × range, G on range × null, 0 on null × null space.
     p, h = kept @ kept.mT, (g + g.mT).double() / 2
     expected = p @ h + h @ p - 1.5 * (p @ h @ p)
     assert relative_error(found, expected).max() < 0.02
@@ -135,7 +135,7 @@ def test_digits_are_the_same_whatever_the_host_knows(monkeypatch, root, backend)
     monkeypatch.setattr(large.Flag, "known_to_hold", lambda flag: False)
     for x, y in zip(expected, solved(FUNCTIONS[root], a, g, backend=backend), strict=True):
         assert torch.equal(x, y)
-    # Under capture there is no flag.
+    # During capture there is no flag.
     monkeypatch.setattr(large.Flag, "of", lambda numbers: None)
     for x, y in zip(expected, solved(FUNCTIONS[root], a, g, backend=backend), strict=True):
         assert torch.equal(x, y)
@@ -188,7 +188,7 @@ def test_what_is_counted():
 @pytest.mark.parametrize("n", [2, 130])
 @pytest.mark.parametrize("cond", [1e1, 1e4, 1e6])
 def test_roots_and_gradients(monkeypatch, cond, n, dtype, spectrum):
-    """Within the table, and as good as by the methods and rules that they stand for."""
+    """Within the table, and as accurate as the methods and rules that they replace."""
     a, g = random_spd(n, 2, cond=cond, dtype=dtype, spectrum=spectrum), torch.randn(2, n, n)
     g, unfit, unit = g.to(dtype), large._unfit, torch.finfo(dtype).eps
     for root in ("sqrt", "inv_sqrt"):
@@ -203,7 +203,7 @@ def test_roots_and_gradients(monkeypatch, cond, n, dtype, spectrum):
             assert torch.equal(x, x.mT)
         assert relative_error(found[0], golden[0]).max() < tolerance(dtype, cond, root)
         # In double precision the rules themselves miss the table by 1.2 where half of a spectrum
-        # lies at its lower end: so does what they are compared with.
+        # lies at its lower end, as does the path they are compared with.
         if (dtype, spectrum) != (torch.float64, "clustered"):
             error = relative_error(found[1], golden[1]).max()
             assert error < tolerance(dtype, cond, "gradient")
@@ -257,10 +257,10 @@ def test_every_pass(n, dtype):
             ]
         )
     for x, y in zip(*found, strict=True):
-        x, y = (t[[0, 1, 3, 4]] if len(t) == 5 else t for t in (x, y))  # Not the one with a NaN.
+        x, y = (t[[0, 1, 3, 4]] if len(t) == 5 else t for t in (x, y))  # Without the NaN.
         if x.dtype == torch.int64:
             assert torch.equal(x, y)
-        # Bounds cancel; and the next row of the table is 1 % further on.
+        # The bounds cancel, and the next row of the table differs by 1 %.
         torch.testing.assert_close(x, y, equal_nan=True, rtol=2e-2, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Kernels read memory: what has none of its own, or a lazy sign, or is being watched."""
+"""Kernels read memory: tensors that have none, have a lazy sign, or are observed by a mode."""
 
 import dataclasses
 import warnings
@@ -112,7 +112,7 @@ def test_modes_see_operations():
     with Watcher():
         if native.tasks.available():
             assert "TorchDispatchMode" in str(matroot.explain(a))
-        # What is wrong is still said.
+        # Errors are still raised.
         with pytest.raises(torch.linalg.LinAlgError, match="indefinite"):
             matroot.sqrtm(-a)
 

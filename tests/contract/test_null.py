@@ -1,4 +1,4 @@
-"""One rule for what is zero: in inverse roots, gradients, distances and Lyapunov equations."""
+"""One rule for zero eigenvalues: inverse roots, gradients, distances, Lyapunov equations."""
 
 import functools
 
@@ -39,7 +39,7 @@ def test_an_inverse_root_has_every_part_or_is_an_error(dtype, n, backend, method
     units = spd.null_units(n, dtype)
     assert units == (4 if dtype == torch.float32 else max(8, n))
     values = torch.linspace(0.5, 1, n, dtype=dtype)
-    # Methods without eigenvalues know the largest within a factor.
+    # Methods without eigenvalues bound the largest one within a factor.
     for factor in (0.1, 0.95 if METHODS[method].spectral else 0.5):
         values[0] = factor * units * UNIT[dtype]
         with pytest.raises(LinAlgError, match=f"rank {n - 1} of {n}"):
@@ -75,7 +75,7 @@ def test_the_gradient_of_an_inverse_root_drops_nothing_that_the_root_keeps(n, gr
     x = torch.diag(values).requires_grad_()
     root = matroot.inv_sqrtm(x, gradient=gradient, backend=backend)
     found = torch.autograd.grad(root.diagonal().sum(), x)[0].diagonal()
-    # The smallest of S is known to some √u of itself.
+    # The smallest eigenvalue of S has a relative error of some √u.
     torch.testing.assert_close(found, -0.5 * values**-1.5, rtol=1e-3, atol=0)
 
 
@@ -109,7 +109,7 @@ def test_gradients_of_distances_are_zero_on_null_times_null_space(dtype, n, via)
         (found,) = torch.autograd.grad(VIA[via](distance)(x, q.to(dtype)).sum(), x)
     null = torch.eye(n, dtype=p.dtype) - p
     assert (null @ found.to(p.dtype) @ null).abs().max() < 10 * torch.finfo(dtype).eps
-    # Of the rest, that of the nuclear norm: 1 on the range, less the transport map.
+    # The rest is the gradient of the nuclear norm: 1 on the range, minus the transport map.
     assert 0.1 < found.abs().max() < 2
 
 
@@ -135,7 +135,7 @@ def test_sums_of_squares_keep_their_digits(n):
         parts = torch.view_as_real(x.to(wide)) if x.is_complex() else x.to(wide)
         expected = parts.square().sum().sqrt()
         assert abs(spd.frobenius_norm(x).item() / expected.item() - 1) < 5e-7
-    # A bound of the largest eigenvalue that rests on it is one: of rank one it is tight.
+    # The bound of the largest eigenvalue that uses the norm holds; for rank one it is tight.
     v = torch.randn(n)
     rank_one = torch.outer(v, v)
     assert spd.upper_bound(rank_one) >= torch.linalg.vector_norm(v.double()) ** 2
@@ -215,7 +215,7 @@ def test_digits_do_not_depend_on_how_many_neighbours_are_singular(backend, metho
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 @pytest.mark.parametrize("n", [6, 40, 257])
 def test_badly_graded_matrices(n, backend, dtype):
-    """D B D with D over 34 orders of magnitude, beside a good neighbour."""
+    """D B D with D over 34 orders of magnitude, in a batch with a well-scaled matrix."""
     wide = torch.complex128 if dtype.is_complex else torch.float64
     x = torch.randn(4, n, n + 4, dtype=wide)
     d = torch.logspace(-17, 17, n, dtype=torch.float64)
@@ -237,7 +237,7 @@ def permutations(n, many):
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 @pytest.mark.parametrize("double_too", [False, True])
 def test_one_matrix_that_a_solver_fails_on(monkeypatch, double_too, backend):
-    """The others are as they were; that one is found in double precision or comes back as NaN."""
+    """The others do not change; that one is computed in double precision or is NaN."""
     n = 300  # beyond the compiled kernels
     marked = 0.123456789
     a = torch.diag_embed(torch.rand(3, n) + 0.5)
@@ -275,7 +275,7 @@ def test_one_matrix_that_a_solver_fails_on(monkeypatch, double_too, backend):
     ("dtype", "n"), [(torch.float32, 64), (torch.float32, 300), (torch.complex64, 16)]
 )
 def test_what_bounds_pass_as_regular_the_gradient_does_too(dtype, n, gradient, backend):
-    """Just below the limit Minimax, which knows bounds alone, may find a root."""
+    """Just below the limit Minimax, which has only bounds of eigenvalues, may find a root."""
     values = torch.linspace(0.5, 1, n, dtype=torch.float64)
     values[0] = 0.97 * spd.null_share(n, dtype)
     a = torch.diag(values).to(dtype).requires_grad_()

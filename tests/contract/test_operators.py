@@ -1,4 +1,4 @@
-"""What PyTorch checks of its own operators (its test_ops and functorch suites), of every function.
+"""PyTorch's checks of its own operators (test_ops and functorch suites), for every function.
 
 The machinery of those suites is not in PyTorch's packages, so the loops are written out here.
 """
@@ -25,7 +25,7 @@ ALL_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.complex64, *DO
 
 @dataclass(frozen=True)
 class Op:
-    """A function of tensors and what it is tried on.
+    """A function of tensors, and the arguments for its tests.
 
     Attributes:
         function: of tensors alone, one tensor or a tuple as its result.
@@ -81,7 +81,7 @@ OPS = {
     "power_normalization": Op(functional.power_normalization, ("spd",), dtypes=(torch.float64,)),
 }
 WITH_DTYPES = [(name, dtype) for name, op in OPS.items() for dtype in op.dtypes]
-# Those that are not another one behind a thin front.
+# Those that are not thin wrappers of another one.
 CORE = ["sqrtm_pair", "sqrtm minimax", "solve_lyapunov", "frechet_distance root"]
 
 
@@ -146,7 +146,7 @@ def test_gradients_of_broadcast_arguments(name):
 
 
 def some_at_a_time(count):
-    """All non-empty subsets of so many arguments, as masks."""
+    """All non-empty subsets of ``count`` arguments, as masks."""
     return [mask for mask in itertools.product((False, True), repeat=count) if any(mask)]
 
 
@@ -193,7 +193,7 @@ def test_transforms_of_transforms(name):
     def jvp(*directions):
         return as_tuple(torch.func.jvp(op.function, tensors, directions)[1])
 
-    # The same products one by one, by the one rule that has no batches in it.
+    # The same products one by one, by the rule without batches.
     expected = [jvp(*(d[i] for d in several)) for i in range(2)]
     torch.testing.assert_close(
         torch.func.vmap(jvp)(*several), tuple(map(torch.stack, zip(*expected, strict=True)))
@@ -214,9 +214,9 @@ def test_transforms_of_transforms(name):
 def test_dtypes_shapes_and_devices_are_told_without_values(name, dtype):
     op = OPS[name]
     if dtype.is_complex and not op.dtypes[-1].is_complex:
-        pytest.skip("of real numbers")
+        pytest.skip("for real numbers only")
     if name in ("inverse_root", "power_normalization") and dtype.itemsize == 2:
-        pytest.skip("of covariances, in single precision at least")
+        pytest.skip("for covariances in single precision at least")
     tensors = op.arguments(2, dtype=dtype)
     expected = as_tuple(op.function(*tensors))
     with FakeTensorMode() as mode:
@@ -227,7 +227,7 @@ def test_dtypes_shapes_and_devices_are_told_without_values(name, dtype):
         assert (z.shape, z.dtype, z.stride()) == (y.shape, y.dtype, y.stride())
 
 
-# The mode looks at the gradient of whatever it is given.
+# The mode reads the gradient of every tensor that it gets.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", OPS)
 def test_every_operation_agrees_with_its_fake(name):
@@ -277,7 +277,7 @@ def test_where_the_numbers_lie_does_not_matter(name, dtype, layout):
     memory = {t.untyped_storage().data_ptr() for t in laid}
     for x in results:
         assert x.untyped_storage().data_ptr() not in memory
-    # What autograd functions return may be changed in place, unless it is a view.
+    # Results of autograd functions may be changed in place, unless they are views.
     for x in as_tuple(op.function(*(t.detach().requires_grad_() for t in laid))):
         assert torch.equal(x.detach() * 2, x.mul_(2))
 
@@ -309,7 +309,7 @@ def test_ahead_of_time_autograd_agrees(name, dynamic):
 def test_a_trace_by_make_fx_serves_other_matrices(name, tracing):
     op = OPS[name]
 
-    # make_fx takes options that have a default for tensors to come.
+    # make_fx takes arguments with defaults for inputs.
     def function(*tensors):
         return op.function(*tensors)
 

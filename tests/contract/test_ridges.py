@@ -1,4 +1,4 @@
-"""Remedies for what is singular, indefinite or noisy, and the error texts that name them."""
+"""Remedies for singular, indefinite and noisy matrices, and the error texts that name them."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ LinAlgError = torch.linalg.LinAlgError
 
 
 def signal_in_noise(n=64, rank=20, noise=1e-3):
-    """A covariance of rank 20 and the noise of its samples, and its kept eigenpairs."""
+    """A covariance of rank 20 with sampling noise, and the eigenpairs that are kept."""
     q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64)).Q
     values = torch.cat(
         [
@@ -29,7 +29,7 @@ def test_a_cut_off_leaves_noise_out(dtype, method):
     options = {"singular": "pinv", "method": method}
     found = matroot.inv_sqrtm(a.to(dtype), rtol=1e-4, **options)
     assert relative_error(found, expected) < 100 * torch.finfo(dtype).eps
-    # Without one the inverse root is that of the noise.
+    # Without a cut-off the inverse root is that of the noise.
     assert matroot.inv_sqrtm(a, **options).norm() > 1e3 * expected.norm()
     s, z = matroot.sqrtm_pair(a.to(dtype), rtol=1e-4, **options)
     assert relative_error(s @ s, a) < 100 * torch.finfo(dtype).eps
@@ -133,7 +133,7 @@ def test_a_relative_ridge_is_differentiated():
 
 
 def test_matrices_of_optimizers():
-    """Shampoo adds 1e-12 or 1e-6 to sums of gradients' squares: below rounding in float32."""
+    """Shampoo adds 1e-12 or 1e-6 to sums of squared gradients: below rounding in float32."""
     g = 0.1 * torch.randn(512, 8)
     a = g @ g.mT
     for eps in (1e-12, 1e-6):
@@ -146,7 +146,7 @@ def test_matrices_of_optimizers():
 
 
 def test_covariances_from_sums_of_products():
-    """Σxxᵀ − nμμᵀ cancels: indefinite or skew by rounding. Texts say by how much and what helps."""
+    """Σxxᵀ − nμμᵀ cancels: rounding makes it indefinite or skew. The texts say by how much."""
     x = 3 + 0.25 * torch.randn(100, 512, dtype=torch.float64)
     mean = x.mean(0)
     c = (x.mT @ x - 100 * torch.outer(mean, mean)) / 100

@@ -1,4 +1,4 @@
-"""The fused GPU kernels' self-test passes where they are right, and catches what may go wrong."""
+"""The self-test of the fused GPU kernels passes correct kernels and catches faults."""
 
 import importlib
 import warnings
@@ -21,14 +21,14 @@ DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device(
 INTERPRETED = DEVICE.type == "cpu"
 pytestmark = [
     pytest.mark.skipif(not triton._INSTALLED, reason="Triton is not installed"),
-    # Elimination of what has no factor overflows, of which GPUs say nothing and NumPy does.
+    # Elimination overflows where there is no factor: GPUs are silent, NumPy warns.
     pytest.mark.filterwarnings("ignore:.*(overflow|invalid value) encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
     pytest.mark.skipif(
         INTERPRETED and not launch.interpreting(), reason="TRITON_INTERPRET is not 1"
     ),
 ]
-# A fault is planted in the Python that the interpreter runs.
+# Faults are planted in the Python code that the interpreter runs.
 planted = pytest.mark.skipif(not INTERPRETED, reason="compiled kernels cannot be patched")
 KERNELS = [
     ("minimax", (False,)),
@@ -61,7 +61,7 @@ def kernels_of(name):
 def test_right_kernels_pass(kernel, option, size):
     found = verdict(kernel, option, size)
     assert found.passed, found.said
-    # Far within what is promised, so that another compiler's rounding is no failure.
+    # Far within the tolerance, so that another compiler's rounding does not fail.
     assert int(found.said.split("%")[0].split()[-1]) < 40
 
 
@@ -106,7 +106,7 @@ def test_a_doubling_too_few_is_caught(monkeypatch):
 
 @planted
 def test_a_swapped_operand_is_caught(monkeypatch):
-    """Where all iterates are symmetric and commute only stability tells the order of a product."""
+    """All iterates are symmetric and commute: the order of a product only affects stability."""
     import triton.language as tl
 
     from matroot.kernels.triton import gradients, minimax, published
@@ -129,7 +129,7 @@ def test_a_swapped_operand_is_caught(monkeypatch):
 @planted
 @pytest.mark.parametrize("kernel", ["minimax", "lyapunov"])
 def test_what_a_lost_barrier_leaves_is_caught(kernel, monkeypatch):
-    """Now and then a matrix is read before it is written: what was there is seen."""
+    """Occasionally a matrix is read before it is written, and the old content is used."""
     module = kernels_of(kernel)
     right, held = module.put, []
 
@@ -159,7 +159,7 @@ def test_the_test_looks_at_the_table_that_is_used(monkeypatch):
 
 
 def test_the_checksum_stands_on_digits_that_all_machines_agree_on():
-    """The table solved again in another order of arithmetic: no place is at the edge of a step."""
+    """Another order of arithmetic changes the table slightly: no entry is at the edge of a step."""
     table = schedules.schedules(5, torch.float64, torch.device("cpu"))
     for change in (1e-9, -1e-9):
         assert schedules.checksum((table * (1 + change)).float()) == schedules.CHECKSUM
@@ -238,7 +238,7 @@ def test_the_switch(monkeypatch):
     with pytest.warns(RuntimeWarning, match="broken"):
         assert relative_error(root(), fused).max() < 1e-6
     assert len(tested) == 1
-    # Against the test's word, for those who look for what is wrong.
+    # Despite the failed test, for debugging.
     monkeypatch.setenv("MATROOT_TRITON", "on")
     assert torch.equal(root(), fused)
     monkeypatch.setenv("MATROOT_TRITON", "off")
@@ -252,7 +252,7 @@ def test_the_switch(monkeypatch):
 
 @planted
 def test_tested_while_torch_compile_traces(monkeypatch):
-    """What the test says is decided before a program is made: it holds operations or a kernel."""
+    """The test runs before a program is compiled, which contains operations or a kernel."""
     seen = []
 
     def passing(variant, device):
@@ -307,7 +307,7 @@ def test_capture_after_a_warm_up():
 
 
 class OnGpu:
-    """What the choice of a backend asks a tensor, on a GPU that need not be there."""
+    """The part of a tensor that the choice of a backend reads, on a GPU that need not exist."""
 
     def __init__(self, n, dtype=torch.float32):
         self.device, self.dtype, self.shape = torch.device("cuda", 0), dtype, (2, n, n)
@@ -322,7 +322,7 @@ def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
     select = matroot.kernels.select
     for a in (OnGpu(128), OnGpu(64, torch.bfloat16), OnGpu(129), OnGpu(8, torch.float64)):
         assert select("auto", a)[0] is TRITON
-    # Whole calls by one kernel up to n = 128 in single precision; else what is between products.
+    # One kernel for a whole call up to n = 128 in single precision; else those between products.
     fits = []
     for a in (OnGpu(128), OnGpu(129), OnGpu(8, torch.float64)):
         request = Request(
@@ -340,7 +340,7 @@ def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
     "transform", ["vmap", "grad", "vmap of grad", "inference", "default device"]
 )
 def test_whatever_is_going_on_around(transform):
-    """The first call may lie inside a transform, or where tensors are made elsewhere."""
+    """The first call may be inside a transform, or where tensors are created on another device."""
     a = random_spd(5, 2, cond=5, dtype=torch.float32).to(DEVICE)
 
     def total(a):

@@ -47,7 +47,7 @@ def test_transforms_agree_with_autograd(method, rule, function):
         hessian = torch.autograd.functional.hessian(loss, a[0])
         agree(FUNC.hessian(loss)(a[0]), hessian)
         agree(FUNC.jacrev(FUNC.jacrev(loss))(a[0]), hessian)
-        # Nested forward mode is where PyTorch drops tangents silently.
+        # In nested forward mode PyTorch may drop tangents silently.
         agree(FUNC.jacfwd(FUNC.jacfwd(loss))(a[0]), hessian)
         agree(FUNC.vmap(FUNC.hessian(loss))(a)[0], hessian)
 
@@ -88,7 +88,7 @@ def test_compile_takes_names_and_returns_nan_for_a_bad_matrix(name):
 
 
 def test_third_order_forward_mode_is_right():
-    """Without care a jvp rule loses the tangents of the levels outside it."""
+    """A careless jvp rule loses the tangents of the levels outside it."""
     a = random_spd(3, cond=4)
     v = torch.randn(3, 3, dtype=torch.float64)
     v = v + v.mT
@@ -122,7 +122,7 @@ DISTANCES = {
     ),
 }
 FUNCTIONS = {"solve_lyapunov": matroot.solve_lyapunov, **DISTANCES}
-# Few steps, since tracing takes its time; the others are slow.
+# Few steps, since tracing them is slow; the others are slow tests.
 SIZED = [
     (Pade(3), Spectral()),
     (Minimax(tol=0.1, max_steps=3), Spectral()),
@@ -144,7 +144,7 @@ DYNAMIC = [True, pytest.param(None, marks=pytest.mark.slow)]
 
 
 def compiled_for_all_sizes(function, tensors, dynamic):
-    """Compiles once; values and gradients of one compiled function for four sizes."""
+    """Checks values and gradients of one compiled function for four sizes."""
     counter = testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend=counter, dynamic=dynamic)
@@ -154,7 +154,7 @@ def compiled_for_all_sizes(function, tensors, dynamic):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
         gradients = [torch.autograd.grad(x.square().sum(), inputs) for x in (found, expected)]
         torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)
-    # One for the size that came first, one for all others; or for what tells small n from large.
+    # One for the first size, one for all others; or one each for small and for large n.
     assert counter.frame_count <= 2
 
 
@@ -165,7 +165,7 @@ def test_one_compiled_program_serves_all_sizes(method, rule, dynamic):
         return torch.stack(matroot.sqrtm_pair(a, method=method, gradient=rule))
 
     if torch.__version__ < (2, 10) and method in (Pade(3), Minimax(tol=0.1, max_steps=3)):
-        pytest.skip("PyTorch 2.8 and 2.9 hand methods no numbers")
+        pytest.skip("PyTorch 2.8 and 2.9 pass no numbers to methods")
     compiled_for_all_sizes(roots, 1, dynamic)
 
 
@@ -197,7 +197,7 @@ def test_compile_takes_complex_matrices(name, dtype):
 
 @pytest.mark.parametrize("name", ["sqrtm", "solve_lyapunov", "bures_wasserstein_distance"])
 def test_second_derivatives_inside_compile_are_right_or_refused(name):
-    # PyTorch's compiler takes the backward pass of an autograd function for a constant.
+    # PyTorch's compiler treats the backward pass of an autograd function as a constant.
     b = random_spd(3, cond=5)
     functions = {
         "sqrtm": matroot.sqrtm,
@@ -212,7 +212,7 @@ def test_second_derivatives_inside_compile_are_right_or_refused(name):
     compiled = torch.compile(second, backend="aot_eager")
     torch.testing.assert_close(compiled(x), second(x))
     torch._dynamo.reset()
-    # PyTorch 2.8 says only that there is an exception.
+    # PyTorch 2.8 only reports that there is an exception.
     with pytest.raises(Exception, match=r"second derivatives inside torch\.compile|Observed exc"):
         torch.compile(second, backend="aot_eager", fullgraph=True)(x)
 
@@ -220,7 +220,7 @@ def test_second_derivatives_inside_compile_are_right_or_refused(name):
 @pytest.mark.parametrize("method", [*METHODS])
 @pytest.mark.parametrize("gradient", ["lyapunov", "unrolled"])
 def test_the_compiler_finds_one_graph(method, gradient):
-    # With fullgraph=True PyTorch captures scalars, and hides breaks that there are without it.
+    # With fullgraph=True PyTorch captures scalars, which hides breaks that occur without it.
     def function(a):
         return matroot.sqrtm_pair(a, method=method, gradient=gradient)
 

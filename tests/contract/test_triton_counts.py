@@ -1,4 +1,4 @@
-"""What the compiler makes of the GPU kernels: it needs no GPU. How fast they are it does not tell.
+"""The code that the compiler makes of the GPU kernels: no GPU is needed, no speed is measured.
 
 ``python benchmarks/gpu.py compile`` prints all of it.
 """
@@ -22,7 +22,7 @@ pytestmark = [
         reason="benchmarks/gpu.py is not here, or typer not installed",
     ),
 ]
-# At most, for sm_90 by Triton 3.6 and 3.8: instructions and bytes spilled, and a tenth more.
+# Limits for sm_90: instructions and spilled bytes with Triton 3.6 and 3.8, plus a tenth.
 NAMES = ("minimax", "Padé", "Taylor", "gradient", "gradient by steps")
 INSTRUCTIONS = {
     16: (4300, 3700, 2900, 4700, 4800),
@@ -61,7 +61,7 @@ def test_registers_suffice_and_code_stays_short(size):
         assert int(re.search(r"(\d+) bytes spilled", line)[1]) <= spilled, line
 
 
-# Calls that differ in what no result may depend on, and the keys of Triton's cache for them.
+# Keys of Triton's cache for calls that differ only in what no result may depend on.
 KEYS = """
 import itertools, sys
 sys.path.insert(0, sys.argv[1])
@@ -94,5 +94,5 @@ print(binaries)
 
 
 def test_one_binary_for_all_batches_sizes_and_addresses():
-    """All binaries for float32 are five for each of four padded sizes."""
+    """There are five binaries for float32 for each of four padded sizes."""
     assert int(without_interpreter("-c", KEYS, str(GPU.parent))) == 20

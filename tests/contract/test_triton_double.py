@@ -1,4 +1,4 @@
-"""The fused kernels in float64, in Triton's interpreter or on a GPU; whitening goes by them."""
+"""The fused kernels in float64, in Triton's interpreter or on a GPU; whitening uses them."""
 
 import os
 import subprocess
@@ -25,12 +25,12 @@ DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device(
 INTERPRETED = DEVICE.type == "cpu"
 pytestmark = [
     pytest.mark.skipif(not triton._INSTALLED, reason="Triton is not installed"),
-    # Elimination of what has no factor overflows, of which GPUs say nothing and NumPy does.
+    # Elimination overflows where there is no factor: GPUs are silent, NumPy warns.
     pytest.mark.filterwarnings("ignore:.*(overflow|invalid value) encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
     pytest.mark.skipif(INTERPRETED and not interpreting(), reason="TRITON_INTERPRET is not 1"),
 ]
-# A fault is planted, and operations are counted, in the Python that the interpreter runs.
+# Faults are planted, and operations counted, in the Python code that the interpreter runs.
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="compiled kernels cannot be patched")
 FUNCTIONS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
 SIZES = [1, 5, 17, 33, *(pytest.param(n, marks=pytest.mark.slow) for n in (64, 100, 128))]
@@ -105,7 +105,7 @@ def test_published(method, steps):
 
 @pytest.mark.parametrize("n", [5, 33])
 def test_numbers_that_float32_does_not_hold(n):
-    """A ridge that is rounded to float32 would be off by 1e-8; entries are beyond its range."""
+    """A ridge rounded to float32 would be off by 1e-8; entries exceed the range of float32."""
     a = random_spd(n, 1, cond=1e6).to(DEVICE)
     identity = torch.eye(n, dtype=a.dtype, device=DEVICE)
     for scale in (1e-250, 1.0, 1e250):
@@ -150,7 +150,7 @@ def test_gradient_where_the_root_is_singular(n):
     _, gradient = run(a.to(DEVICE), g.to(DEVICE), "sqrt", Minimax())
     _, expected = run(a, g, "sqrt", Eigh(), Lyapunov(), backend="torch")
     assert not gradient[1].any()
-    # The null space is known to the square root of rounding.
+    # The error of the null space is the square root of rounding.
     assert relative_error(gradient, expected).max() < 1e-7
 
 
@@ -193,7 +193,7 @@ def test_who_takes_what_and_why(monkeypatch):
 def test_right_kernels_pass_the_self_test(kernel, option, size):
     found = selftest._verdict(Variant(kernel, size, option, DOUBLE), DEVICE)
     assert found.passed, found.said
-    # Far within what is promised, so that another compiler's rounding is no failure.
+    # Far within the tolerance, so that another compiler's rounding does not fail.
     assert int(found.said.split("%")[0].split()[-1]) < 40
 
 
@@ -223,7 +223,7 @@ def test_a_doubling_too_few_is_caught(monkeypatch):
 
 
 class OnGpu:
-    """What the choice of a backend asks a tensor, on a GPU that need not be there."""
+    """The part of a tensor that the choice of a backend reads, on a GPU that need not exist."""
 
     def __init__(self, n, dtype=torch.float64, index=0):
         self.device, self.dtype, self.shape = torch.device("cuda", index), dtype, (2, n, n)
@@ -238,7 +238,7 @@ def test_whitening_in_single_precision_asks_for_them_on_a_gpu(monkeypatch):
     monkeypatch.setattr(triton, "_ROOM", {torch.device("cuda", 0): 128})
     assert functional._fused(OnGpu(64, torch.float32), OnGpu(64)) is TRITON_DOUBLE
     assert functional._fused(OnGpu(64, torch.bfloat16), OnGpu(64)) is TRITON_DOUBLE
-    # What comes in double stays with the products of a library, as every public call.
+    # Input in double precision stays with a library's products, as in every public call.
     assert functional._fused(OnGpu(64), OnGpu(64)) is None
     assert matroot.kernels.select("auto", OnGpu(64))[0] is TRITON
     request = Request(BOTH, Minimax(), None, 0.0, "raise", torch.float64, torch.float64)
@@ -291,7 +291,7 @@ def test_whitening_of_features_far_apart(n):
     "variances",
     [
         [1.0, 1e-12],
-        [1e30, 1.0, 0.0],  # Regular with the ridges, but beside 1e30 nothing else counts.
+        [1e30, 1.0, 0.0],  # Regular with the ridges, but beside 1e30 all else is rounding.
         [1.0, 1e-14, 1e-16, 1e-18, 0.0],
         [0.0, 0.0],
         [1.0, torch.nan],
@@ -303,7 +303,7 @@ def test_whitening_of_hard_covariances(variances, eps, monkeypatch):
     a = torch.diag_embed(torch.tensor([variances])).to(DEVICE)
     found = functional.inverse_root(a, eps).cpu() if not INTERPRETED else whitened(a, eps)
     monkeypatch.setattr(functional, "_fused", lambda covariance, wide: None)
-    # As where numbers cannot be looked at.
+    # As where values cannot be read.
     monkeypatch.setattr(matroot.context, "host_reads_are_free", lambda a: False)
     monkeypatch.setattr(plan, "_PLANS", {})
     expected = whitened(a.cpu(), eps)
@@ -312,7 +312,7 @@ def test_whitening_of_hard_covariances(variances, eps, monkeypatch):
 
 
 def whitened(a, eps):
-    """Without an error for what is bad: as on a GPU, where nobody looks."""
+    """Without errors for bad matrices, as on a GPU, where values are not read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(call, "_checking", lambda *_: False)
         return functional.inverse_root(a, eps, method="minimax")
@@ -364,7 +364,7 @@ def test_operations_of_a_forward_and_backward():
     g = torch.ones_like(root)
     with Launches() as backward:
         torch.autograd.grad(root, a, g)
-    # 677 and 191 by PyTorch's operations; now 50 and 3, most of them to choose the ridges.
+    # 677 and 191 with PyTorch's operations; here 50 and 3, most of them to choose the ridges.
     assert forward.count <= 55
     assert backward.count <= 4
 

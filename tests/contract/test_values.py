@@ -29,7 +29,7 @@ def test_roots_are_right_in_every_dtype(method, dtype):
 def test_one_root_is_the_root_of_the_pair(method, n):
     a = random_spd(n, 2, cond=5)
     sqrt, inv_sqrt = matroot.sqrtm_pair(a, method=method)
-    # Not bit for bit: Taylor shares its powers otherwise for one polynomial than for two.
+    # Not bit for bit: Taylor may use other powers for one polynomial than for two.
     assert relative_error(matroot.sqrtm(a, method=method), sqrt).max() < 1e-14
     assert relative_error(matroot.inv_sqrtm(a, method=method), inv_sqrt).max() < 1e-13
     assert torch.equal(sqrt, sqrt.mH)
@@ -40,7 +40,7 @@ def test_one_root_is_the_root_of_the_pair(method, n):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
 @pytest.mark.parametrize(
     ("method", "cond"),
-    # Newton–Schulz blows up the rounding of eigenvalues at 1e-8 in single precision.
+    # In single precision Newton–Schulz amplifies the rounding of eigenvalues at 1e-8.
     [(m, c) for m in (Eigh(), Svd()) for c in (1e1, 1e2, 1e4, 1e6, 1e8)]
     + [(NewtonSchulz(40), c) for c in (1e1, 1e2, 1e4, 1e6)],
     ids=repr,
@@ -48,7 +48,7 @@ def test_one_root_is_the_root_of_the_pair(method, n):
 def test_accuracy_over_condition_numbers(method, dtype, cond, spectrum):
     a = random_spd(12, 2, cond=cond, spectrum=spectrum, dtype=dtype)
     assert_root(a, matroot.sqrtm(a, method=method), cond=cond)
-    # Beyond 1/(4e) the inverse root is refused; see test_errors.
+    # Beyond 1/(4·eps) there is an error instead; see test_errors.
     if cond < 1 / (4 * torch.finfo(dtype).eps):
         inv_sqrt = matroot.inv_sqrtm(a, method=method)
         assert_root(a, inv_sqrt, cond=cond, quantity="inv_sqrt")
@@ -111,7 +111,7 @@ def test_large_batched_matrices_with_two_threads(method, n, two_threads):
         inverse = (q / (roots * factor)[:, None, :]) @ q.mT / norm
     else:
         expected, inverse = exact(a), exact(a, "inv_sqrt")
-    # By powers an order costs a factor of 4, the condition number of the numerator.
+    # With powers each order costs a factor of 4, in the condition number of the numerator.
     growth = 4**5 if method == Pade(5) else 1
     assert relative_error(sqrt, expected).max() < growth * tolerance(a.dtype, 4, "sqrt")
     assert relative_error(inv_sqrt, inverse).max() < growth * tolerance(a.dtype, 4, "inv_sqrt")

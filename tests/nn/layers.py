@@ -120,7 +120,7 @@ def quick(*names: str):
 
 
 def settled(layer: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """The layer with parameters away from their start and statistics of a few batches."""
+    """The layer with parameters unlike the initial ones and statistics of a few batches."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for p in layer.parameters():

@@ -20,7 +20,7 @@ from nn.layers import correlated, randomize
 
 
 def with_statistics(model):
-    """The model with statistics and weights away from their start."""
+    """The model with statistics and weights unlike the initial ones."""
     generator = torch.Generator().manual_seed(3)
     for m in model.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
@@ -156,7 +156,7 @@ def test_a_checkpoint_from_before_conversion_loads(running, which, assign):
     assert f"running_{running} is the diagonal matrix" in str(found[0].message)
     close(new(x), old(x))
     assert new[1].num_batches_tracked == 7
-    assert "1.running_var" in state  # The caller's own is as it was.
+    assert "1.running_var" in state  # The caller's state is unchanged.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         new.load_state_dict(copy.deepcopy(new.state_dict()))

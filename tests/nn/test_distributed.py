@@ -34,7 +34,7 @@ def _rank(rank, path, results):
                 {k: v.clone() for k, v in layer.module.named_buffers()},
             )
         with warnings.catch_warnings(record=True) as told:
-            # The first step of the first layer has warned, which it does once in a process.
+            # The first layer warned at its first step, which happens once per process.
             warnings.simplefilter("always")
             TRAINABLE[0].make()(*TRAINABLE[0].inputs())
         found["told later"] = len(told)

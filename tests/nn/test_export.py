@@ -54,7 +54,7 @@ def test_the_batch_may_be_dynamic(instance):
 
 @pytest.mark.parametrize("size", [64, pytest.param(128, marks=pytest.mark.slow)])
 def test_covariances_of_low_rank_export(size):
-    """A first layer sees 27 numbers and has 64 channels, with the default ridge of 1e-5."""
+    """A first layer has 27 inputs per output and 64 channels, and the default ridge of 1e-5."""
     generator = torch.Generator().manual_seed(0)
     whitening = DecorrelatedBatchNorm2d(size).eval()
     mix = torch.randn(size, 27, generator=generator)

@@ -79,7 +79,7 @@ def test_a_converted_model_of_torchvision():
     x = torch.randn(1, 3, 32, 32)
     found = extractor(x)
     assert torch.equal(found["logits"], model(x))
-    # ResNet rectifies in place.
+    # ResNet applies ReLU in place.
     assert torch.equal(found["white"], model.relu(model.bn1(model.conv1(x))))
 
 
@@ -134,7 +134,7 @@ def test_subclasses_of_tensors_are_not_asked():
     a = torch.eye(3).as_subclass(Logged)
     assert torch.equal(matroot.sqrtm(a).as_subclass(torch.Tensor), torch.eye(3))
     assert matroot.sqrtm not in Logged.asked
-    with torch.device("cpu"):  # A mode, which functions are not to be told of either.
+    with torch.device("cpu"):  # A mode must not get the functions, either.
         assert torch.equal(matroot.sqrtm(torch.eye(3)), torch.eye(3))
 
 

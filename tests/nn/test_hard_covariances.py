@@ -1,4 +1,4 @@
-"""Whitening by covariances that are singular, badly scaled or known to rounding only."""
+"""Whitening by covariances that are singular, badly scaled or exact to rounding only."""
 
 import pytest
 import torch
@@ -55,8 +55,8 @@ def test_statistics_do_not_cancel(momentum, scale):
     ("seed", "batches"), [(101, 1400), *(pytest.param(s, 6000, marks=SLOW) for s in (0, 1))]
 )
 def test_a_long_cumulative_average_of_singular_covariances_can_be_evaluated(seed, batches):
-    # Rounding adds up on the zeros, with either sign: some 30 units after 6000 batches. With this
-    # seed they would be negative beyond one batch's rounding from batch 1200 on.
+    # Rounding errors of the zeros add up, with either sign: some 30 units after 6000 batches. With
+    # this seed they would be negative beyond one batch's rounding from batch 1200 on.
     torch.manual_seed(seed)
     layer = DecorrelatedBatchNorm1d(3, momentum=None, affine=False)
     weights = torch.tensor([100.0, 70.0, 130.0])
@@ -96,7 +96,7 @@ def test_few_samples_of_features_of_very_different_variance(dtype, decades, cent
     assert values[33:].max() < 1 + 1e-4
     if decades < 7:
         assert values[33:].min() > 0.99
-    # (Σ⁺)^{1/2} X = √m U Vᵀ of X = U Σ Vᵀ: every feature has it, those of small variance too.
+    # (Σ⁺)^{1/2} X = √m U Vᵀ for X = U Σ Vᵀ: for every feature, also those of small variance.
     centered = (x.detach().double() - x.detach().double().mean(0)).T
     u, _, vh = torch.linalg.svd(centered, full_matrices=False)
     expected = 32**0.5 * u[:, :31] @ vh[:31]

@@ -194,7 +194,7 @@ def test_threads(layer):
     states = [layer.running_covariance.clone(), other.running_covariance.clone()]
 
     def evaluated(i):
-        # Of a copy: functional_call temporarily replaces the buffers of its layer.
+        # With a copy, since functional_call temporarily replaces the buffers of its layer.
         return functional_call(
             copy.deepcopy(layer), {"running_covariance": states[i % 2]}, X
         ), i % 2

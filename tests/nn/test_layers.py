@@ -1,4 +1,4 @@
-"""What every layer must do, whatever it computes."""
+"""The requirements on every layer."""
 
 import copy
 import io
@@ -136,7 +136,7 @@ def test_compiled_as_eager(instance):
     layer = settled(instance.make(), inputs)
     twin = copy.deepcopy(layer)
     torch._dynamo.reset()
-    # Any backend traces the same; generating code is PyTorch's part.
+    # The trace is the same for every backend; generating code is up to PyTorch.
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
     results = []
     for f, module in ((layer, layer), (compiled, twin)):
@@ -160,7 +160,7 @@ def test_shapes_are_named(instance):
         if type(layer).__name__.startswith("Token") and wrong.dim() == 3:
             wrong = wrong[..., 1:]
         if wrong.dim() in getattr(layer, "_dimensions", ()) and wrong.shape[1] == first.shape[1]:
-            continue  # Of another number of dimensions, which this layer takes too.
+            continue  # This layer accepts this number of dimensions, too.
         shape = ", ".join(map(str, wrong.shape))
         with pytest.raises(ValueError, match=rf"\({shape}"):
             layer(wrong, *rest)

@@ -42,7 +42,7 @@ DATA = {"digits": digits, "patches": patches}
 
 
 def train(model, data, mode, rate=0.02):
-    """Losses of 50 steps of 32 pictures."""
+    """The losses of 50 steps with 32 pictures each."""
     x, y = DATA[data]()
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
@@ -69,7 +69,7 @@ def falls(losses):
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("method", ["auto", "pade"])
 def test_a_residual_network_trains(method, data):
-    # A block a stage, half as wide; the slow tests train the whole network.
+    # One block per stage, half as wide; the slow tests train the whole network.
     shape = {"layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256)}
     model = timm.create_model("resnet18", num_classes=10, **shape)
     convert_batchnorm(model, method=method)

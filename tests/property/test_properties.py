@@ -95,7 +95,7 @@ def test_blocks_on_the_diagonal_are_independent(method, quantity, first, second)
     b = b.to(torch.complex128) / b.abs().max()
     whole = FUNCTIONS[quantity](torch.block_diag(a, b), method=method)
     parts = torch.block_diag(*(FUNCTIONS[quantity](x, method=method) for x in (a, b)))
-    # Largest entries of 1 leave the largest eigenvalues between 1 and n ≤ 12.
+    # With largest entries of 1, the largest eigenvalues are between 1 and n ≤ 12.
     bound = tolerance(torch.float64, 12 * max(cond_a, cond_b), quantity)
     assert close(whole, parts, bound)
     n = len(a)
@@ -129,7 +129,7 @@ def test_permutation_equivariance(name, quantity, case, random):
     golden = FUNCTIONS[quantity](a, method=name)[order][:, order]
     bound = tolerance(a.dtype, cond, quantity)
     if name == "pade":
-        # By powers it solves with matrices whose condition number may be 4⁵ for any A.
+        # With powers it solves systems whose condition number may be 4⁵ for any A.
         bound = tolerance(a.dtype, 4.0**5, "inv_sqrt")
     assert close(found, golden, 2 * bound)
 

@@ -1,7 +1,7 @@
-"""The defects of the published code, and that this library has none of them.
+"""This library has none of the defects of the published code.
 
-The seventh lies in published applications (second-order transformer, style encoder) that are not
-built here yet; its tests belong with their recipes.
+The seventh is one of published applications (second-order transformer, style encoder), whose tests
+are those of the recipes.
 """
 
 import math
@@ -47,7 +47,7 @@ def test_1_gradient_ignores_the_neighbours(quantity, rule):
     a = random_spd(8, 6, cond=30.0)
     g = random_spd(8, 6, seed=1)
     other = a.clone()
-    # Other directions, other condition numbers and norms that would drown the first matrix.
+    # Other directions, other condition numbers and norms far above that of the first matrix.
     other[1:] = (
         random_spd(8, 5, cond=1e3, seed=2) * torch.logspace(-6, 6, 5).double()[:, None, None]
     )
@@ -55,7 +55,7 @@ def test_1_gradient_ignores_the_neighbours(quantity, rule):
     among_others = gradient_of(other, g, quantity, **options)
     assert torch.equal(together[0], among_others[0])
     assert not torch.equal(together[1], among_others[1])
-    # Alone the solvers may take other kernels, hence other last bits.
+    # For a single matrix the solvers may use other kernels, whose last bits differ.
     alone = gradient_of(a[0], g[0], quantity, **options)
     assert relative_error(alone, together[0]) < 1e-12
 
@@ -103,7 +103,7 @@ def test_3_taylor_has_an_inverse():
     a = random_spd(6, 4, cond=10.0)
     z = matroot.inv_sqrtm(a, method=Taylor(400))
     assert_root(a, z, cond=10.0, quantity="inv_sqrt")
-    # The series approaches A^{-1/2} from below: the paper's degree has not settled.
+    # The series approaches A^{-1/2} from below; at the paper's degree it has not converged.
     coarse = matroot.inv_sqrtm(a, method=Taylor(10))
     assert torch.linalg.eigvalsh(z - coarse).min() > -1e-12
     assert relative_error(coarse, z).max() > 1e-3
@@ -245,7 +245,7 @@ def test_6_vmap_equals_the_batch(rule, quantity, name):
 
 @contextmanager
 def two_threads():
-    """Only around what is tested: two threads crawl where a machine has no two cores to spare."""
+    """Only around the tested code: two threads are slow where two cores are not idle."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -263,7 +263,7 @@ def one_thread():
 
 
 def on_eigenvalues(method, x, norm, trace):
-    """What a method makes of eigenvalues x, shape (b, n), of matrices of this norm and trace."""
+    """A method's results at eigenvalues x, shape (b, n), of matrices of this norm and trace."""
     if isinstance(method, Pade):
         t = (x / norm).sqrt()
         root = norm.sqrt() * t / torch.tanh((2 * method.order + 1) * torch.atanh(t))

@@ -183,10 +183,10 @@ def test_pade_coefficients_of_the_paper_are_exact_in_half_precision():
 @pytest.mark.parametrize("order", [6, 7, 8, 12, 16, 24, 32])
 def test_partial_fractions_equal_the_rational_function(order):
     x = torch.tensor([0.9, 0.5, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6], dtype=torch.float64)
-    # Diagonal matrices of Frobenius norm 1, so that the method sees x itself.
+    # Diagonal matrices of Frobenius norm 1, so that the method is applied to x.
     a = torch.diag_embed(torch.stack([x, (1 - x * x).sqrt()], -1))
     sqrt, inv_sqrt = matroot.sqrtm_pair(a, method=Pade(order))
-    # Near z = 1 the powers cancel like 4^order; a hundred digits do not notice.
+    # Near z = 1 the powers cancel like 4^order; a hundred digits are enough.
     with mpmath.workdps(100):
         p, q = (list(map(exact_value, side)) for side in fractions_of_pade(order))
         for i, value in enumerate(x.tolist()):
@@ -201,7 +201,7 @@ def exact_value(fraction):
 
 
 def fractions_of_pade(order):
-    """(p, q) exactly: (1 + √(1 − z))^{2m+1} is, with its conjugate, an even and an odd part.
+    """(p, q) exactly, from the even and the odd part of (1 + √(1 − z))^{2m+1} in √(1 − z).
 
     With t = √(1 − z) and r = 2m + 1 the approximant is
 

@@ -1,4 +1,4 @@
-"""Ten thousand hard matrices: every answer is right, or not a number, never plausibly wrong."""
+"""Ten thousand hard matrices: every result is right or NaN, never wrong but plausible."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def hard_matrices(n: int, count: int) -> torch.Tensor:
 def test_every_answer_is_right_or_not_a_number(method: Method, n: int) -> None:
     a = hard_matrices(n, SIZES[n])
     values, q = torch.linalg.eigh(a.double())
-    known = max(n, 4) * UNIT * values[:, -1:]  # what rounding may move an eigenvalue by
+    known = max(n, 4) * UNIT * values[:, -1:]  # how far rounding may move an eigenvalue
     positive = values.clamp(min=0)
 
     sqrt = matroot.sqrtm_ex(a, method=method).sqrt.double()
@@ -63,7 +63,7 @@ def test_every_answer_is_right_or_not_a_number(method: Method, n: int) -> None:
     assert (values[found, 0] > 0).all()
     values, q, known = values[found], q[found], known[found]
     error = (inverse[found] - (q * values.rsqrt()[:, None, :]) @ q.mT).norm(dim=(1, 2))
-    # Where rounding exceeds an eigenvalue its inverse root is known to a factor of two at best.
+    # Where rounding exceeds an eigenvalue, its inverse root is exact to a factor of two at best.
     moved = torch.maximum(values - known, values / 4)
     assert (error <= 4 * (moved.rsqrt() - values.rsqrt()).norm(dim=1)).all()
     assert found.sum() > len(a) / 4
@@ -110,7 +110,7 @@ def test_exactly_zero_blocks(method: str) -> None:
     a = torch.block_diag(torch.tensor([[4.0, 2.0], [2.0, 3.0]]), torch.zeros(3, 3))
     s = matroot.sqrtm(a, method=method)
     torch.testing.assert_close(s @ s, a, rtol=1e-5, atol=1e-5)
-    # Null eigenvalues are known to the rounding of A, so their roots to its square root.
+    # Null eigenvalues have an error of the rounding of A, their roots one of its square root.
     assert s[2:].abs().max() <= (4 * UNIT * 6) ** 0.5
     zero = torch.zeros(4, 4, requires_grad=True)
     s = matroot.sqrtm(zero, method=method)

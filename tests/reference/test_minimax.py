@@ -1,4 +1,4 @@
-"""The minimax iteration: its polynomials, its products, its accuracy beside eigh."""
+"""The minimax iteration: its polynomials, its products, its accuracy compared with eigh."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_polynomials_have_equal_extremes_of_alternating_sign(best, low):
     t[0] = low
     deviation = a * t + b * t**3 + c * t**5 - 1
     assert deviation.abs().max() <= error * (1 + 1e-6) + 1e-15
-    # Chebyshev: one more extreme than there are coefficients proves that none is better.
+    # Chebyshev: one more extremum than there are coefficients proves that none is better.
     at_extreme = deviation[deviation.abs() > error * (1 - 1e-4)].sign()
     changes = int((at_extreme.diff() != 0).sum())
     assert changes >= (2 if best is best_cubic else 3)
@@ -65,7 +65,7 @@ def test_products_where_the_bound_is_known(ratio, dtype, products, gradient):
     total = (s + z).square().sum()
     with Products() as backward:
         torch.autograd.grad(total, a)
-    # The gradient of Z, −Z G Z, is of two products that are not the solver's.
+    # The gradient of Z, −Z G Z, takes two products besides the solver's.
     assert backward.count == gradient + 2
 
 
@@ -73,7 +73,7 @@ def test_products_where_nothing_is_known():
     a = random_spd(64, 2, cond=100, dtype=torch.float32).requires_grad_()
     with Products() as forward:
         s = matroot.sqrtm(a, method=Minimax(), backend="torch")
-    assert forward.count == 18  # 17 for five steps, and the inverse's that bounds λ_min
+    assert forward.count == 18  # 17 for five steps, 1 for the inverse that bounds λ_min
     with Products() as backward:
         torch.autograd.grad(s.sum(), a)
     assert backward.count == 14
@@ -102,7 +102,7 @@ def test_more_accurate_than_eigh_in_single_precision(n, spectrum, cond):
             ours = errors(a, g, function, quantity, Minimax(), Lyapunov(), backend)
             for i in range(2):
                 assert ours[i].isfinite()
-                # Where rounding made an eigenvalue negative, eigh has no answer.
+                # Where rounding made an eigenvalue negative, eigh gives NaN.
                 assert ours[i] <= 1.1 * eigh[i] or eigh[i].isnan()
                 if cond >= 1e4 and (i == 1 or quantity == "inv_sqrt"):
                     assert ours[i] <= 0.35 * eigh[i] or eigh[i].isnan()
@@ -110,7 +110,7 @@ def test_more_accurate_than_eigh_in_single_precision(n, spectrum, cond):
         for i in range(2):
             assert default[i] <= 1.1 * eigh[i] or eigh[i].isnan()
             if native.tasks.available():
-                # By the kernels the errors are rounding, whatever the condition.
+                # With the kernels the errors are rounding, whatever the condition number.
                 assert default[i] <= 0.9 * eigh[i] or eigh[i].isnan()
                 assert default[i] <= 2e-6
 
@@ -152,7 +152,7 @@ def test_never_silently_wrong_near_singularity(n, dtype, degree):
     method = Minimax(step_degree=degree)
     s = matroot.sqrtm(a, method=method, check_errors=False)
     known = s.isfinite().all(-1).all(-1)
-    # A zero eigenvalue is known to n·u, its root to the root of that.
+    # A zero eigenvalue has an error of n·u, its root one of √(n·u).
     limit = 5 * (max(n, 4) * torch.finfo(dtype).eps) ** 0.5
     assert (relative_error(s, exact(a))[known] < limit).all()
     z = matroot.inv_sqrtm(a, method=method, check_errors=False)

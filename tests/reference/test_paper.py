@@ -1,4 +1,4 @@
-"""What the paper reports and how its published code computes, reproduced by figures."""
+"""The paper's figures and the results of its published code, reproduced."""
 
 import math
 
@@ -58,7 +58,7 @@ def test_gradient_of_the_root_is_the_published_one(cond):
 
 
 def on_eigenvalue(x, method, root):
-    """What a method makes of an eigenvalue x of A/‖A‖_F: A is diagonal, contains x, has norm 1."""
+    """A method's result at an eigenvalue x of A/‖A‖_F: A is diagonal, contains x, has norm 1."""
     a = torch.diag(torch.tensor([x, math.sqrt(1 - x * x)], dtype=torch.float64))
     function = matroot.sqrtm if root == "sqrt" else matroot.inv_sqrtm
     return function(a, method=method)[0, 0].item()
@@ -70,7 +70,7 @@ def test_pade_is_a_hyperbolic_cotangent(order, x):
     cotangent = 1 / math.tanh((2 * order + 1) * math.atanh(math.sqrt(x)))
     sqrt = on_eigenvalue(x, Pade(order), "sqrt")
     inv_sqrt = on_eigenvalue(x, Pade(order), "inv_sqrt")
-    # Powers (to order 5) cancel 4^m to 1 near x = 0; partial fractions have nothing to cancel.
+    # Powers (up to order 5) cancel from 4^m to 1 near x = 0; partial fractions do not cancel.
     rel = 4**order * 1e-15 if order <= 5 else 2e-14
     assert sqrt == pytest.approx(math.sqrt(x) * cotangent, rel=rel)
     assert inv_sqrt == pytest.approx(1 / (math.sqrt(x) * cotangent), rel=rel)

@@ -2,7 +2,7 @@
 
 Every cell of peer × matrix × quantity is asserted. Ours must be right in all of them; the peer must
 be right too, except where ``WRONG`` says otherwise: there the peer must be wrong, up to the version
-in which that was found (a later one may have mended it).
+in which that was found (a later one may have fixed it).
 """
 
 import functools
@@ -100,7 +100,7 @@ WRONG = {
     ("spd_learn", "tiny"): VALUES | GRADIENTS,
     ("spd_learn", "float32, tiny"): VALUES | GRADIENTS,
     ("spd_learn", "float32, κ = 1e4"): {"inv_sqrt", "inv_gradient"},
-    # Transpose the eigenvectors without conjugating them, and say nothing.
+    # Transpose the eigenvectors without conjugating them, silently.
     ("POT", "complex"): VALUES | GRADIENTS,
     ("spd_learn", "complex"): VALUES | GRADIENTS,
     # Raise TypeError and RuntimeError.
@@ -119,7 +119,7 @@ def or_nan(adapter, function, a, g):
 
 
 def check(error, bound, right, package):
-    """That a peer is right within the bound, or wrong: not merely in the last digits, or NaN."""
+    """Asserts that a peer is right within the bound, or wrong by ten times as much, or NaN."""
     if right:
         assert error <= bound
     elif not_mended(package):
@@ -154,7 +154,7 @@ def test_roots_and_gradients(package, function, matrices):
 
 
 def test_ott_reports_success_while_the_inverse_is_wrong():
-    # Its error is that of S S alone, which does not see small eigenvalues.
+    # It reports the error of S S alone, in which small eigenvalues are negligible.
     a = MATRICES["κ = 1e8"][0]
     with on_jax(a.dtype):
         _, z, reported = ott.sqrtm(to_jax(a))
@@ -170,7 +170,7 @@ def test_ott_reports_success_while_the_inverse_is_wrong():
 SINGULAR = {  # S of S²
     "diagonal": torch.diag(torch.tensor([2.0, 1.0, 0.0, 0.0], dtype=torch.float64)),
     "zero": torch.zeros(4, 4, dtype=torch.float64),
-    # Its zero eigenvalues are rounded to either side.
+    # Rounding gives its zero eigenvalues either sign.
     "projector": random(1.0, 2, 3, spectrum="half_zero"),
     "complex": torch.tensor([[1, -1j], [1j, 1]], dtype=torch.complex128) / 2,
 }
@@ -199,7 +199,7 @@ def test_singular(package, matrices):
     a = s @ s
     g = random_spd(s.shape[-1], *s.shape[:-2], dtype=s.dtype, seed=7)
     truth = least_gradient(s, g)
-    # Rounding makes 1.5e-8 of a root that should be 0; spd_learn clamps it at 1.5e-7.
+    # Rounding turns a root of 0 into 1.5e-8; spd_learn clamps it at 1.5e-7.
     bound = 1e-6
     (root,), gradient = TORCH.gradient(matroot.sqrtm, a, (g,))
     assert relative_error(root, s).max() <= bound
@@ -215,7 +215,7 @@ def test_singular(package, matrices):
 
 @pytest.mark.parametrize("package", ["spd_learn", "ott-jax"])
 def test_peers_invert_what_has_no_inverse(package):
-    # A finite matrix, 2e6 and 3e1 large, where there is none; ours refuses (test_singular).
+    # A finite matrix, of size 2e6 and 3e1, where there is none; ours raises (test_singular).
     a = SINGULAR["diagonal"]
     peer = PEERS[package]
     (z,), _ = or_nan(peer.adapter, peer.functions["inv_sqrt"], a, (a,))
@@ -223,7 +223,7 @@ def test_peers_invert_what_has_no_inverse(package):
         assert z.isfinite().all()
 
 
-# Second derivatives, in a form that knows them: tr S² = tr A and tr Z² = tr A⁻¹.
+# Second derivatives of functions for which they are known: tr S² = tr A and tr Z² = tr A⁻¹.
 
 SECOND = {
     "spread": random(10.0),
@@ -260,7 +260,7 @@ def test_second_derivative(package, function, matrices):
     check(relative_error(theirs, truth), bound, right, package)
 
 
-# What the packages build on their roots.
+# Functions of the packages that use their roots.
 
 
 def bures_squared(a, b):
@@ -296,7 +296,7 @@ def test_bures_distance(package, cond):
     (found,), found_gradient = adapter.gradient(lambda x: BURES[package](x, b), a, g)
     bound = tolerance(torch.float64, cond**2, "gradient")  # The product has κ².
     if package == "ott-jax" and cond == 1e4:
-        # Passes the dimension to sqrtm where it takes the threshold: stops after ten steps, whose
+        # Passes the dimension to sqrtm in place of the threshold; it stops after ten steps, whose
         # gradient is 11 times as large as it should be.
         if not_mended(package):
             assert (found / value - 1).abs() > 1e-3
@@ -307,7 +307,7 @@ def test_bures_distance(package, cond):
 
 
 def test_product_of_two_definite_matrices():
-    """OTT-JAX expects the root of M N, not symmetric; ours refuses it, but has its roots.
+    """OTT-JAX expects the root of M N, not symmetric; ours rejects it, but has roots for it.
 
     M^{1/2} (M^{1/2} N M^{1/2})^{1/2} M^{-1/2}, also differentiated along N + x D.
     """
@@ -329,7 +329,7 @@ def test_product_of_two_definite_matrices():
 
 
 def test_refusals():
-    """pyriemann expects ValueError for what is no square matrix, and for NaN and infinity."""
+    """pyriemann expects ValueError unless matrices are square, and for NaN and infinity."""
     for wrong in (torch.ones(5), torch.ones(2, 3)):
         for sqrtm in (pyriemann.sqrtm, matroot.sqrtm):
             with pytest.raises(ValueError, match=r"2D|square|\(\.\.\., n, n\)"):

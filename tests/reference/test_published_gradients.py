@@ -19,7 +19,7 @@ from matroot.methods import Eigh, Svd
 from matroot.testing import exact_gradient, relative_error
 
 FUNCTIONS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
-# Separated by factors that no stand-in for 1/(λ_i − λ_j) takes for a tie, and of no special scale.
+# Separated by factors that no substitute for 1/(λ_i − λ_j) treats as ties; of no special scale.
 SPECTRA = {
     4: (39.0, 20.0, 13.0, 2.0),
     5: (0.71, 0.52, 0.21, 0.13, 0.04),
@@ -137,7 +137,7 @@ def power_iteration_root(a, steps, quantity):
     remaining = a
     result = torch.zeros_like(a)
     for _ in range(len(a)):
-        # The largest eigenvalue of what is left: the start is a constant, as in the literature.
+        # The largest remaining eigenvalue; the start counts as a constant, as in the literature.
         v = torch.linalg.eigh(remaining.detach()).eigenvectors[:, -1]
         for _ in range(steps):
             v = remaining @ v

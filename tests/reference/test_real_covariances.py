@@ -124,7 +124,7 @@ def test_singular(method):
     for matrix in a:
         with pytest.raises(torch.linalg.LinAlgError, match="singular"):
             matroot.inv_sqrtm(matrix, **OPTIONS[method])
-    # With a ridge there is an inverse. It is well conditioned, hence the ordinary rounding.
+    # With a ridge there is an inverse, well conditioned, with errors of ordinary rounding.
     z = matroot.inv_sqrtm(a, eps=1e-2, **OPTIONS[method])
     ridge = a.double() + 1e-2 * torch.eye(64)
     assert relative_error(z, exact(ridge, "inv_sqrt")).max() < 1e-4

@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line as users see it."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ run = CliRunner().invoke
 
 
 def typer_help(command):
-    """Without its frames and line breaks."""
+    """The help text without frames and line breaks."""
     text = run(cli.app, [command, "--help"]).output
     return " ".join(text.replace("│", " ").split())
 
@@ -68,7 +68,7 @@ def test_errors_are_one_line(pictures, arguments, message, monkeypatch):
     )
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    # Python prints this and returns 1, as the next test sees.
+    # Python prints this and returns 1, which the next test checks.
     assert message in ended.value.code
     assert ended.value.code.startswith("matroot: ")
     assert "\n" not in ended.value.code
@@ -116,7 +116,7 @@ def test_a_folder_without_permission_is_found_before_the_work(pictures):
 
 @pytest.mark.parametrize("when", ["loading", "working"])
 def test_an_interruption_is_one_line(when, pictures):
-    """While PyTorch is loaded, and while a command works."""
+    """While PyTorch is loaded, and while a command runs."""
     cut = "import builtins, matroot.cli as cli\ndef stop(*a, **k): raise KeyboardInterrupt\n"
     if when == "loading":
         cut += "import sys; sys.modules['torch'] = None\n"

@@ -28,7 +28,7 @@ NAMED = errors.Named("a")
 
 
 def spectral_values(functions, a):
-    """The functions as the public ones call them; NaN for a matrix out of their domain."""
+    """The functions, called as by the public ones; NaN for a matrix out of their domain."""
     plan = resolve(functions, a, 0.0, "eigh", "spectral", "auto", "raise")
     return call.values(plan, a, False, named=NAMED)
 
@@ -65,7 +65,7 @@ def test_first_and_second_derivatives(function, spectrum, dtype):
     def value(a):
         return spectral_value(function, a)
 
-    # One product of the Jacobian in each direction, not all of its columns.
+    # One product with the Jacobian per direction, not all of its columns.
     assert gradcheck(value, a, check_forward_ad=True, fast_mode=True)
     assert gradgradcheck(value, a, check_fwd_over_rev=True, fast_mode=True)
 
@@ -274,7 +274,7 @@ def test_singular_matrices(function, dtype):
     e = e + e.mH
     first = FUNC.jvp(lambda a: spectral_value(function, a), (a,), (e,))[1]
     turned, e_hat = q.mH @ first @ q, q.mH @ e @ q
-    # Null × null is left out, or 0; range × null space is f(x)/x.
+    # On null × null space the difference is left out or 0; on range × null it is f(x)/x.
     assert turned[:2, :2].abs().max() < max(1e-12, (16 * eps) ** (p - 1) if p > 1 else 0)
     across = powers[2:] / given[2:]
     torch.testing.assert_close(turned[:2, 2:], e_hat[:2, 2:] * across, rtol=1e-6, atol=1e-6)

@@ -25,14 +25,14 @@ WHOLE = (-1, 2, 3, 4, -2, -3, 5, 10)
 ALL = [Sqrt(), InvSqrt(), Log(), Exp(), *map(Power, EXPONENTS + WHOLE)]
 DTYPES = [torch.float32, torch.float64]
 DIGITS = 200
-# Ties are taken apart by this, relatively; what that changes is far below rounding.
+# Ties are separated by this relative distance, which changes results far below rounding.
 SPLIT = mpmath.mpf(10) ** -60
 PAIRS, TRIPLES = 600, 400
 
 
 @dataclasses.dataclass(frozen=True)
 class Saturation(SpectralFunction):
-    """x/(x + 1): what a user has to write for a function of their own."""
+    """x/(x + 1): all that users must write for a function of their own."""
 
     domain = "semidefinite"
     bounded_slope = True
@@ -77,7 +77,7 @@ def exactly(function):
 
 
 def exact_difference(f, *points):
-    """f[x, …] as it is written, of points without ties."""
+    """f[x, …] by its definition, where ties are separated."""
     x = []
     for i, point in enumerate(map(mpmath.mpf, points)):
         shift = i * SPLIT * (abs(point) or 1)
@@ -115,11 +115,11 @@ def points(function, count, many, dtype, low=-5.0, high=5.0, seed=0):
 
 
 def worst(found, exact, dtype, sizes=None):
-    """The largest error in units of rounding of the exact number, or of sizes."""
+    """The largest error, in units of rounding of the exact numbers or of ``sizes``."""
     unit, info = mpmath.mpf(torch.finfo(dtype).eps), torch.finfo(dtype)
     errors = [0.0]
     for i, (x, y) in enumerate(zip(found.tolist(), exact, strict=True)):
-        # Where the exact number is out of range, or below it, units say nothing.
+        # Where the exact number is above or below the range, units mean nothing.
         if 4 * info.tiny < abs(y) < info.max / 4:
             errors.append(float(abs(x - y) / (unit * (sizes[i] if sizes else abs(y)))))
     assert len(errors) > len(found) / 2
@@ -157,7 +157,7 @@ def test_first_differences(function, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("function", ALL, ids=repr)
 def test_second_differences(function, dtype):
-    # Larger ones overflow on the way in single precision.
+    # With larger points, intermediate results overflow in single precision.
     wide = 3.0 if isinstance(function, Power) and function.p > 5 else 5.0
     x, y, z = points(function, 3, TRIPLES, dtype, -wide, wide)
     f = exactly(function)
@@ -167,12 +167,12 @@ def test_second_differences(function, dtype):
     assert found.dtype == dtype
     sizes, bound = None, 24
     if isinstance(function, Power) and function.whole:
-        # Of points with different signs the sum of x^i y^j z^k may cancel; of others it cannot.
+        # For points of different signs the sum of x^i y^j z^k may cancel; for others it cannot.
         sizes = [abs(exact_difference(f, *map(abs, triple))) for triple in triples]
         sizes = [max(size, abs(y)) for size, y in zip(sizes, exact, strict=True)]
         bound = 100
     assert worst(found, exact, dtype, sizes) <= bound
-    # The three are put in order first; closed formulas may round otherwise in another one.
+    # The points are sorted first; closed formulas may round differently in another order.
     other = function.second_difference(z, x, y)
     torch.testing.assert_close(other, found, rtol=16 * torch.finfo(dtype).eps, atol=0)
 
@@ -183,7 +183,7 @@ def test_first_differences_over_the_whole_range(function, dtype):
     info = torch.finfo(dtype)
     least, most = math.log10(info.tiny * info.eps * 8), math.log10(info.max / 8)
     if isinstance(function, Power) and abs(function.p) > 1.1:
-        # Else hardly any pair has a difference in range.
+        # Otherwise hardly any pair has a difference in range.
         least, most = least / abs(function.p) / 2, most / abs(function.p) / 2
     x, y = points(function, 2, PAIRS, dtype, least, most, seed=1)
     f = exactly(function)
@@ -243,7 +243,7 @@ def test_whole_powers_are_exact():
         assert torch.equal(Power(p).difference(x, y), first)
         assert torch.equal(Power(p).second_difference(x, y, z), second)
     assert torch.equal(Power(-1).values(x), 1 / x)
-    # A pair that cancels has the difference 0, not one of rounding.
+    # A pair that cancels has the difference 0, not a rounding error.
     assert Power(4).difference(x, y)[4] == 0
     assert Power(3).difference(x, y)[4] == pytest.approx(49, rel=1e-15)
 
@@ -289,7 +289,7 @@ def test_a_function_of_ones_own_needs_little():
     triples = list(zip(x.tolist(), y.tolist(), z.tolist(), strict=True))
     f = exactly(Saturation())
     exact = [exact_difference(f, *triple) for triple in triples]
-    # f[x, y] is known to rounding, and its differences beside its size to the same.
+    # f[x, y] is exact to rounding, and so are its differences, relative to its size.
     sizes = [abs(exact_difference(f, min(t), sorted(t)[1])) / max(t) for t in triples]
     sizes = [max(size, abs(y)) for size, y in zip(sizes, exact, strict=True)]
     found = Saturation().second_difference(x, y, z)
@@ -309,7 +309,7 @@ def test_defaults_from_values_and_slope(dtype):
 
 @pytest.mark.parametrize("function", [InvSqrt(), Log(), Power(-1 / 3), Power(-1)], ids=repr)
 def test_on_range_is_flat_about_zero(function):
-    """Against a function that really is f above some c and 0 below it, in exact arithmetic."""
+    """Against a function that is f above some c and 0 below it, in exact arithmetic."""
     kept, f = OnRange(function), exactly(function)
     x = torch.tensor([0.3, 1.0, 1.0, 2.5, 0.0, 0.0], dtype=torch.float64)
     index = torch.cartesian_prod(*[torch.arange(6)] * 3)

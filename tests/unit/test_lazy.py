@@ -12,7 +12,7 @@ import matroot
 
 
 def fresh(code):
-    """What a new process prints."""
+    """The output of a new process."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -54,7 +54,7 @@ def test_every_name_is_there():
         from matroot import sqrt  # noqa: F401
 
 
-# Where nothing has been loaded before: inside a traced function, a transform, a mode.
+# A first use, with nothing loaded before, inside a traced function, a transform, a mode.
 FIRST = {
     "vmap": "f = torch.func.vmap(lambda a: matroot.sqrtm(a))",
     "grad": "f = lambda a: torch.func.jacrev(lambda x: matroot.sqrtm(x))(a).sum((-1, -2, -3))",

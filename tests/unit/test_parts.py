@@ -95,7 +95,7 @@ def test_importing_matroot_brings_in_nothing_but_torch():
     import subprocess
     import sys
 
-    # Without what torch itself imports.
+    # Without the modules that torch itself imports.
     code = (
         "import sys, torch; before = set(sys.modules); import matroot; "
         "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"

@@ -1,4 +1,4 @@
-"""Eigenvalues in single precision: which are found again, and how exactly."""
+"""Eigenvalues in single precision: which are recomputed, and how exactly."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def ones(count):
     return torch.ones(count, dtype=DOUBLE)
 
 
-# What is near to the numbers that decide: 4 units, 4 √n units more, and n units.
+# Spectra near the thresholds: 4 units, 4 √n units more, and n units.
 SPECTRA = {
     "one zero": lambda n: torch.cat([ones(n - 1), 0 * ones(1)]),
     "half zero": lambda n: torch.cat([ones(n - n // 2), 0 * ones(n // 2)]),
@@ -68,7 +68,7 @@ def test_small_eigenvalues_are_told_from_zero(n, name):
 
 
 def test_the_bound_of_the_error_of_a_solver():
-    """What LAPACK finds is off by up to 2.5 √n units: matrices with n − 1 equal eigenvalues."""
+    """LAPACK's errors reach 2.5 √n units, for matrices with n − 1 equal eigenvalues."""
     for n in (64, 128, 300, 512):
         a = of_eigenvalues(SPECTRA["one zero"](n))
         error = torch.linalg.eigh(a)[0].double() - torch.linalg.eigvalsh(a.double())
@@ -107,7 +107,7 @@ def test_a_root_without_a_derivative_takes_one_decomposition(monkeypatch):
     s = matroot.sqrtm(a)
     assert not again
     assert not projected
-    # Zeros of 2 √n units are 2e-3 in a root.
+    # Errors of 2 √n units in the zeros are 2e-3 in a root.
     values, q = torch.linalg.eigh(a.double())
     expected = (q * values.clamp(min=0).sqrt()) @ q.T
     assert (s - expected).norm() < 2e-3 * s.norm()

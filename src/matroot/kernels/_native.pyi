@@ -3,7 +3,7 @@ import enum
 
 
 class Status(enum.IntEnum):
-    """What became of a matrix."""
+    """The outcome for a matrix."""
 
     OK = 0
 
@@ -18,7 +18,7 @@ class Status(enum.IntEnum):
     NONFINITE = 5
 
     LEFT = 6
-    """Left by the kernel to the reference, which decides."""
+    """Left to the reference, which decides."""
 
 class Kind(enum.Enum):
     """A function of a symmetric matrix, by its eigenvalues."""
@@ -63,7 +63,7 @@ class Batch:
     def threads(self, arg: int, /) -> None: ...
 
 class Thresholds:
-    """What a matrix is tested for; negative: it is not."""
+    """Thresholds for the tests of a matrix; negative: no test."""
 
     def __init__(self, *, skew: float = 1.0, indefinite: float = -1.0, singular: float = -1.0, null: float = 0.0) -> None: ...
 
@@ -92,7 +92,7 @@ class Thresholds:
     def null(self, arg: float, /) -> None: ...
 
 class Function:
-    """A kind, and of powers the exponent."""
+    """A kind and, for powers, the exponent."""
 
     def __init__(self, *, kind: Kind, exponent: float = 0.0) -> None: ...
 
@@ -109,7 +109,7 @@ class Function:
     def exponent(self, arg: float, /) -> None: ...
 
 class Output:
-    """A function of the matrices, and where it goes."""
+    """A function of the matrices, and the address for its result."""
 
     def __init__(self, *, function: Function, x: int) -> None: ...
 
@@ -126,7 +126,7 @@ class Output:
     def x(self, arg: int, /) -> None: ...
 
 class Cotangent:
-    """A function of the matrices, and the gradient by its result."""
+    """A function of the matrices, and the cotangent of its result."""
 
     def __init__(self, *, function: Function, g: int) -> None: ...
 
@@ -548,7 +548,7 @@ def frechet(task: FrechetTask) -> None: ...
 def distance(task: DistanceTask) -> None: ...
 
 class PrepareTask:
-    """A scaled and made symmetric."""
+    """Scales A and makes it symmetric."""
 
     def __init__(self, *, batch: Batch, a: int, x: int, info: int, eps: float = 0.0, thresholds: Thresholds) -> None: ...
 
@@ -589,7 +589,7 @@ class PrepareTask:
     def thresholds(self, arg: Thresholds, /) -> None: ...
 
 class SymmetriseTask:
-    """X made symmetric, in place."""
+    """Makes X symmetric, in place."""
 
     def __init__(self, *, batch: Batch, x: int) -> None: ...
 
@@ -606,7 +606,7 @@ class SymmetriseTask:
     def x(self, arg: int, /) -> None: ...
 
 class DivideTask:
-    """R divided by the sums of roots, in place."""
+    """Divides R by sums of roots, in place."""
 
     def __init__(self, *, batch: Batch, r: int, q: int = 0, roots: int, null: float) -> None: ...
 
@@ -641,7 +641,7 @@ class DivideTask:
     def null(self, arg: float, /) -> None: ...
 
 class WeighTask:
-    """R times divided differences of a function, in place."""
+    """Multiplies R by divided differences of a function, in place."""
 
     def __init__(self, *, batch: Batch, r: int, values: int, function: Function, thresholds: Thresholds) -> None: ...
 
@@ -717,7 +717,7 @@ class ProductTask:
     def repeats(self, arg: int, /) -> None: ...
 
 class FunctionTask:
-    """y = f(x) of numbers in double precision, to test it."""
+    """y = f(x) for numbers in double precision, to test f."""
 
     def __init__(self, *, batch: Batch, function: Function, x: int, y: int) -> None: ...
 
