@@ -42,17 +42,20 @@ def bures_wasserstein_distance(
     Note:
         One eigendecomposition for each matrix, and for each pair a singular value decomposition and
         2 products; 6 more where a gradient may be asked for, and none in the backward pass, which
-        keeps both gradients. On a CPU the compiled kernels take real matrices up to n = 256 of
-        single precision, or of half precision, in which none is singular or nearly so: one
-        eigendecomposition in double precision for each pair, 4 products and 2 more for the
-        gradients. Results are then exact to some units of rounding, but for gradients at nearly
-        equal, badly conditioned matrices (relative error 2e-5 at condition 1e5 and a step of 1e-7).
+        keeps both gradients. Pairs in which no matrix is singular or nearly so take less on a CPU.
+        In single and half precision up to n = 256 compiled kernels make one eigendecomposition in
+        double precision, 4 products and 2 more for the gradients. Beyond n = 256 two Cholesky
+        factors and a product leave one decomposition: eigenvalues in double precision for single,
+        singular values for double, with vectors where a gradient may be asked for or the matrices
+        are close to each other, and 4 products for the gradients. Results of single precision are
+        then exact to some units of rounding, but for gradients at nearly equal, badly conditioned
+        matrices (relative error 2e-5 at condition 1e5 and a step of 1e-7).
         Second derivatives and forward mode take a Lyapunov solve; inside torch.compile there are
         first derivatives alone.
 
         Eigenvalues up to 4 units of rounding of the largest (in double precision max(8, n) units)
-        count as 0. On null × null space of a
-        singular matrix the gradient is 0 (minimum norm). The gradient of d is 0 where d is.
+        count as 0. On null × null space of a singular matrix the gradient is 0 (minimum norm). The
+        gradient of d is 0 where d is.
 
     References:
         R. Bhatia, T. Jain, Y. Lim, On the Bures–Wasserstein distance between positive definite

@@ -17,6 +17,7 @@ from matroot.plan import resolve, roots_of_roots
 from matroot.request import Singular
 from matroot.residuals import residuals
 from matroot.roots import BOTH, INV_SQRT, ROOTS, SQRT, Root, root_pair
+from matroot.screen import Converged
 
 _NAMED = errors.Named(
     "a",
@@ -474,7 +475,8 @@ def sqrtm_ex(
     with torch.no_grad(), context.no_autocast(a):
         residual, inv_residual, ratio = residuals(plan.request, x, sqrt, inv_sqrt)
         reported = info[..., 2]
-        converged = (reported > 0) & (ratio <= torch.where(reported == 1, 100.0, 1.0))
+        told = reported == Converged.YES
+        converged = (reported > Converged.NO) & (ratio <= torch.where(told, 100.0, 1.0))
     return SqrtmResult(sqrt, inv_sqrt, residual, inv_residual, info[..., 1], converged)
 
 

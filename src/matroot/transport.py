@@ -9,7 +9,8 @@ gradient by A, I − M with the transport map M = S_b V Uᴴ S_a⁻¹ that takes
 the same factors, without a Lyapunov equation.
 
 Compiled kernels do it with a Cholesky factor and one eigendecomposition a pair, see
-native/distance.hpp, for matrices of single precision that are regular beyond doubt.
+native/distance.hpp, for matrices of single precision that are regular beyond doubt; for large ones
+on a CPU see cholesky_transport.py.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, context, screen, spd, spectrum
+from matroot.cholesky_transport import Factor, factor, squared_distance
 from matroot.functional import sqrtm, sqrtm_pair
 from matroot.kernels.native.distances import squared_distances
 from matroot.lyapunov import solve_lyapunov
@@ -92,6 +94,8 @@ def evaluate(call: Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tensor,
         b: shape (..., n, n), as many dimensions; those of the batch broadcast.
         gradients: whether they are wanted.
     """
+    if a.shape[-1] > _LARGE and context.host_reads_are_free(a):
+        return _one_by_one(call, a, b, gradients)
     limits = screen.thresholds(a.shape[-1], call.dtype)
     found = squared_distances(a, b, limits, call.eps, gradients=gradients)
     if found is None:
@@ -109,6 +113,44 @@ def evaluate(call: Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tensor,
         for x, y in zip(fast, slow, strict=True)
     ]
     return (status_a, status_b, *whole)
+
+
+# Beyond, LAPACK takes longer than some calls to it.
+_LARGE = 256
+
+
+def _one_by_one(call: Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tensor, ...]:
+    """``evaluate`` for large matrices: by Cholesky factors where both are regular."""
+    n = a.shape[-1]
+    # PyTorch's function has no annotations.
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
+    real = spd.real_dtype(a.dtype)
+    found = [a.new_empty(batch, dtype=real) for _ in range(2)]
+    found += [a.new_empty((*batch, n, n)) for _ in range(2 if gradients else 0)]
+    statuses = [torch.full(x.shape[:-2], Status.OK, device=x.device) for x in (a, b)]
+    indices = [torch.arange(s.numel()).reshape(s.shape).expand(batch).flatten() for s in statuses]
+    matrices = [x.reshape(-1, n, n) for x in (a, b)]
+    factors: list[dict[int, Factor | None]] = [{}, {}]
+    for place, pair in enumerate(zip(*(i.tolist() for i in indices), strict=True)):
+        for known, which, x in zip(factors, pair, matrices, strict=True):
+            if which not in known:
+                if len(x) == found[0].numel():
+                    known.clear()  # Each is needed once.
+                scaled, k, status = _scaled(call, x[which][None])
+                ok = bool(status == Status.OK)
+                known[which] = factor(scaled[0], k[0]) if ok else None
+        first, second = (known[which] for known, which in zip(factors, pair, strict=True))
+        if first is not None and second is not None:
+            parts = squared_distance(first, second, a.dtype, gradients=gradients)
+        else:
+            one = [x[which][None] for x, which in zip(matrices, pair, strict=True)]
+            whole = _by_svd(call, one[0], one[1], gradients)
+            for status, which, of in zip(whole, pair, statuses, strict=False):
+                of.view(-1)[which] = status[0]
+            parts = tuple(part[0] for part in whole[2:])
+        for to, part in zip(found, parts, strict=True):
+            to.view(len(indices[0]), *part.shape)[place] = part
+    return (*statuses, *found)
 
 
 def _by_svd(call: Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tensor, ...]:
