@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matroot import gradients, methods, nn
-    from matroot.distances import bures_wasserstein_distance, frechet_distance
+    from matroot.distances import (
+        bures_wasserstein_distance,
+        frechet_distance,
+        geometric_mean,
+        transport_map,
+    )
     from matroot.functional import (
         SqrtmResult,
         expm,
@@ -25,6 +30,7 @@ __all__ = [
     "explain",
     "expm",
     "frechet_distance",
+    "geometric_mean",
     "gradients",
     "inv_sqrtm",
     "logm",
@@ -35,6 +41,7 @@ __all__ = [
     "sqrtm",
     "sqrtm_ex",
     "sqrtm_pair",
+    "transport_map",
 ]
 __version__ = "0.1.0.dev0"
 
@@ -46,6 +53,7 @@ _MODULES = {
     "explain": "plan",
     "expm": "functional",
     "frechet_distance": "distances",
+    "geometric_mean": "distances",
     "gradients": "gradients",
     "inv_sqrtm": "functional",
     "logm": "functional",
@@ -56,6 +64,7 @@ _MODULES = {
     "sqrtm": "functional",
     "sqrtm_ex": "functional",
     "sqrtm_pair": "functional",
+    "transport_map": "distances",
 }
 
 # Type checkers see the imports above, and so still find misspelt names.

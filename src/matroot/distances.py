@@ -1,12 +1,14 @@
-"""The Bures–Wasserstein distance of matrices and the Fréchet distance of Gaussians."""
+"""The Bures–Wasserstein distance, the Fréchet distance of Gaussians, transport maps and means."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from matroot import autodiff, checks, context, errors, screen, spd
+from matroot import autodiff, call, checks, context, errors, screen, spd
 from matroot.overrides import overridable
+from matroot.plan import Plan, resolve
+from matroot.roots import BOTH, SQRT, Functions
 from matroot.screen import Status
 from matroot.transport import Call, differentiable, evaluate
 
@@ -141,6 +143,146 @@ def frechet_distance(
     return distance.to(spd.real_dtype(mu1.dtype))
 
 
+@overridable
+def transport_map(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
+    """The optimal transport map between centred Gaussians with covariances A and B.
+
+    M = A^{-1/2} (A^{1/2} B A^{1/2})^{1/2} A^{-1/2}, with A + eps·I and B + eps·I for A and B: the
+    one positive semi-definite M with M A M = B. x ↦ M x takes the first Gaussian to the second at
+    the least mean squared cost, which is their squared Bures–Wasserstein distance.
+
+    Args:
+        a: positive definite, shape (..., n, n); see ``bures_wasserstein_distance``.
+        b: positive semi-definite, the same n, dtype and device; batch dimensions broadcast.
+        eps: ridge added to both diagonals, at least 0, in the units of ``a``.
+
+    Returns:
+        M, shape (..., n, n), the dtype and device of ``a``; Hermitian, and exactly I where the
+        matrices are the same.
+
+    Raises:
+        TypeError: see ``bures_wasserstein_distance``.
+        ValueError: see ``bures_wasserstein_distance``.
+        torch.linalg.LinAlgError: see ``bures_wasserstein_distance``; or a matrix of ``a`` is
+            singular in the sense of ``inv_sqrtm``.
+
+    Note:
+        Costs of ``bures_wasserstein_distance`` with a gradient, which is I − M, and a Cholesky
+        factorisation; its derivatives take a Lyapunov solve. Inside torch.compile two
+        eigendecompositions and four products.
+
+    References:
+        M. Knott, C. S. Smith, On the optimal mapping of distributions, Journal of Optimization
+        Theory and Applications 43 (1984).
+
+    Example:
+        >>> import torch, matroot
+        >>> a, b = torch.diag(torch.tensor([4.0, 9.0])), torch.eye(2)
+        >>> matroot.transport_map(a, b)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.3333]])
+    """
+    matrices = {"a": a, "b": b}
+    for name, matrix in matrices.items():
+        checks.square_matrices(name, matrix)
+    checks.broadcastable(matrices)
+    eps = checks.ridge(eps, a.dtype)
+    if a.numel() == 0 or b.numel() == 0:
+        return a + b
+    if torch.compiler.is_compiling():
+        # Where distances have first derivatives alone.
+        return _between(matrices, eps, inverse=True)
+    outputs = _outputs(matrices, eps, gradients=True)
+    with context.no_autocast(a):
+        regular = _is_regular(a.detach(), eps)
+        if checks.checking(None, a):
+            named = errors.Named("a", ridge="a ridge with eps=", lacks="transport map")
+            limits = screen.thresholds(a.shape[-1], a.dtype)
+            status = torch.where(regular, Status.OK, Status.SINGULAR)
+            errors.raise_if_bad(named, status, a, limits, eps)
+        found = spd.identity_like(outputs[4]) - outputs[4]
+        bad = ~regular[..., None, None]
+        return torch.where(bad, spd.nan_where(bad, found), found).to(a.dtype)
+
+
+def _is_regular(a: Tensor, eps: float) -> Tensor:
+    """Which matrices have no eigenvalue that is zero to rounding, shape (...), bool."""
+    dtype = spd.computing_dtype(a.dtype)
+    flat = a.to(dtype).reshape(-1, *a.shape[-2:])
+    x, _, status = screen.normalized(flat, screen.thresholds(a.shape[-1], a.dtype).skew, eps)
+    if a.device.type != "mps":  # In single precision 4 units are within its own rounding.
+        x = spd.in_double(x)
+    share = spd.null_share(a.shape[-1], dtype) * spd.frobenius_norm(x)
+    regular = (status == Status.OK) & spd.factorises(x - share * spd.identity_like(x))
+    return regular.reshape(a.shape[:-2])
+
+
+@overridable
+def geometric_mean(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
+    """The geometric mean of positive definite matrices.
+
+    A # B = A^{1/2} (A^{-1/2} B A^{-1/2})^{1/2} A^{1/2}, with A + eps·I and B + eps·I for A and B:
+    the midpoint of A and B in the affine-invariant metric, and the one positive definite G with
+    G A⁻¹ G = B.
+
+    Args:
+        a: positive definite, shape (..., n, n); see ``sqrtm``.
+        b: positive semi-definite, the same n, dtype and device; batch dimensions broadcast.
+        eps: ridge added to both diagonals, at least 0, in the units of ``a``.
+
+    Returns:
+        G, shape (..., n, n), the dtype and device of ``a``, exactly Hermitian.
+
+    Raises:
+        TypeError: see ``bures_wasserstein_distance``.
+        ValueError: see ``bures_wasserstein_distance``.
+        torch.linalg.LinAlgError: see ``inv_sqrtm`` of ``a``, and ``sqrtm`` of ``b``.
+
+    Note:
+        Two eigendecompositions and four products; every order of derivative. Errors are those of
+        rounding times the condition number of ``a``: put the better conditioned matrix first, the
+        mean does not depend on the order.
+
+    References:
+        R. Bhatia, Positive Definite Matrices, Princeton University Press 2007, chapter 4.
+
+    Example:
+        >>> import torch, matroot
+        >>> a, b = torch.diag(torch.tensor([1.0, 4.0])), torch.diag(torch.tensor([9.0, 4.0]))
+        >>> matroot.geometric_mean(a, b)
+        tensor([[3., 0.],
+                [0., 4.]])
+    """
+    matrices = {"a": a, "b": b}
+    for name, matrix in matrices.items():
+        checks.square_matrices(name, matrix)
+    checks.broadcastable(matrices)
+    eps = checks.ridge(eps, a.dtype)
+    return _between(matrices, eps, inverse=False)
+
+
+def _between(matrices: dict[str, Tensor], eps: float, *, inverse: bool) -> Tensor:
+    """A # B = S (Z B Z)^{1/2} S, or A⁻¹ # B = Z (S B S)^{1/2} Z, with S = A^{1/2} and Z = S⁻¹."""
+    a, b = matrices.values()
+    dtype = spd.computing_dtype(a.dtype)
+
+    def options(x: Tensor, functions: Functions, eps: float) -> Plan:
+        return resolve(functions, x, eps, "auto", "auto", "auto", "raise", input_dtype=a.dtype)
+
+    with context.no_autocast(a):
+        x, y = a.to(dtype), b.to(dtype)
+        named = errors.Named("a", ridge="a ridge with eps=")
+        outer, inner = call.values(options(x, BOTH, eps), x, None, named=named)
+        if inverse:
+            outer, inner = inner, outer
+        if eps:
+            y = y + eps * spd.identity_like(y)
+        middle = inner @ spd.hermitian_part(y) @ inner
+        named = errors.Named("b", ridge="a ridge with eps=")
+        (root,) = call.values(options(middle, (SQRT,), 0.0), middle, None, named=named)
+        return spd.hermitian_part(outer @ root @ outer).to(a.dtype)
+
+
 def _finite(name: str, mean: Tensor) -> Tensor:
     """The mean; NaN where a component is not finite, or the error that says so."""
     finite = mean.detach().isfinite().all(-1, keepdim=True)
@@ -164,19 +306,27 @@ def _norm(x: Tensor) -> Tensor:
 def _distances(matrices: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
     """(d², d) of two checked, named tensors of matrices, in the computing dtype."""
     a, b = matrices.values()
-    dtype = spd.computing_dtype(a.dtype)
     if a.numel() == 0 or b.numel() == 0:
+        dtype = spd.computing_dtype(a.dtype)
         nothing = spd.trace(a.to(dtype)) + spd.trace(b.to(dtype))
         return nothing, nothing
+    outputs = _outputs(matrices, eps, gradients=False)
+    return outputs[2], outputs[3]
+
+
+def _outputs(matrices: dict[str, Tensor], eps: float, *, gradients: bool) -> tuple[Tensor, ...]:
+    """What ``transport.evaluate`` returns, differentiable, after its errors have been raised."""
+    a, b = matrices.values()
+    dtype = spd.computing_dtype(a.dtype)
     check = checks.checking(None, a, b)
     with context.no_autocast(a):
         ndim = max(a.ndim, b.ndim)
         x, y = (m.to(dtype)[(None,) * (ndim - m.ndim)] for m in (a, b))
-        call = Call(a.dtype, eps)
+        pair = Call(a.dtype, eps)
         outputs = (
-            differentiable(call, x, y)
+            differentiable(pair, x, y)
             if autodiff.differentiated(x, y)
-            else evaluate(call, x, y, False)
+            else evaluate(pair, x, y, gradients)
         )
         if check:
             limits = screen.thresholds(a.shape[-1], a.dtype)
@@ -184,4 +334,4 @@ def _distances(matrices: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]
                 named = errors.Named(name, ridge="a ridge with eps=")
                 status = status.reshape(matrices[name].shape[:-2])
                 errors.raise_if_bad(named, status, matrices[name], limits, eps)
-    return outputs[2], outputs[3]
+    return outputs

@@ -116,8 +116,9 @@ def exponent(a: Tensor, at_least: float = 0.0) -> Tensor:
     Dividing by 2ᵏ is exact, so that nothing overflows or underflows inside.
     """
     largest = max_abs(a).clamp(min=at_least)
-    if context.exporting():
-        # Neither frexp nor ldexp is among the operators that exporters know.
+    if torch.compiler.is_compiling():
+        # Neither frexp nor ldexp is among the operators that exporters know, and the C++ that
+        # torch.compile makes of frexp in double precision does not compile (PyTorch 2.14).
         rounded = torch.where(largest > 0, largest, 0.5).log2().floor() + 1
         return torch.where(largest.isfinite(), rounded, 0.0).to(torch.int32)
     k: Tensor = torch.frexp(largest).exponent
