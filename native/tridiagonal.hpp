@@ -69,11 +69,7 @@ void tridiagonalise(const Strips<typename K::Double>& a, typename K::Double::Num
   V *p = work, *q = p + w, *u = q + w, *y = u + w, *dots = y + w;
   std::memset(static_cast<void*>(work), 0, sizeof(V) * 2 * w);
   for (int k = 0; k < n; ++k) {
-<<<<<<< HEAD
     // Applies the previous reflection to this row; `pass` applies it to the rows below.
-=======
-    // Applies the previous reflection to this row, which the last pass left out.
->>>>>>> main
     const N pk = D::at(p, w, 0, k), qk = D::at(q, w, 0, k);
     for (int v = k / D::lanes; v < w;) {
       const V* row = a.at(k, v);
