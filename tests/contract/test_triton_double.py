@@ -1,4 +1,7 @@
-"""The fused kernels in float64, in Triton's interpreter or on a GPU; whitening goes by them."""
+"""What only the fused kernels in float64 have, and whitening, which goes by them.
+
+In Triton's interpreter, or on a GPU. That they do what the reference does is for test_backends.py.
+"""
 
 import os
 import subprocess
@@ -15,11 +18,11 @@ from matroot.gradients import Lyapunov
 from matroot.kernels import TRITON, TRITON_DOUBLE, triton
 from matroot.kernels.triton import selftest
 from matroot.kernels.triton.launch import DOUBLE, Variant
-from matroot.methods import Eigh, Minimax, Pade, Taylor
+from matroot.methods import Minimax
 from matroot.nn import DecorrelatedBatchNorm1d, functional
 from matroot.request import Request
 from matroot.roots import BOTH
-from matroot.testing import exact, exact_gradient, random_spd, relative_error, tolerance
+from matroot.testing import exact, random_spd, relative_error
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 INTERPRETED = DEVICE.type == "cpu"
@@ -34,8 +37,6 @@ pytestmark = [
 ]
 # A fault is planted, and operations are counted, in the Python that the interpreter runs.
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="compiled kernels cannot be patched")
-FUNCTIONS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
-SIZES = [1, 5, 17, 33, *(pytest.param(n, marks=pytest.mark.slow) for n in (64, 100, 128))]
 KERNELS = [
     ("minimax", (False,)),
     ("lyapunov", (False,)),
@@ -65,46 +66,6 @@ def cotangent(a):
     return torch.randn(a.shape, dtype=a.dtype, generator=generator).to(a.device)
 
 
-def run(a, g, quantity, method="minimax", rule="auto", *, backend="triton-double", **options):
-    x = a.clone().requires_grad_()
-    root = FUNCTIONS[quantity](x, method=method, gradient=rule, backend=backend, **options)
-    return root.detach(), torch.autograd.grad(root, x, g)[0]
-
-
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("cond", [1e2, 1e12, pytest.param(1e7, marks=pytest.mark.slow)])
-def test_values_and_gradients(n, cond):
-    a = random_spd(n, 2, cond=cond).to(DEVICE)
-    g = cotangent(a)
-    x = a.clone().requires_grad_()
-    roots = matroot.sqrtm_pair(x, method="minimax", backend="triton-double")
-    (of_both,) = torch.autograd.grad(roots, x, (g, g))
-    expected = 0
-    for quantity, of_pair in zip(FUNCTIONS, roots, strict=True):
-        root, gradient = run(a, g, quantity)
-        assert relative_error(root, exact(a, quantity)).max() < tolerance(a.dtype, cond, quantity)
-        error = relative_error(gradient, exact_gradient(a, g, quantity)).max()
-        assert error < tolerance(a.dtype, cond, "gradient")
-        assert torch.equal(root, root.mT)
-        assert torch.equal(gradient, gradient.mT)
-        assert torch.equal(root, of_pair)
-        expected = expected + gradient
-    assert relative_error(of_both, expected).max() < tolerance(a.dtype, cond, "gradient")
-
-
-@pytest.mark.parametrize(("method", "steps"), [(Taylor(3), None), (Pade(5), 8)], ids=str)
-def test_published(method, steps):
-    a = random_spd(5, 2, cond=20.0).to(DEVICE)
-    for quantity in FUNCTIONS:
-        found, expected = (
-            run(a, cotangent(a), quantity, method, Lyapunov(steps=steps), backend=backend)
-            for backend in ("triton-double", "torch")
-        )
-        for x, y in zip(found, expected, strict=True):
-            # Powers lose a factor cond(P) = 4^m in the reference, too.
-            assert relative_error(x, y).max() < tolerance(a.dtype, 4.0**5, "gradient")
-
-
 @pytest.mark.parametrize("n", [5, 33])
 def test_numbers_that_float32_does_not_hold(n):
     """A ridge that is rounded to float32 would be off by 1e-8; entries are beyond its range."""
@@ -118,53 +79,6 @@ def test_numbers_that_float32_does_not_hold(n):
     zero = torch.zeros_like(a)
     found = matroot.sqrtm(zero, eps=0.1, method="minimax", backend="triton-double")
     torch.testing.assert_close(found, 0.1**0.5 * identity[None], rtol=1e-15, atol=0.0)
-
-
-@pytest.mark.parametrize("quantity", FUNCTIONS)
-@pytest.mark.parametrize("n", [8, 33])
-def test_bad_and_singular_matrices_beside_good_ones(n, quantity):
-    a = random_spd(n, 8, cond=20)
-    a[1], a[2], a[3] = torch.nan, -a[2], torch.inf
-    a[4, 0, 1] += 1
-    a[5, :3], a[5, :, :3] = 0, 0  # singular
-    a[6] = 0
-    a = a.to(DEVICE)
-    found, expected = (
-        matroot.sqrtm_ex(a, root=quantity, method="minimax", backend=name)
-        for name in ("triton-double", "torch")
-    )
-    x, y = getattr(found, quantity), getattr(expected, quantity)
-    zero = quantity == "inv_sqrt"
-    assert x.isnan().all((1, 2)).tolist() == [False, *4 * [True], zero, zero, False]
-    assert torch.equal(x.isnan(), y.isnan())
-    assert relative_error(x[[0, 7]], y[[0, 7]]).max() < 1e-13
-    if quantity == "sqrt":
-        torch.testing.assert_close(x[[5, 6]], y[[5, 6]], rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("n", [6, 33])
-def test_gradient_where_the_root_is_singular(n):
-    """Minimum norm: 0 on null × null space; at A = 0 altogether."""
-    a = random_spd(n, 3, cond=20)
-    a[0, : n // 2], a[0, :, : n // 2] = 0, 0
-    a[1] = 0
-    g = cotangent(a)
-    _, gradient = run(a.to(DEVICE), g.to(DEVICE), "sqrt", Minimax())
-    _, expected = run(a, g, "sqrt", Eigh(), Lyapunov(), backend="torch")
-    assert not gradient[1].any()
-    # The null space is known to the square root of rounding.
-    assert relative_error(gradient, expected).max() < 1e-7
-
-
-@pytest.mark.parametrize("n", [5, 33])
-def test_bits_do_not_depend_on_batch_or_position(n):
-    a = torch.cat([random_spd(n, 2, cond=k) for k in (3.0, 1e11)]).to(DEVICE)
-    g = cotangent(a)
-    root, gradient = run(a, g, "inv_sqrt")
-    for rows in ([0], [3, 0]):
-        few = run(a[rows], g[rows], "inv_sqrt")
-        assert torch.equal(few[0], root[rows])
-        assert torch.equal(few[1], gradient[rows])
 
 
 def test_who_takes_what_and_why(monkeypatch):
