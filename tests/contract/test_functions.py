@@ -9,6 +9,7 @@ from exact import as_written, difference, exactly
 from instances import SPECTRAL, backends, public
 from matroot.functions import Exp, Log, Power
 from matroot.gradients import GRADIENTS
+from matroot.kernels import native
 from matroot.methods import METHODS, Eigh, Minimax
 from matroot.testing import random_spd, relative_error
 
@@ -298,13 +299,17 @@ def test_what_is_refused():
 def test_neighbours_and_bad_matrices(function):
     run = public(function)
     a = random_spd(7, 6, cond=30, dtype=torch.float32)
-    alone = torch.stack([run(x) for x in a])
+    together, alone = run(a), torch.stack([run(x) for x in a])
     a[2, 0, 1] = torch.nan
     a[4, 0, 6] += 10
     found = run(a, check_errors=False)
     good = [0, 1, 3, 5]
-    assert torch.equal(found[good], alone[good])
+    assert torch.equal(found[good], together[good])
     assert found[[2, 4]].isnan().all()
+    if native.tasks.available() and native.tasks.lookup(function) is not None:
+        assert torch.equal(found[good], alone[good])
+    else:  # PyTorch's products differ with the alignment of a batch.
+        assert relative_error(found[good], alone[good]).max() < 1e-6
 
 
 @pytest.mark.parametrize(
