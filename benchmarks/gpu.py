@@ -15,18 +15,14 @@ without a GPU, in Triton's interpreter, on tiny matrices. PyTorch 2.11 and Trito
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import json
 import math
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +33,7 @@ from typing import Annotated, Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+import machine_code  # noqa: E402
 import torch  # noqa: E402  (the source tree comes first)
 import typer  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -671,15 +668,7 @@ def verify(
     for variant in wanted:
         groups.setdefault("/".join(map(str, variant.kernels)), []).append(variant)
     if of is not None:
-        for variant in groups[of]:
-            if not rows.hold(kind="variant", **variant._asdict()):
-                row = {"kind": "variant", **variant._asdict(), **checked(variant, device, dry)}
-                rows.add(row)
-                print(_verdict(row), flush=True)
-        for program in () if dry else groups[of][0].programs:
-            row = {"kind": "self-test", **_self_tested(program, device)}
-            rows.add(row)
-            print(f"  self-test of {row['program']}: {row['said']}, {row['ms']:.0f} ms", flush=True)
+        _verify_here(groups[of], rows, device, dry)
         return
     left_over = [
         name
@@ -723,6 +712,19 @@ def verify(
     raise SystemExit(1 if bad or len(there) < len(wanted) else 0)
 
 
+def _verify_here(group: Iterable[Variant], rows: Rows, device: torch.device, dry: bool) -> None:
+    """Check variants that take the same kernels, then these kernels' own test, in this process."""
+    for variant in group:
+        if not rows.hold(kind="variant", **variant._asdict()):
+            row = {"kind": "variant", **variant._asdict(), **checked(variant, device, dry)}
+            rows.add(row)
+            print(_verdict(row), flush=True)
+    for program in () if dry else next(iter(group)).programs:
+        row = {"kind": "self-test", **_self_tested(program, device)}
+        rows.add(row)
+        print(f"  self-test of {row['program']}: {row['said']}, {row['ms']:.0f} ms", flush=True)
+
+
 def _self_tested(program: launch.Variant, device: torch.device) -> Row:
     """What the self-test of a program says, and how long it takes once that is compiled."""
     selftest._verdict(program, device)
@@ -762,14 +764,33 @@ def _answers(n: int, cond: float, dtype: torch.dtype, device: torch.device) -> d
     return {name: x.to(device) for name, x in found.items()}
 
 
-def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
-    """Whether the errors are small, the bits always the same, and what is kept for the gradient."""
-    start = time.perf_counter()
-    published, rough = variant.method == "pade", variant.backend == "triton-tf32"
-    dtype = getattr(torch, variant.dtype)
+class Calls(NamedTuple):
+    """A variant as it is called by ``checked``.
+
+    Attributes:
+        few: see ``_answers``.
+        a: matrices, the few ones again and again.
+        run: the roots and the gradient of all of them, or of some, or by another backend.
+        call: the public function with its options but for the backend.
+        names: of the roots.
+    """
+
+    few: dict[str, Tensor]
+    a: Tensor
+    run: Callable[..., list[Tensor]]
+    call: Callable[..., Any]
+    names: tuple[str, ...]
+
+
+def _condition(variant: Variant) -> float:
+    rough = variant.backend == "triton-tf32"
     # What half precision rounds is no longer definite at a larger condition number.
-    cond = 20.0 if dtype == torch.float16 or published or rough else 1e4
-    few = _answers(variant.n, cond, dtype, device)
+    return 20.0 if variant.dtype == "float16" or variant.method == "pade" or rough else 1e4
+
+
+def _calls(variant: Variant, device: torch.device, dry: bool) -> Calls:
+    published = variant.method == "pade"
+    few = _answers(variant.n, _condition(variant), getattr(torch, variant.dtype), device)
     # More than the device holds at once: a program takes several matrices.
     batch = 3 if dry else 1200
     times = -(-batch // 60)
@@ -793,41 +814,17 @@ def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
             found += torch.autograd.grad(found, x, [g[of]] * len(names))
         return [y.detach() for y in found]
 
-    first = run()
-    wrong, worst = [], 0.0
-    answers = {name: few[name] for name in names}
-    if variant.gradient:
-        answers["gradient"] = sum(few["gradient of " + name] for name in names)
-    if published:
-        # Far from the root; what is right is what PyTorch's operations make of it.
-        answers = dict(zip(answers, run(slice(60), "torch"), strict=True))
-    for (name, answer), x in zip(answers.items(), first, strict=True):
-        expected = answer.repeat(times, 1, 1)[:batch]
-        error = float(relative_error(x, expected).max())
-        allowed = APPROXIMATE if rough else tolerance(dtype, cond, name)
-        if published:  # Its powers lose a factor cond(P) = 4⁵ there, too.
-            allowed = tolerance(dtype, 4.0**5, "gradient")
-        # Written so that NaN fails.
-        if not error <= allowed:
-            wrong.append(f"error {error:.1e} of {name}, allowed {allowed:.1e}")
-        worst = worst if error <= worst else error
-    repeats = 2 if dry else 50
-    if not all(all(map(torch.equal, first, run())) for _ in range(repeats)):
-        wrong.append(f"other bits in one of {repeats} runs")
-    places = [[0], [batch - 1], [2, 0]]
-    if not dry:
-        places += [[17, 250, 3], list(range(100, 264))]
-    for place in places:
-        if not all(torch.equal(x[place], y) for x, y in zip(first, run(place), strict=True)):
-            wrong.append(f"other bits in the batch {place[:3]}")
-    kept = None
-    if device.type == "cuda" and variant.gradient:
-        x = a.clone().requires_grad_()
-        _wait(device)
-        before = torch.cuda.memory_allocated(device)
-        found = call(x, backend=variant.backend)
-        kept = (torch.cuda.memory_allocated(device) - before) / (x.numel() * x.element_size())
-        del found
+    return Calls(few, a, run, call, names)
+
+
+def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
+    """Whether the errors are small, the bits always the same, and what is kept for the gradient."""
+    start = time.perf_counter()
+    calls = _calls(variant, device, dry)
+    first = calls.run()
+    worst, wrong = _errors(variant, calls, first)
+    wrong += _other_bits(calls, first, dry)
+    kept = _kept(variant, calls) if device.type == "cuda" and variant.gradient else None
     return {
         "error": worst,
         "passed": not wrong,
@@ -835,6 +832,56 @@ def checked(variant: Variant, device: torch.device, dry: bool) -> Row:
         "matrices_kept": kept,
         "seconds": time.perf_counter() - start,
     }
+
+
+def _errors(variant: Variant, calls: Calls, first: list[Tensor]) -> tuple[float, list[str]]:
+    """The largest error, and which are larger than allowed."""
+    published, rough = variant.method == "pade", variant.backend == "triton-tf32"
+    batch, wrong, worst = len(calls.a), [], 0.0
+    answers = {name: calls.few[name] for name in calls.names}
+    if variant.gradient:
+        answers["gradient"] = sum(calls.few["gradient of " + name] for name in calls.names)
+    if published:
+        # Far from the root; what is right is what PyTorch's operations make of it.
+        answers = dict(zip(answers, calls.run(slice(60), "torch"), strict=True))
+    for (name, answer), x in zip(answers.items(), first, strict=True):
+        expected = answer.repeat(-(-batch // 60), 1, 1)[:batch]
+        error = float(relative_error(x, expected).max())
+        dtype = getattr(torch, variant.dtype)
+        allowed = APPROXIMATE if rough else tolerance(dtype, _condition(variant), name)
+        if published:  # Its powers lose a factor cond(P) = 4⁵ there, too.
+            allowed = tolerance(dtype, 4.0**5, "gradient")
+        # Written so that NaN fails.
+        if not error <= allowed:
+            wrong.append(f"error {error:.1e} of {name}, allowed {allowed:.1e}")
+        worst = worst if error <= worst else error
+    return worst, wrong
+
+
+def _other_bits(calls: Calls, first: list[Tensor], dry: bool) -> list[str]:
+    """Where the bits differ from those of the first run: again, or in another batch."""
+    wrong, batch, repeats = [], len(calls.a), 2 if dry else 50
+    if not all(all(map(torch.equal, first, calls.run())) for _ in range(repeats)):
+        wrong.append(f"other bits in one of {repeats} runs")
+    places = [[0], [batch - 1], [2, 0]]
+    if not dry:
+        places += [[17, 250, 3], list(range(100, 264))]
+    for place in places:
+        if not all(torch.equal(x[place], y) for x, y in zip(first, calls.run(place), strict=True)):
+            wrong.append(f"other bits in the batch {place[:3]}")
+    return wrong
+
+
+def _kept(variant: Variant, calls: Calls) -> float:
+    """Memory that a call keeps for its gradient, in matrices for each matrix."""
+    device = calls.a.device
+    x = calls.a.clone().requires_grad_()
+    _wait(device)
+    before = torch.cuda.memory_allocated(device)
+    found = calls.call(x, backend=variant.backend)
+    kept = (torch.cuda.memory_allocated(device) - before) / (x.numel() * x.element_size())
+    del found
+    return kept
 
 
 @app.command()
@@ -994,44 +1041,6 @@ def plot(
     print(f"written to {output}")
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What the assembler says of one kernel.
-
-    Attributes:
-        spilled: bytes of registers that it writes to memory.
-        shared: bytes.
-        instructions: without padding.
-        seconds: that compiling took.
-    """
-
-    kernel: str
-    size: int
-    warps: int
-    registers: int
-    spilled: int
-    shared: int
-    instructions: int
-    barriers: int
-    shuffles: int
-    seconds: float
-
-    @property
-    def resident(self) -> int:
-        """Programs that one multiprocessor of an H100 or H200 holds at once."""
-        by_registers = 65536 // (32 * self.warps * self.registers)
-        return min(by_registers, 64 // self.warps, 228 * 1024 // (self.shared + 1024), 32)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.kernel}, N = {self.size}, {self.warps} warps: {self.registers} registers, "
-            f"{self.spilled} bytes spilled, {self.shared} bytes shared, "
-            f"{self.instructions} instructions, {self.barriers} barriers, "
-            f"{self.shuffles} shuffles, {self.resident} programs a multiprocessor, "
-            f"compiled in {self.seconds:.0f} s"
-        )
-
-
 @app.command(name="compile")
 def compile_kernels(
     capability: Annotated[int, typer.Argument(help="80, 90, 100 …")] = 90,
@@ -1040,98 +1049,15 @@ def compile_kernels(
     double: Annotated[bool, typer.Option(help="In float64 instead of float32.")] = False,
 ) -> None:
     """Compile every kernel for a GPU that need not be there, and print what it takes."""
-    if kernels._interpreting():
+    if launch.interpreting():
         raise SystemExit("gpu.py: TRITON_INTERPRET=1 is set; without it there is a compiler")
-    wanted = [(name, n) for n in size or launch.LAUNCHES for name in KERNELS]
+    wanted = [(name, n) for n in size or launch.LAUNCHES for name in machine_code.KERNELS]
     names, sizes = zip(*wanted, strict=True)
     spawn = multiprocessing.get_context("spawn")
+    of_each = (names, sizes, itertools.repeat(capability), itertools.repeat(double))
     with ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(wanted)), spawn) as pool:
-        for found in pool.map(
-            _compiled, names, sizes, itertools.repeat(capability), itertools.repeat(double)
-        ):
+        for found in pool.map(machine_code.compiled, *of_each):
             print(found, flush=True)
-
-
-# Every binary for a dtype and a size: the kernel's module and name, and what is compiled into it.
-KERNELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "minimax": ("roots", "minimax_kernel", {"HALF": False}),
-    "Padé": ("roots", "published_kernel", {"HALF": False, "PADE": True}),
-    "Taylor": ("roots", "published_kernel", {"HALF": False, "PADE": False}),
-    "gradient": ("gradients", "lyapunov_kernel", {"SIGN": False}),
-    "gradient by steps": ("gradients", "lyapunov_kernel", {"SIGN": True}),
-}
-
-
-def _kernel(name: str, double: bool) -> tuple[Any, dict[str, Any]]:
-    """One of KERNELS, and what is compiled into it whatever the size."""
-    module, function, constants = KERNELS[name]
-    found = importlib.import_module(f"matroot.kernels.triton.{module}")
-    return getattr(found, function), {**constants, "PRECISION": "ieee" if double else "tf32x3"}
-
-
-def _compiled(name: str, n: int, capability: int, double: bool) -> Compiled:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    start = time.perf_counter()
-    function, constants = _kernel(name, double)
-    constants["N"] = n
-    floats = {
-        "eps",
-        "skew_limit",
-        "indefinite_limit",
-        "singular_limit",
-        "null_limit",
-        "tol",
-        "share",
-    }
-    signature, values = {}, {}
-    for i, parameter in enumerate(function.params):
-        kind = "fp32" if parameter.name in floats else "i32"
-        if parameter.name in constants:
-            kind, values[(i,)] = "constexpr", constants[parameter.name]
-        elif parameter.name.endswith("_ptr"):
-            numbers = "*fp64" if double else "*fp32"
-            kind = "*i64" if parameter.name == "info_ptr" else numbers
-        signature[parameter.name] = kind
-    source = ASTSource(fn=function, signature=signature, constexprs=values)
-    target = GPUTarget("cuda", capability, 32)
-    launches = launch.DOUBLE_LAUNCHES if double else launch.LAUNCHES
-    warps = launches[n].warps
-    built = triton.compile(source, target=target, options={"num_warps": warps})
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    assembler = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")
-    architecture = re.search(r"\.target (\w+)", built.asm["ptx"])
-    assert architecture is not None
-    with tempfile.TemporaryDirectory() as folder:
-        text, binary = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
-        text.write_text(built.asm["ptx"])
-        said = _output(assembler, "-v", "-arch", architecture[1], text, "-o", binary)
-        listing = _output(tools / "nvdisasm", "-c", binary)
-    counted = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\w+)", listing))
-    registers = re.search(r"Used (\d+) registers", said)
-    spilled = re.search(r"(\d+) bytes spill stores", said)
-    assert registers is not None
-    assert spilled is not None
-    return Compiled(
-        kernel=name,
-        size=n,
-        warps=warps,
-        registers=int(registers[1]),
-        spilled=int(spilled[1]),
-        shared=built.metadata.shared,
-        instructions=counted.total() - counted["NOP"],
-        barriers=counted["BAR"],
-        shuffles=counted["SHFL"],
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _output(*command: str | Path) -> str:
-    """What a command writes, to either output."""
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
 
 
 if __name__ == "__main__":

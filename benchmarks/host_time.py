@@ -85,7 +85,7 @@ def _on_a_gpu_that_is_not_there() -> None:
         ASTSource(fn=_nothing, signature={"x_ptr": "*fp32"}, constexprs={}), target=TARGET
     )
     driver.set_active(_Driver())
-    kernels._interpreting = lambda: True
+    kernels.interpreting = lambda: True
     context.host_reads_are_free = lambda _: False
     selftest._verdict = lambda *_: selftest.Verdict(True, "not run")
 

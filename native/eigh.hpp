@@ -246,10 +246,8 @@ struct EighRun {
       return select(there, 1.0 / select(there, s, one), up - up);
     }
     const Wide nothing = up - up, x = d * up * up;
+    if (!is_singular_at_zero(f)) return value(f, x) + nothing;
     const auto there = (task.thresholds.is_real() ? magnitude(d) : d) > null;
-    if (!is_singular_at_zero(f)) {
-      return value(f, takes_any_sign(f) ? x : select(there, x, zero)) + nothing;
-    }
     return select(there, value(f, select(there, x, one)), zero) + nothing;
   }
 

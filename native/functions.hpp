@@ -29,7 +29,7 @@ inline bool is_steep_at_zero(const Function& f) {
          (f.kind == Kind::Power && f.exponent < 1 && !is_integer(f.exponent));
 }
 
-// Whether it takes eigenvalues of any sign. Of others null ones are 0.
+// Whether it takes eigenvalues of any sign. For others those below 0 are 0.
 inline bool takes_any_sign(const Function& f) {
   return f.kind == Kind::Exp || (f.kind == Kind::Power && is_integer(f.exponent));
 }
@@ -73,8 +73,8 @@ inline Points<V> points_of(const Function& f, const V& given, const M& null) {
   }
   const bool left_out = is_singular_at_zero(f), is_log = f.kind == Kind::Log;
   const double p = is_log ? 0 : f.exponent;
-  const V x =
-      takes_any_sign(f) ? given : select(null, zero, select(given < 0.0, zero, given));
+  const V positive = takes_any_sign(f) ? given : select(given < 0.0, zero, given);
+  const V x = is_steep_at_zero(f) && !takes_any_sign(f) ? select(null, zero, positive) : positive;
   const auto negative = x < 0.0;
   const auto log = log_pair(magnitude(x));
   const double less = p - 1;  // and what its rounding leaves

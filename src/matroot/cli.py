@@ -28,6 +28,8 @@ from matroot.recipes import commands as recipes
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from matroot.recipes.stylize import StyleResult
+
 
 class _Interruptible(TyperGroup):
     """Ends in the same way after Ctrl-C with every version of typer."""
@@ -171,6 +173,11 @@ def stylize(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     save_image(result.image, output, alpha)
+    _report(result, output, strength)
+
+
+def _report(result: StyleResult, output: Path, strength: float) -> None:
+    """Say how near to the style the picture has come, and warn where it has not."""
     before, after = result.distance_before, result.distance_after
     console().print(
         f"{output} written; the step across patch borders is {result.seam_ratio:.2f} of "

@@ -14,7 +14,7 @@ from matroot.functions import Sqrt
 from matroot.gradients import ExplicitRule
 from matroot.request import Request
 from matroot.roots import Functions
-from matroot.screen import Status
+from matroot.screen import Converged, Status
 from matroot.solution import Solution
 
 
@@ -24,7 +24,7 @@ class Evaluated:
 
     Attributes:
         info: shape (..., 3), int64: the Status of each matrix; the steps taken; whether the method
-            says that they converged, 0 no, 1 yes, 2 where it cannot tell.
+            says that they converged, see Converged.
         values: those of ``request.solved``, each (..., n, n).
         constants: those of the derivative, batch first.
         all_ok: whether it is known that every Status is OK.
@@ -80,8 +80,8 @@ def by_solver(
         steps = torch.full((), steps, device=x.device)
     steps = steps.expand_as(status)
     reported = solution.converged
-    reported = 2 * torch.ones_like(status) if reported is None else reported.long()
-    info = torch.stack([status, steps, torch.where(ok[:, 0, 0], reported, 0)], -1)
+    reported = Converged.UNKNOWN * torch.ones_like(status) if reported is None else reported.long()
+    info = torch.stack([status, steps, torch.where(ok[:, 0, 0], reported, Converged.NO)], -1)
     info, *rest = (t.reshape((*batch, *t.shape[1:])) for t in (info, *constants))
     return Evaluated(info, values, tuple(rest))
 

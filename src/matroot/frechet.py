@@ -24,10 +24,12 @@ from torch import Tensor
 from matroot import autodiff, context, spd
 from matroot.functions import SpectralFunction
 
-# Numbers in each of the some sixteen tensors that a block of second differences is made with. On a
-# CPU they stay in its cache; an accelerator is better fed with more: 64 MiB in all.
-_BLOCK_ON_CPU = 2**15
-_BLOCK_ON_ACCELERATOR = 2**19
+# Second differences are made by blocks of triples, each with some sixteen tensors of at most so
+# many numbers. On a CPU they stay in its cache; an accelerator is better fed with more: 64 MiB in
+# all. The side of a block is a number of its own, since a sum by other blocks has other bits; small
+# blocks do less work, by symmetry.
+_BLOCK_ON_CPU, _SIDE_ON_CPU = 2**15, 12
+_BLOCK_ON_ACCELERATOR, _SIDE_ON_ACCELERATOR = 2**19, 64
 
 
 def frechet(
@@ -114,21 +116,43 @@ def _first_order(function: SpectralFunction, values: Tensor, vectors: Tensor, e:
 def _second_order(
     function: SpectralFunction, values: Tensor, vectors: Tensor, e: Tensor, g: Tensor
 ) -> Tensor:
-    """D(A)[E, G], by blocks of the three indices.
+    """D(A)[E, G]."""
+    n = values.shape[-1]
+    if function.bounded_slope and not function.bounded_curvature:
+        size = values.abs()
+        null = size <= spd.null_share(n, vectors.dtype) * size.amax(-1, keepdim=True)
+        values = torch.where(null, 0.0, values)
+    e, g = vectors.mH @ e @ vectors, vectors.mH @ g @ vectors
+    block, side = _BLOCK_ON_CPU, min(n, _SIDE_ON_CPU)
+    if context.on_accelerator(values):
+        block, side = _BLOCK_ON_ACCELERATOR, min(n, _SIDE_ON_ACCELERATOR)
+    blocks = [slice(i, min(i + side, n)) for i in range(0, n, side)]
+    rows, together = values.shape[:-1].numel(), max(1, block // side**3)
+    if values.ndim == 1 or rows <= together:
+        whole = _sum_over_blocks(function, values, e, g, blocks)
+    else:
+        flat = (values.reshape(rows, n), e.reshape(rows, n, n), g.reshape(rows, n, n))
+        parts = zip(*(torch.split(x, together) for x in flat), strict=True)
+        whole = torch.cat([_sum_over_blocks(function, v, e, g, blocks) for v, e, g in parts])
+        whole = whole.reshape(vectors.shape)
+    return vectors @ whole @ vectors.mH
+
+
+def _sum_over_blocks(
+    function: SpectralFunction, values: Tensor, e: Tensor, g: Tensor, blocks: list[slice]
+) -> Tensor:
+    """Σ_k f[λ_i, λ_k, λ_j] (E_ik G_kj + G_ik E_kj), by blocks of the three indices.
 
     Second differences do not depend on the order of their points, so that those of one block serve
     for up to six.
     """
-    n = values.shape[-1]
-    e, g = vectors.mH @ e @ vectors, vectors.mH @ g @ vectors
-    blocks = _blocks(n, values)
     found: dict[tuple[int, int], Tensor] = {}
     for triple in itertools.combinations_with_replacement(range(len(blocks)), 3):
         x, y, z = (values[..., blocks[b]] for b in triple)
         weights = _second_differences(
             function, x[..., :, None, None], y[..., None, :, None], z[..., None, None, :]
         )
-        weights = weights.to(spd.real_dtype(vectors.dtype))
+        weights = weights.to(spd.real_dtype(e.dtype))
         orders = {tuple(triple[o] for o in order): order for order in _ORDERS}
         for (i, k, j), order in orders.items():
             turned = weights.movedim([o - 3 for o in order], [-3, -2, -1])
@@ -138,19 +162,10 @@ def _second_order(
             part = (turned * products).sum(-2)
             found[i, j] = found[i, j] + part if (i, j) in found else part
     many = range(len(blocks))
-    whole = torch.cat([torch.cat([found[i, j] for j in many], -1) for i in many], -2)
-    return vectors @ whole @ vectors.mH
+    return torch.cat([torch.cat([found[i, j] for j in many], -1) for i in many], -2)
 
 
 _ORDERS = tuple(itertools.permutations(range(3)))
-
-
-def _blocks(n: int, values: Tensor) -> list[slice]:
-    """The n indices in blocks, so that a block of triples for the whole batch has a good size."""
-    most = _BLOCK_ON_ACCELERATOR if context.on_accelerator(values) else _BLOCK_ON_CPU
-    each = most * n // values.numel()
-    size = max(1, min(n, round(each ** (1 / 3))))
-    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 class _Frechet(torch.autograd.Function):

@@ -8,15 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import call, checks, context, errors
+from matroot import call, checks, context, errors, spd
 from matroot.functions import Exp, InvSqrt, Log, OnRange, power
 from matroot.gradients import GradientRule
-from matroot.methods import METHODS, Method
+from matroot.methods import Method
 from matroot.overrides import overridable
-from matroot.plan import resolve
+from matroot.plan import resolve, roots_of_roots
 from matroot.request import Singular
 from matroot.residuals import residuals
 from matroot.roots import BOTH, INV_SQRT, ROOTS, SQRT, Root, root_pair
+from matroot.screen import Converged
 
 _NAMED = errors.Named(
     "a",
@@ -24,6 +25,7 @@ _NAMED = errors.Named(
     relative=" or relative_eps=",
     otherwise='or ask for the pseudo-inverse root with singular="pinv" (method "eigh" or "svd")',
 )
+_OF_FUNCTION = replace(_NAMED, otherwise='or take it on its range with singular="pinv"')
 
 
 @overridable
@@ -220,7 +222,9 @@ def powm(
     """A real power of symmetric (Hermitian) matrices.
 
     P = (A + eps·I)^p = Q diag(λ^p) Qᴴ for A + eps·I = Q diag(λ) Qᴴ. For a p that is not whole A is
-    positive semi-definite, and definite where p < 0; for a whole p it may be indefinite.
+    positive semi-definite, and definite where p < 0; for a whole p it may be indefinite. An
+    eigenvalue of 0 that rounding has made one of size u·λ_max becomes (u·λ_max)^p: 2 % of λ_max^p
+    at p = 1/4 in single precision.
 
     Args:
         a: shape (..., n, n); see ``sqrtm``.
@@ -229,9 +233,10 @@ def powm(
         relative_eps: see ``sqrtm``.
         method: a spectral one (``"eigh"``, ``"svd"``) for any p; the others, which are made of
             products, for ±1/4 and ±1/8: roots of roots. ``"auto"`` is ``Eigh()``, but for the roots
-            of roots on an accelerator ``Minimax()``.
-        gradient: ``"spectral"`` (by divided differences), ``"unrolled"``, and for roots of roots
-            those of ``sqrtm``.
+            of roots on an accelerator and under ``torch.export`` ``Minimax()``.
+        gradient: ``"spectral"`` (by divided differences), ``"unrolled"`` (wrong or not finite at
+            repeated eigenvalues); any of ``sqrtm``'s for ±1/4 and ±1/8, which are then roots of
+            roots.
         backend: see ``sqrtm``.
         check_errors: see ``sqrtm``.
         singular: for p < 0, see ``inv_sqrtm``: ``"pinv"`` leaves null eigenvalues out.
@@ -248,6 +253,7 @@ def powm(
         One eigendecomposition and a product. The gradient by divided differences is exact at
         repeated eigenvalues; there are two derivatives, of ±1/2 and by products any number. Where A
         is singular and p < 1, the derivative is 0 on null × null space (minimum norm).
+        ``torch.compile`` compiles anew for each p.
 
     References:
         N. J. Higham, Functions of Matrices, SIAM 2008, chapters 3 and 7.
@@ -259,32 +265,28 @@ def powm(
                 [0.0000, 0.3333]])
     """
     p = context.number(p)
-    function, named = power(p), replace(_NAMED, lacks=f"power {p:g}")
-    if singular == "pinv" and p < 0 and not isinstance(function, InvSqrt):
+    function = power(p)
+    named = replace(_OF_FUNCTION, lacks=f"power {float(p):g}")
+    checks.one_of("singular", singular, ("raise", "pinv"))
+    if p > 0:
+        singular = "raise"  # There is nothing to leave out.
+    if singular == "pinv" and not isinstance(function, InvSqrt):
         function = OnRange(function)
-    halvings = _halvings(p)
-    on_accelerator = isinstance(a, Tensor) and context.on_accelerator(a)
-    if halvings and singular == "raise" and not _spectral(method, on_accelerator):
-        # The inverse root first: there a singular matrix shows, in a root of a root no longer.
-        first = SQRT if p > 0 else INV_SQRT
-        plan = resolve((first,), a, eps, method, gradient, backend, singular)
-        (x,) = call.values(plan, a, check_errors, relative_eps, named=named)
-        for _ in range(halvings):
-            plan = resolve((SQRT,), x, 0.0, method, gradient, backend, singular)
-            (x,) = call.values(plan, x, False, named=named)
-        return x
-    plan = resolve((function,), a, eps, method, gradient, backend, singular)
-    return call.values(plan, a, check_errors, relative_eps, named=named)[0]
-
-
-def _halvings(p: float) -> int:
-    """How many roots of A^{±1/2} are A^p, 0 where it is none of those by products."""
-    return {0.25: 1, 0.125: 2}.get(abs(p), 0)
-
-
-def _spectral(method: str | Method, on_accelerator: bool) -> bool:
-    """Whether roots of roots are made of eigenvalues."""
-    return not on_accelerator if method == "auto" else METHODS.resolve(method).spectral
+    checks.square_matrices("a", a)
+    count = roots_of_roots(p, a, method, gradient, singular)
+    if not count:
+        plan = resolve((function,), a, eps, method, gradient, backend, singular)
+        return call.values(plan, a, check_errors, relative_eps, named=named)[0]
+    # The inverse root first: there a singular matrix shows, in a root of a root no longer. Half
+    # precision is rounded once, at the end.
+    first = SQRT if p > 0 else INV_SQRT
+    x, dtype = a.to(spd.computing_dtype(a.dtype)), a.dtype
+    plan = resolve((first,), x, eps, method, gradient, backend, singular, input_dtype=dtype)
+    (x,) = call.values(plan, x, check_errors, relative_eps, named=named)
+    for _ in range(count):
+        plan = resolve((SQRT,), x, 0.0, method, gradient, backend, singular)
+        (x,) = call.values(plan, x, False, named=named)
+    return x.to(dtype)
 
 
 @overridable
@@ -308,7 +310,8 @@ def logm(
         eps: see ``sqrtm``.
         relative_eps: see ``sqrtm``.
         method: a spectral one, ``"eigh"`` or ``"svd"``; ``"auto"`` is ``Eigh()``.
-        gradient: ``"spectral"`` (by divided differences) or ``"unrolled"``.
+        gradient: ``"spectral"`` (by divided differences) or ``"unrolled"`` (wrong or not finite at
+            repeated eigenvalues).
         backend: see ``sqrtm``.
         check_errors: see ``sqrtm``.
         singular: see ``inv_sqrtm``; ``"pinv"`` takes the logarithm on the range of A and 0 on its
@@ -335,7 +338,7 @@ def logm(
         tensor([[ 0.6931,  0.0000],
                 [ 0.0000, -0.6931]])
     """
-    named = replace(_NAMED, lacks="logarithm")
+    named = replace(_OF_FUNCTION, lacks="logarithm")
     function = OnRange(Log()) if singular == "pinv" else Log()
     plan = resolve((function,), a, eps, method, gradient, backend, singular)
     return call.values(plan, a, check_errors, relative_eps, named=named)[0]
@@ -357,13 +360,14 @@ def expm(
     Args:
         a: any Hermitian matrices, shape (..., n, n); dtypes as of ``sqrtm``.
         method: a spectral one, ``"eigh"`` or ``"svd"``; ``"auto"`` is ``Eigh()``.
-        gradient: ``"spectral"`` (by divided differences) or ``"unrolled"``.
+        gradient: ``"spectral"`` (by divided differences) or ``"unrolled"`` (wrong or not finite at
+            repeated eigenvalues).
         backend: see ``sqrtm``.
         check_errors: see ``sqrtm``.
 
     Returns:
-        E, the shape, dtype and device of ``a``, exactly Hermitian. Where exp λ overflows it is
-        infinite or NaN, as that of ``torch.matrix_exp``.
+        E, the shape, dtype and device of ``a``, exactly Hermitian. Where exp λ overflows entries
+        are infinite or NaN.
 
     Raises:
         TypeError: see ``sqrtm``.
@@ -471,7 +475,8 @@ def sqrtm_ex(
     with torch.no_grad(), context.no_autocast(a):
         residual, inv_residual, ratio = residuals(plan.request, x, sqrt, inv_sqrt)
         reported = info[..., 2]
-        converged = (reported > 0) & (ratio <= torch.where(reported == 1, 100.0, 1.0))
+        told = reported == Converged.YES
+        converged = (reported > Converged.NO) & (ratio <= torch.where(told, 100.0, 1.0))
     return SqrtmResult(sqrt, inv_sqrt, residual, inv_residual, info[..., 1], converged)
 
 

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from matroot import spd
+from matroot import elementary, spd
 
 # What matrices a function takes: every Hermitian one; every regular one; positive semi-definite
 # ones; positive definite ones.
@@ -95,7 +95,7 @@ class SpectralFunction(ABC):
         The default integrates ``curvature`` between close points (Hermite and Genocchi), by 64
         values for each triple, and is as accurate as ``difference`` but for a factor of some ten.
         """
-        a, b, c = _descending(x, y, z)
+        a, b, c = elementary.descending(x, y, z)
         apart = a - c
         near = apart * 4 <= torch.maximum(a.abs(), c.abs())
         start = torch.where(near, c, 1.0)
@@ -105,7 +105,7 @@ class SpectralFunction(ABC):
             for t, v in _GAUSS_LEGENDRE:
                 point = start + s * (first + t * second)
                 integral = integral + w * v * s * self.curvature(point)
-        return torch.where(near, integral, _recursion(self, a, b, c, near))
+        return torch.where(near, integral, _recursion(self, x, y, z, near))
 
 
 # Nodes and weights of the eight-point rule on [0, 1]. Over an interval [3x/4, x] it is exact to
@@ -227,17 +227,15 @@ class Power(SpectralFunction):
 
     def values(self, x: Tensor) -> Tensor:
         """See SpectralFunction.values."""
-        if self.p == 0:
-            return torch.where(x.isnan(), x, 1.0)
-        return _power(x, self.p)
+        return elementary.integer_power(x, self.p) if self.whole else elementary.power(x, self.p)
 
     def slope(self, x: Tensor) -> Tensor:
         """See SpectralFunction.slope."""
         if self.p in (0, 1):
             return torch.where(x.isnan(), x, self.p)
         if self.whole:
-            return self.p * x.pow(self.p - 1)
-        return _lowered(self.p, x, self.p, 1)
+            return self.p * elementary.integer_power(x, self.p - 1)
+        return elementary.lowered_power(self.p, x, elementary.power(x, self.p / 2), self.p, 1)
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
         """See SpectralFunction.difference."""
@@ -246,22 +244,22 @@ class Power(SpectralFunction):
         if self.p == 2:
             return x + y
         if not self.whole:
-            return _power_difference(self.p, torch.maximum(x, y), torch.minimum(x, y))
+            return elementary.power_difference(self.p, x, y)
         return self._whole_difference(x, y)
 
     def _whole_difference(self, x: Tensor, y: Tensor) -> Tensor:
         """f[x, y] for eigenvalues of any sign, from that of |x| and |y|."""
-        p = self.p
-        high, low = torch.maximum(x.abs(), y.abs()), torch.minimum(x.abs(), y.abs())
+        p, u, v = self.p, x.abs(), y.abs()
+        high, low = torch.maximum(u, v), torch.minimum(u, v)
         total = spd.positive_or_one(high + low)
         if p % 2 == 0:
             # The quotient is ±1 exactly where the signs are equal.
-            return _power_difference(p, high, low, torch.where(high > 0, (x + y) / total, 1.0))
+            return elementary.power_difference(p, u, v, torch.where(high > 0, (x + y) / total, 1.0))
         opposite = (x > 0) & (y < 0) | (x < 0) & (y > 0)
         # |x|ᵖ + |y|ᵖ is the larger of them times this.
-        ratio = (1 + (low / spd.positive_or_one(high)).pow(abs(p))) / total
-        half = (high if p > 0 else low).pow(p / 2)
-        return torch.where(opposite, half * ratio * half, _power_difference(p, high, low))
+        ratio = (1 + elementary.power(low / spd.positive_or_one(high), abs(p))) / total
+        half = elementary.half_power(p, u, v)
+        return torch.where(opposite, half * ratio * half, elementary.power_difference(p, u, v))
 
     def second_difference(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """See SpectralFunction.second_difference."""
@@ -269,23 +267,26 @@ class Power(SpectralFunction):
         if p in (0, 1, 2):
             total = x + y + z
             return torch.where(total.isnan(), total, float(p == 2))
-        a, b, c = _descending(x, y, z)
+        a, b, c = elementary.descending(x, y, z)
         # Beyond, terms of the series would grow before they fall.
         reach = min(1 / 3, 2 / abs(p))
-        near, series = _series(_binomials(p, a.dtype), a, b, c, reach)
+        near, series = elementary.near_series(elementary.binomials(p, a.dtype), a, b, c, reach)
         middle = torch.where(near, 0.5 * a + 0.5 * c, 1.0)
-        close = middle.pow(p - 2) * series if self.whole else _lowered(series, middle, p, 2)
-        far = self._far(a, b, c, near) if 0.5 < p < 2 else _recursion(self, a, b, c, near)
+        if self.whole:
+            close = elementary.integer_power(middle, p - 2) * series
+        else:
+            close = elementary.lowered_power(series, middle, elementary.power(middle, p / 2), p, 2)
+        far = self._far(x, y, z, near) if 0.5 < p < 2 else _recursion(self, x, y, z, near)
         return torch.where(near, close, far)
 
-    def _far(self, a: Tensor, b: Tensor, c: Tensor, near: Tensor) -> Tensor:
+    def _far(self, x: Tensor, y: Tensor, z: Tensor, near: Tensor) -> Tensor:
         """f[a, b, c] = (a g[a, b] − c g[b, c])/(a − c) with g(x) = x^(p−1), for a > c ≥ 0.
 
         Where p is close to 1 all of f[x, y] are close to 1 and their differences lose digits.
         """
-        g = Power(self.p - 1)
-        to_low = torch.where(c == 0, 0.0, c * g.difference(b, torch.where(c == 0, b, c)))
-        return (a * g.difference(a, b) - to_low) / torch.where(near, 1.0, a - c)
+        a, _, c = elementary.descending(x, y, z)
+        high, low = _outer_differences(Power(self.p - 1), x, y, z)
+        return (a * high - torch.where(c == 0, 0.0, c * low)) / torch.where(near, 1.0, a - c)
 
 
 @dataclass(frozen=True)
@@ -306,18 +307,18 @@ class Log(SpectralFunction):
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
         """See SpectralFunction.difference."""
         high, low = torch.maximum(x, y), torch.minimum(x, y)
-        _, apart, unit = _distance(high, low)
+        _, apart, unit = elementary.gap(high, low)
         tie = apart == 0
-        ratio = _log_ratio(high, low) / torch.where(tie, 1.0, apart)
+        ratio = elementary.log_ratio(high, low) / torch.where(tie, 1.0, apart)
         return torch.where(tie, 1.0, ratio) / unit
 
     def second_difference(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """See SpectralFunction.second_difference."""
-        a, b, c = _descending(x, y, z)
-        coefficients = [(-1.0) ** (k + 1) / k for k in range(2, 2 + _terms(a.dtype))]
-        near, series = _series(coefficients, a, b, c, 1 / 3)
+        a, b, c = elementary.descending(x, y, z)
+        coefficients = [(-1.0) ** (k + 1) / k for k in range(2, 2 + elementary.terms(a.dtype))]
+        near, series = elementary.near_series(coefficients, a, b, c, 1 / 3)
         middle = torch.where(near, 0.5 * a + 0.5 * c, 1.0)
-        return torch.where(near, series / middle / middle, _recursion(self, a, b, c, near))
+        return torch.where(near, series / middle / middle, _recursion(self, x, y, z, near))
 
 
 @dataclass(frozen=True)
@@ -338,14 +339,14 @@ class Exp(SpectralFunction):
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
         """See SpectralFunction.difference."""
         high, low = torch.maximum(x, y), torch.minimum(x, y)
-        return _times_exp(high, _falling(high - low))
+        return elementary.times_exp(high, elementary.falling(high - low))
 
     def second_difference(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """See SpectralFunction.second_difference.
 
         From the smallest point on all terms of the series are positive.
         """
-        a, b, c = _descending(x, y, z)
+        a, b, c = elementary.descending(x, y, z)
         apart = a - c
         near = apart <= 2
         u, v = torch.where(near, apart, 0.0), torch.where(near, b - c, 0.0)
@@ -356,8 +357,8 @@ class Exp(SpectralFunction):
             power = power * u
             term = torch.addcmul(power, v, term)
             series = torch.add(series, term, alpha=1 / math.factorial(k + 2))
-        fall = _falling(a - b) - torch.exp(b - a) * _falling(b - c)
-        far = _times_exp(a, fall / torch.where(near, 1.0, apart))
+        fall = elementary.falling(a - b) - torch.exp(b - a) * elementary.falling(b - c)
+        far = elementary.times_exp(a, fall / torch.where(near, 1.0, apart))
         return torch.where(near, c.exp() * series, far)
 
 
@@ -460,136 +461,23 @@ def _real(name: str, value: object) -> float:
     return number
 
 
-def _power(x: Tensor, p: float) -> Tensor:
-    """xᵖ to a unit of rounding.
-
-    An exponent that single precision does not hold would cost log(xᵖ)/4 units: what it leaves out
-    is made good by x^(p−q) = 1 + (p − q) log x.
-    """
-    if x.dtype != torch.float32:
-        return x.pow(p)
-    # The nearest number of 24 digits (Veltkamp 1968).
-    wide = p * (2.0**29 + 1)
-    q = wide - (wide - p)
-    if q == p or not math.isfinite(q):
-        return x.pow(p)
-    known = (x > 0) & x.isfinite()
-    return x.pow(q) * (1 + (p - q) * torch.where(known, x, 1.0).log())
+def _recursion(function: SpectralFunction, x: Tensor, y: Tensor, z: Tensor, near: Tensor) -> Tensor:
+    """f[a, b, c] = (f[a, b] − f[b, c])/(a − c) of a ≥ b ≥ c, where they are not near."""
+    a, _, c = elementary.descending(x, y, z)
+    high, low = _outer_differences(function, x, y, z)
+    return (high - low) / torch.where(near, 1.0, a - c)
 
 
-def _lowered(factor: Tensor | float, x: Tensor, p: float, by: int) -> Tensor:
-    """x^(p − by) · factor, for x ≥ 0 and by = 1 or 2, p other than by.
-
-    By two factors x^(p/2): p − by may round, which costs log(x)/4 units, and xᵖ may overflow.
-    """
-    half = _power(x, p / 2)
-    found = (half * factor / x) * (half if by == 1 else half / x)
-    return torch.where(x == 0, factor * (math.inf if p < by else 0.0), found)
-
-
-def _descending(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Three numbers in descending order, elementwise."""
-    high, low = torch.maximum(x, y), torch.minimum(x, y)
-    middle = torch.maximum(low, torch.minimum(high, z))
-    return torch.maximum(high, z), middle, torch.minimum(low, z)
-
-
-def _distance(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(near, apart, unit) with high − low = apart · unit, where neither overflows nor underflows.
-
-    Numbers within a factor of two are near and measured by the lower one, others by 1.
-    """
-    near = high <= 2 * low
-    unit = torch.where(near & (low != 0), low, 1.0)
-    return near, (high - low) / unit, torch.where(near, low, 1.0)
-
-
-def _log_ratio(high: Tensor, low: Tensor) -> Tensor:
-    """log(high/low) for high ≥ low ≥ 0, to a few units relatively: 0 at ties, ∞ for low = 0."""
-    near, apart, _ = _distance(high, low)
-    quotient = high / torch.where(low > 0, low, 1.0)
-    # Numbers whose quotient is out of range have logarithms that are far apart.
-    by_quotient = (low > 0) & quotient.isfinite()
-    far = torch.where(by_quotient, quotient.log(), high.log() - low.log())
-    return torch.where(near, torch.where(near, apart, 0.0).log1p(), far)
-
-
-def _power_difference(p: float, high: Tensor, low: Tensor, factor: Tensor | float = 1.0) -> Tensor:
-    """f[x, y] · factor of xᵖ for high ≥ low ≥ 0 and p other than 0 and 1: see Power."""
-    t = _log_ratio(high, low)
-    if p > 0:
-        apart = (high - low) / spd.positive_or_one(high)
-        tie = apart == 0
-        ratio = -torch.expm1(-p * t) / torch.where(tie, 1.0, apart)
-        return _lowered(torch.where(tie, p, ratio) * factor, high, p, 1)
-    _, apart, unit = _distance(high, low)
-    tie = apart == 0
-    ratio = torch.expm1(p * t) / torch.where(tie, 1.0, apart)
-    half = _power(low, p / 2)
-    return half * torch.where(tie, p, ratio) * factor / unit * half
-
-
-def _recursion(function: SpectralFunction, a: Tensor, b: Tensor, c: Tensor, near: Tensor) -> Tensor:
-    """f[a, b, c] = (f[a, b] − f[b, c])/(a − c), for points that are not near."""
-    apart = torch.where(near, 1.0, a - c)
-    return (function.difference(a, b) - function.difference(b, c)) / apart
-
-
-def _terms(dtype: torch.dtype) -> int:
-    """How many terms of a power series are needed up to a third of its radius of convergence."""
-    return 18 if dtype == torch.float32 else 36
-
-
-def _binomials(p: float, dtype: torch.dtype) -> list[float]:
-    """The binomial coefficients C(p, k) from k = 2 on."""
-    found = [p * (p - 1) / 2]
-    for k in range(2, 1 + _terms(dtype)):
-        found.append(found[-1] * (p - k) / (k + 1))
-    return found
-
-
-def _series(
-    coefficients: list[float], a: Tensor, b: Tensor, c: Tensor, reach: float
+def _outer_differences(
+    function: SpectralFunction, x: Tensor, y: Tensor, z: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Which triples are near, and their second difference of Σ c_k (x/m − 1)ᵏ, m = (a + c)/2.
+    """f[a, b] and f[b, c] of the same numbers a ≥ b ≥ c.
 
-    With h = a/m − 1 = 1 − c/m and g = b/m − 1 it is Σ c_k H_(k−2)/m² (the caller divides by m²),
-    where the sums H of all products of so many of g, h and −h satisfy H_k = g H_(k−1) + hᵏ for even
-    k and g H_(k−1) for odd ones.
-
-    Args:
-        coefficients: c_2, c_3, …
-        a: the largest.
-        b: the middle one.
-        c: the smallest.
-        reach: the largest h that is near; elsewhere the result is of no use.
+    From differences of pairs, of which there are fewer than triples when x, y and z broadcast.
     """
-    middle = 0.5 * a + 0.5 * c
-    half = 0.5 * a - 0.5 * c
-    near = half <= reach * middle.abs()
-    safe = torch.where(near & (middle != 0), middle, 1.0)
-    g = torch.where(near, b - middle, 0.0) / safe
-    square = (torch.where(near, half, 0.0) / safe).square()
-    power = torch.ones_like(square)
-    term = power
-    total = coefficients[0] * term
-    for k, coefficient in enumerate(coefficients[1:], start=1):
-        if k % 2 == 0:
-            power = power * square
-            term = torch.addcmul(power, g, term)
-        else:
-            term = g * term
-        total = torch.add(total, term, alpha=coefficient)
-    return near, total
-
-
-def _falling(d: Tensor) -> Tensor:
-    """(1 − e^(−d))/d for d ≥ 0, 1 at 0."""
-    tie = d == 0
-    return torch.where(tie, 1.0, -torch.expm1(-d) / torch.where(tie, 1.0, d))
-
-
-def _times_exp(x: Tensor, factor: Tensor) -> Tensor:
-    """eˣ · factor, in two steps since eˣ alone may overflow."""
-    half = (0.5 * x).exp()
-    return half * factor * half
+    xy, yz, zx = function.difference(x, y), function.difference(y, z), function.difference(z, x)
+    z_is_not_least = z > torch.minimum(x, y)
+    z_is_not_largest = z < torch.maximum(x, y)
+    high = torch.where(z_is_not_least, torch.where(x < y, yz, zx), xy)
+    low = torch.where(z_is_not_largest, torch.where(x > y, yz, zx), xy)
+    return high, low

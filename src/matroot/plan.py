@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, checks, context, spd
+from matroot.functions import Power, SpectralFunction, power
 from matroot.gradients import GRADIENTS, ExplicitRule, GradientRule, Lyapunov, Spectral
 from matroot.kernels import (
     FAMILIES,
@@ -24,7 +25,7 @@ from matroot.kernels.triton.selftest import switch
 from matroot.methods import METHODS, Eigh, Method, Minimax
 from matroot.registry import name_of
 from matroot.request import Request, Singular
-from matroot.roots import ROOTS, Functions, Root, only_roots
+from matroot.roots import INV_SQRT, ROOTS, SQRT, Functions, Root, only_roots
 
 
 class Chosen(NamedTuple):
@@ -192,19 +193,49 @@ def _resolved(
         method = METHODS.resolve(method)
     rule = _gradient(method)[0] if gradient == "auto" else GRADIENTS.resolve(gradient)
     _check_fit(method, rule)
-    _check_known(functions, method, rule)
     if singular == "pinv" and not method.spectral:
         raise ValueError(f'singular="pinv" needs a spectral method, got {name_of(method)!r}')
+    _check_known(functions, method, rule)
     if context.jit_tracing() and context.onnx_export_running():
         raise ValueError("matroot goes to ONNX by torch.onnx.export(..., dynamo=True) only")
     if method.factorises and context.onnx_export_running():
+        roots = only_roots(functions)
+        remedy = "method='auto', or Minimax(max_cond=…) if a bound is known"
         raise ValueError(
             f"method {name_of(method)!r} factorises matrices, for which ONNX has no operator; "
-            "export with method='auto', or Minimax(max_cond=…) if a bound is known"
+            + (f"export with {remedy}" if roots else "only powers ±1/2, ±1/4 and ±1/8 do without")
         )
     dtypes = (input_dtype or a.dtype, spd.computing_dtype(a.dtype))
     request = Request(functions, method, rule, eps, singular, *dtypes)
     return Plan(request, request.without_derivative(), families)
+
+
+def roots_of_roots(
+    p: float,
+    a: Tensor,
+    method: str | Method,
+    gradient: str | GradientRule,
+    singular: Singular,
+) -> int:
+    """How many roots of A^{±1/2} in a row make A^p; 0 where it is made of eigenvalues.
+
+    Args:
+        p: the exponent.
+        a: see ``powm``, as what follows.
+        method: …
+        gradient: …
+        singular: …
+    """
+    count = {0.25: 1, 0.125: 2}.get(abs(p), 0)
+    if not count or singular == "pinv":
+        return 0
+    if method != "auto":
+        return 0 if METHODS.resolve(method).spectral else count
+    if gradient != "auto":
+        rule = GRADIENTS.resolve(gradient)
+        if rule.needs_eigenpairs or not rule.any_function:
+            return 0 if rule.needs_eigenpairs else count
+    return count if context.on_accelerator(a) or context.exporting() else 0
 
 
 def check_names(method: str | Method, gradient: str | GradientRule) -> None:
@@ -238,6 +269,7 @@ def explain(
     a: Tensor,
     *,
     root: Root = "sqrt",
+    function: SpectralFunction | None = None,
     method: str | Method = "auto",
     gradient: str | GradientRule = "auto",
     backend: str = "auto",
@@ -251,13 +283,16 @@ def explain(
     Args:
         a: shape (..., n, n); see ``sqrtm``.
         root: ``"sqrt"``, ``"inv_sqrt"`` or ``"both"``.
+        function: instead of a root ``functions.Power(p)``, ``functions.Log()`` or
+            ``functions.Exp()``: what ``powm``, ``logm`` and ``expm`` compute.
         method: as it would be given to ``sqrtm``.
         gradient: as it would be given to ``sqrtm``.
         backend: as it would be given to ``sqrtm``.
         singular: as it would be given to ``inv_sqrtm``.
 
     Returns:
-        The choice, with a sentence for each part.
+        The choice, with a sentence for each part. Inside ``torch.func`` transforms, and for the
+        gradient with ``create_graph=True``, PyTorch's operations run instead of the kernels.
 
     Raises:
         TypeError: see ``sqrtm``.
@@ -269,7 +304,17 @@ def explain(
         torch.float32
     """
     checks.one_of("root", root, tuple(ROOTS))
-    plan = resolve(ROOTS[root], a, 0.0, method, gradient, backend, singular)
+    functions, extra = ROOTS[root], []
+    if isinstance(function, Power):
+        function = power(function.p)
+    if function is not None:
+        functions = (function,)
+    if isinstance(function, Power):
+        count = roots_of_roots(function.p, a, method, gradient, singular)
+        if count:
+            functions = (SQRT if function.p > 0 else INV_SQRT,)
+            extra = [f"{function!r}: {functions[0]!r} as here, and then Sqrt() {count} times"]
+    plan = resolve(functions, a, 0.0, method, gradient, backend, singular)
     asked, rule = "asked for", plan.request.rule
     assert rule is not None
     auto = _method(plan.request.functions, a, singular, plan.families)
@@ -284,6 +329,7 @@ def explain(
         _who_runs(plan, a, _backward),
         dtype,
         (
+            *extra,
             f"{plan.request.method!r}: {method_why}",
             f"{rule!r}: {rule_why}",
             *(
@@ -364,4 +410,4 @@ def _gradient(method: Method) -> tuple[GradientRule, str]:
     """The gradient rule that ``"auto"`` means, and why."""
     if method.spectral:
         return Spectral(), "the eigenpairs are there; finite where they repeat"
-    return Lyapunov(), "products only, and the bounds of the spectrum are there"
+    return Lyapunov(), "products only, as the method"

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from matroot import autodiff, screen, solve, spd, spectrum
 from matroot.evaluated import Evaluated
-from matroot.lyapunov import BySpectrum, lyapunov
+from matroot.lyapunov import lyapunov
+from matroot.lyapunov_solvers import BySpectrum
 from matroot.plan import Plan
 from matroot.roots import INV_SQRT, SQRT
 from matroot.screen import Status

@@ -32,6 +32,14 @@ class Status:
     LEFT = 6  # By a kernel to the method; no caller sees it.
 
 
+class Converged:
+    """Whether a method says that it reached what it aims at; plain ints for the same reason."""
+
+    NO = 0
+    YES = 1
+    UNKNOWN = 2  # The method cannot tell.
+
+
 class Thresholds(NamedTuple):
     """What decides whether a matrix has a result.
 

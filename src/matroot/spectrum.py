@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from matroot import context, spd
-from matroot.functions import OnRange, SpectralFunction, Sqrt
+from matroot.functions import OnRange, SpectralFunction
 
 # A factorisation of matrices (b, n, n): its tensors, batch first.
 Factorisation = Callable[[Tensor], tuple[Tensor, ...]]
@@ -43,9 +43,9 @@ class Spectrum:
         return cls(values, vectors, ~kept)
 
     @classmethod
-    def of(cls, a: Tensor) -> Spectrum:
+    def of(cls, a: Tensor, *, sharp: bool = True) -> Spectrum:
         """By ``eigh``."""
-        return cls.from_pairs(*eigh(a))
+        return cls.from_pairs(*eigh(a, sharp=sharp))
 
     @property
     def roots(self) -> Tensor:
@@ -75,34 +75,42 @@ class Spectrum:
         return (self.vectors * values[..., None, :]) @ self.vectors.mH
 
     def arguments(self, function: SpectralFunction) -> Tensor:
-        """The eigenvalues as derivatives take them: exactly 0 where they are zero to rounding."""
+        """The eigenvalues as derivatives take them.
+
+        Where f'(0) is infinite they are exactly 0 if they are zero to rounding.
+        """
         zero = self._zero(function)
-        return torch.where(zero | self.null if type(function) is Sqrt else zero, 0.0, self.values)
+        return torch.where(zero if function.bounded_slope else zero | self.null, 0.0, self.values)
 
     def _zero(self, function: SpectralFunction) -> Tensor:
         """Which eigenvalues count as zero; of a function on all reals none does.
 
-        Of the square root those above 0 count as they are: it makes less of them than rounding is.
+        Of functions of semi-definite matrices those below 0. Above, every eigenvalue counts: which
+        of them are rounding cannot be told, and a small one may be most of xᵖ for a small p.
         """
-        if function.domain == "real" and not isinstance(function, OnRange):
+        if isinstance(function, OnRange):
+            on_reals = function.function.domain in ("real", "regular")
+            return self.null if on_reals else ~self.kept
+        if function.domain == "real":
             return torch.zeros_like(self.null)
-        if type(function) is Sqrt:
+        if function.domain == "semidefinite":
             return self.values <= 0
-        if function.domain in ("real", "regular"):
-            return self.null
-        return ~self.kept
+        return self.null if function.domain == "regular" else ~self.kept
 
 
-def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+def eigh(a: Tensor, *, sharp: bool = True) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and orthonormal eigenvectors of Hermitian matrices, A = Q diag(λ) Qᴴ.
 
-    In single precision a solver knows a small eigenvalue to some √n units of rounding of the
-    largest, which cannot tell a regular matrix from a singular one. So matrices with eigenvalues
-    up to n units are decomposed again in double precision; where values cannot be looked at
-    (accelerators, torch.compile, torch.func) all are, from the start.
+    In single precision a solver is off by up to 3 √n units of rounding of the largest eigenvalue,
+    which cannot tell one that is zero from a small one. So where one may be zero small eigenvalues
+    are found again in double precision, with their vectors: those of A in the space that the
+    vectors of all up to n units span (Rayleigh and Ritz), or in whole. Where values cannot be
+    looked at (accelerators, torch.compile, torch.func) all is done in double precision.
 
     Args:
         a: shape (..., n, n), finite, of a real or complex dtype of single or double precision.
+        sharp: whether zeros must be told from small eigenvalues, else only indefinite matrices from
+            semi-definite ones: for a root without a derivative.
 
     Returns:
         λ, shape (..., n), and Q, shape (..., n, n), in the precision of ``a``; NaN where the solver
@@ -118,17 +126,41 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
         return values.to(torch.float32), vectors.to(a.dtype)
     values, vectors = _guarded(_eigh, a)
     if single and looked_at:
-        least = a.shape[-1] * spd.real_eps(a.dtype) * values[..., -1]
-        near = (values[..., 0] <= torch.clamp(least, min=0)).flatten()
-        flat, *found = (
-            x.flatten(0, a.ndim - 3) if a.ndim > 2 else x[None] for x in (a, values, vectors)
-        )
-        for index in together(near, a.shape[-1]):
-            wide = _guarded(_eigh, spd.in_double(flat[index]))
-            for whole, part in zip(found, wide, strict=True):
-                taken = near[index].reshape((-1,) + (1,) * (whole.ndim - 1))
-                whole[index] = torch.where(taken, part.to(whole.dtype), whole[index])
+        n, size = a.shape[-1], values.abs()
+        unit = spd.real_eps(a.dtype) * size.amax(-1)
+        error, least = 4 * n**0.5 * unit, values[..., 0]
+        near = (least >= -2 * n * unit) & (least <= error - n * unit)
+        if sharp:
+            near = near | (size.amin(-1) <= spd.null_units(n, a.dtype) * unit + error)
+        flat = a.reshape(-1, n, n), values.view(-1, n), vectors.view(-1, n, n)
+        for index in together(near.flatten(), n):
+            if len(index) > 1 or n <= _SMALL or not _sharpen(*(x[index[0]] for x in flat)):
+                _repeat(*flat, index, near.flatten())
     return values, vectors
+
+
+def _sharpen(a: Tensor, values: Tensor, vectors: Tensor) -> bool:
+    """Find the small eigenvalues of one matrix again, in place; whether that was possible."""
+    limit = a.shape[-1] * spd.real_eps(a.dtype) * values.abs().max()
+    below, upto = (int(x) for x in torch.stack([values < -2 * limit, values <= limit]).sum(-1))
+    if not below < upto <= below + a.shape[-1] // 2:
+        return False
+    # Made orthogonal first, as eigenvalues of the projected matrix are relative to that.
+    v = spd.in_double(vectors[:, below:upto])
+    v = 1.5 * v - 0.5 * (v @ (v.mH @ v))
+    found, turn = _guarded(_eigh, spd.hermitian_part(v.mH @ (spd.in_double(a) @ v)))
+    if not found.isfinite().all():
+        return False
+    values[below:upto], vectors[:, below:upto] = found, v @ turn
+    return True
+
+
+def _repeat(a: Tensor, values: Tensor, vectors: Tensor, index: Tensor, which: Tensor) -> None:
+    """Decompose matrices of a batch in double precision and replace those of them, in place."""
+    wide = _guarded(_eigh, spd.in_double(a[index]))
+    for whole, part in zip((values, vectors), wide, strict=True):
+        taken = which[index].reshape((-1,) + (1,) * (whole.ndim - 1))
+        whole[index] = torch.where(taken, part.to(whole.dtype), whole[index])
 
 
 # Up to this size a matrix takes less time than a call.

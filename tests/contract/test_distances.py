@@ -9,12 +9,12 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import matroot
 from matroot import bures_wasserstein_distance as bures
-from matroot import distances, screen
 from matroot import frechet_distance as frechet
+from matroot import screen
 from matroot.checks import DTYPES
 from matroot.kernels import native
 from matroot.kernels.native.distances import squared_distances
-from matroot.lyapunov import Solver
+from matroot.lyapunov_solvers import Solver
 from matroot.spd import real_dtype
 from matroot.testing import random_spd, relative_error, tolerance
 
@@ -457,7 +457,7 @@ def test_the_kernel_is_exact_to_the_rounding_of_its_result(n, monkeypatch):
         error = relative_error(x.double(), y) if x.ndim > 1 else (x / y - 1).abs()
         assert error.max() < torch.finfo(torch.float32).eps
     # By PyTorch's operations some hundred times as far off.
-    monkeypatch.setattr(distances, "squared_distances", lambda *_, **__: None)
+    monkeypatch.setattr("matroot.transport.squared_distances", lambda *_, **__: None)
     for x, y in zip(found, everything(a, b), strict=True):
         error = relative_error(y, x) if x.ndim > 1 else (y / x - 1).abs()
         assert error.max() < 1e-2

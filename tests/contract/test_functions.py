@@ -1,5 +1,7 @@
 """Every registered function: exact to the dtype, twice differentiable, clear about its domain."""
 
+import fractions
+
 import mpmath
 import pytest
 import torch
@@ -7,8 +9,8 @@ import torch
 import matroot
 from exact import as_written, difference, exactly
 from instances import SPECTRAL, backends, public
-from matroot.functions import Exp, Log, Power
-from matroot.gradients import GRADIENTS
+from matroot.functions import Exp, Log, Power, power
+from matroot.gradients import GRADIENTS, Spectral
 from matroot.kernels import native
 from matroot.methods import METHODS, Eigh, Minimax
 from matroot.testing import random_spd, relative_error
@@ -246,7 +248,7 @@ def test_a_quarter_by_products_is_as_exact_as_by_eigenpairs():
 @DTYPES
 @on_backends
 def test_null_space(dtype, backend):
-    """Powers are 0 there, their gradients of minimum norm; a logarithm is refused or left out."""
+    """Powers are those of rounding there, gradients of minimum norm; a logarithm is refused."""
     n = 8
     a = random_spd(n, 2, cond=4, spectrum="half_zero", dtype=dtype)
     values, q = torch.linalg.eigh(a.double())
@@ -256,7 +258,8 @@ def test_null_space(dtype, backend):
         x = a.clone().requires_grad_()
         found = public(function)(x, backend=backend)
         (gradient,) = torch.autograd.grad(found.sum(), x)
-        assert (found.detach().double() @ null).norm() < tolerance * found.norm()
+        noise = max(tolerance, (16 * torch.finfo(dtype).eps) ** function.p)
+        assert (found.detach().double() @ null).norm() < noise * found.norm()
         assert gradient.isfinite().all()
         block = null.mT @ gradient.double() @ null
         assert block.norm() < tolerance * gradient.norm()
@@ -269,6 +272,29 @@ def test_null_space(dtype, backend):
         f = function.values(values[..., n // 2 :])
         expected = (kept * f[..., None, :]) @ kept.mT
         assert (found.double() - expected).norm() < 10 * tolerance * (1 + expected.norm())
+
+
+@DTYPES
+@on_backends
+@pytest.mark.parametrize("p", [0.25, 1 / 3, 1.5, 2.5])
+def test_small_eigenvalues_are_kept(dtype, backend, p):
+    """Also those that are below the rounding of the largest, where a graded matrix has them."""
+    values = torch.tensor([0.4 * torch.finfo(dtype).eps, 1.0, 2.0, 3.0], dtype=dtype)
+    a = torch.diag(values).requires_grad_()
+    found = matroot.powm(a, p, backend=backend)
+    torch.testing.assert_close(found.diagonal().double(), values.double() ** p, rtol=1e-6, atol=0)
+    if p >= 1:
+        (gradient,) = torch.autograd.grad(found.trace(), a)
+        expected = p * values.double() ** (p - 1)
+        torch.testing.assert_close(gradient.diagonal().double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("p", [0.25, 0.125])
+def test_a_singular_power_is_one_thing(p):
+    """By eigenvalues and by products it differs by powers of rounding only."""
+    a = random_spd(8, 2, cond=4, spectrum="half_zero", dtype=torch.float32)
+    difference = matroot.powm(a, p) - matroot.powm(a, p, method="minimax")
+    assert difference.norm() < 2 * (16 * torch.finfo(torch.float32).eps) ** p
 
 
 def test_what_is_refused():
@@ -394,3 +420,67 @@ def test_every_method_and_rule_says_what_it_knows():
     rules = {g for g in GRADIENTS if GRADIENTS[g]().supports(Log())}
     assert rules >= {"spectral", "unrolled"}
     assert not rules & {"lyapunov", "spectral_naive", "power_iteration"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("p", [0.3, 1 / 3, -1.7, 5.0])
+def test_the_bits_of_a_matrix_do_not_depend_on_the_batch(dtype, p):
+    """By PyTorch's operations; ``Tensor.pow`` has other bits in another place of the tensor.
+
+    Of an odd size LAPACK has, too: with the place of a matrix in memory.
+    """
+    a = random_spd(8, 11, cond=100, dtype=dtype)
+
+    def run(a):
+        x = a.clone().requires_grad_()
+        found = matroot.powm(x, p, backend="torch")
+        (first,) = torch.autograd.grad(found.real.square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.real.square().sum(), x)
+        return found.detach(), first.detach(), second
+
+    whole = run(a)
+    for i, count in ((0, 1), (4, 1), (2, 3), (5, 6)):
+        for alone, together in zip(run(a[i : i + count]), whole, strict=True):
+            assert torch.equal(alone, together[i : i + count])
+
+
+@pytest.mark.parametrize("p", [0.25, -0.25, 0.125])
+def test_roots_of_roots_round_half_precision_once(p):
+    a = random_spd(8, 4, cond=10, dtype=torch.float16)
+    found = matroot.powm(a, p, method="minimax")
+    assert found.dtype == torch.float16
+    assert torch.equal(found, matroot.powm(a.float(), p, method="minimax").half())
+
+
+def test_what_powm_takes_beside_a_float():
+    a = random_spd(5, 2, cond=10)
+    third = matroot.powm(a, 1 / 3)
+    assert torch.equal(matroot.powm(a, fractions.Fraction(1, 3)), third)
+    # There is nothing to leave out of a positive power; rules of the roots take roots of roots.
+    quarter = matroot.powm(a, 0.25, method="minimax")
+    assert torch.equal(matroot.powm(a, 0.25, method="minimax", singular="pinv"), quarter)
+    x = a.clone().requires_grad_()
+    found = matroot.powm(x, 0.25, gradient="lyapunov")
+    torch.testing.assert_close(found, quarter)
+    y = a.clone().requires_grad_()
+    expected = torch.autograd.grad(matroot.powm(y, 0.25).sum(), y)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), x), expected)
+    with pytest.raises(ValueError, match='singular="pinv" needs a spectral method'):
+        matroot.powm(a, -0.25, method="minimax", singular="pinv")
+    with pytest.raises(torch.linalg.LinAlgError, match=r"no logarithm; .* on its range"):
+        matroot.logm(torch.zeros(2, 2))
+
+
+def test_explain_takes_functions():
+    a = torch.eye(3)
+    for function in (Log(), Exp(), power(0.3)):
+        said = matroot.explain(a, function=function)
+        assert (said.method, said.gradient) == (Eigh(), Spectral())
+    assert matroot.explain(a, function=Power(-0.5)).reasons == (
+        matroot.explain(a, root="inv_sqrt").reasons
+    )
+    said = matroot.explain(a, function=Power(-0.125), method="minimax")
+    assert said.method == Minimax()
+    assert said.reasons[0] == "Power(p=-0.125): InvSqrt() as here, and then Sqrt() 2 times"
+    with pytest.raises(ValueError, match="does not know Log"):
+        matroot.explain(a, function=Log(), method="minimax")

@@ -18,7 +18,7 @@ from instances import (
     runs,
 )
 from matroot.gradients import Lyapunov, Spectral, Unrolled
-from matroot.lyapunov import BySmith
+from matroot.lyapunov_solvers import BySmith
 from matroot.methods import Eigh, Minimax, NewtonSchulz, Pade, Svd, Taylor
 from matroot.testing import by_eigh, exact_gradient, random_spd, relative_error, tolerance
 

@@ -12,7 +12,7 @@ from matroot import context, plan, roots, schedules, screen, solve, spd
 from matroot.gradients import Lyapunov
 from matroot.kernels import large, triton
 from matroot.kernels.passes import ByOperations
-from matroot.kernels.triton import passes
+from matroot.kernels.triton import launch, passes
 from matroot.kernels.triton.passes import ByKernels
 from matroot.methods import Minimax
 from matroot.request import Request
@@ -50,14 +50,14 @@ MOST = {
 @pytest.fixture(autouse=True)
 def not_interpreted(monkeypatch):
     """Operators then do with PyTorch's operations what kernels do, and still count as one."""
-    monkeypatch.setattr(passes, "_interpreting", lambda: False)
+    monkeypatch.setattr(passes, "interpreting", lambda: False)
 
 
 @pytest.fixture
 def interpreted(monkeypatch, not_interpreted):
-    if not (triton._INSTALLED and triton._interpreting()):
+    if not (triton._INSTALLED and launch.interpreting()):
         pytest.skip("no interpreter of Triton's")
-    monkeypatch.setattr(passes, "_interpreting", lambda: True)
+    monkeypatch.setattr(passes, "interpreting", lambda: True)
 
 
 def counted(function, a, **options):

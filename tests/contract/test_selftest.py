@@ -1,5 +1,6 @@
 """The fused GPU kernels' self-test passes where they are right, and catches what may go wrong."""
 
+import importlib
 import warnings
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import matroot
 from matroot import schedules, spd
 from matroot.kernels import TORCH, TRITON, passes, triton
-from matroot.kernels.triton import launch, selftest
+from matroot.kernels.triton import launch, operators, selftest
 from matroot.kernels.triton.launch import Variant
 from matroot.kernels.triton.passes import ByKernels
 from matroot.methods import Minimax, Pade
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(overflow|invalid value) encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
     pytest.mark.skipif(
-        INTERPRETED and not triton._interpreting(), reason="TRITON_INTERPRET is not 1"
+        INTERPRETED and not launch.interpreting(), reason="TRITON_INTERPRET is not 1"
     ),
 ]
 # A fault is planted in the Python that the interpreter runs.
@@ -47,6 +48,12 @@ def nothing_tested_yet(monkeypatch):
 
 def verdict(kernel, option=(False,), size=16):
     return selftest._verdict(Variant(kernel, size, option, "tf32x3"), DEVICE)
+
+
+def kernels_of(name):
+    """The module of a kernel, where a fault is planted."""
+    module = "gradients" if name == "lyapunov" else name
+    return importlib.import_module(f"matroot.kernels.triton.{module}")
 
 
 @pytest.mark.parametrize("size", [16, *(pytest.param(n, marks=pytest.mark.slow) for n in (32, 64))])
@@ -80,9 +87,7 @@ def test_plain_tf32_passes_by_its_own_measure(kernel):
 @planted
 @pytest.mark.parametrize("kernel", ["minimax", "published", "lyapunov"])
 def test_a_wrong_coefficient_is_caught(kernel, monkeypatch):
-    from matroot.kernels.triton import gradients, roots
-
-    module = gradients if kernel == "lyapunov" else roots
+    module = kernels_of(kernel)
     right = module.plus_diagonal
     monkeypatch.setattr(module, "plus_diagonal", lambda a, d, n: right(a, d * 1.001, n))
     option = (False, True) if kernel == "published" else (False,)
@@ -104,15 +109,15 @@ def test_a_swapped_operand_is_caught(monkeypatch):
     """Where all iterates are symmetric and commute only stability tells the order of a product."""
     import triton.language as tl
 
-    from matroot.kernels.triton import gradients, roots
+    from matroot.kernels.triton import gradients, minimax, published
 
-    right = roots.product
+    right = minimax.product
     with monkeypatch.context() as patch:
-        patch.setattr(roots, "product", lambda a, b, N, P: right(a, tl.trans(b), N, P))
+        patch.setattr(minimax, "product", lambda a, b, N, P: right(a, tl.trans(b), N, P))
         assert not verdict("minimax").passed
     with monkeypatch.context() as patch:
-        solved = roots.solved
-        patch.setattr(roots, "solved", lambda a, b, *rest: solved(b, a, *rest))
+        solved = published.solved
+        patch.setattr(published, "solved", lambda a, b, *rest: solved(b, a, *rest))
         assert not verdict("published", (False, True)).passed
     with monkeypatch.context() as patch:
         # B (C B − B C) in place of B (B C − C B).
@@ -125,9 +130,7 @@ def test_a_swapped_operand_is_caught(monkeypatch):
 @pytest.mark.parametrize("kernel", ["minimax", "lyapunov"])
 def test_what_a_lost_barrier_leaves_is_caught(kernel, monkeypatch):
     """Now and then a matrix is read before it is written: what was there is seen."""
-    from matroot.kernels.triton import gradients, roots
-
-    module = gradients if kernel == "lyapunov" else roots
+    module = kernels_of(kernel)
     right, held = module.put, []
 
     def stale(a, memory):
@@ -164,10 +167,10 @@ def test_the_checksum_stands_on_digits_that_all_machines_agree_on():
 
 @planted
 def test_a_failure_is_said_once_and_operations_take_over(monkeypatch):
-    from matroot.kernels.triton import roots
+    from matroot.kernels.triton import minimax
 
-    right = roots.plus_diagonal
-    monkeypatch.setattr(roots, "plus_diagonal", lambda a, d, n: right(a, d * 1.01, n))
+    right = minimax.plus_diagonal
+    monkeypatch.setattr(minimax, "plus_diagonal", lambda a, d, n: right(a, d * 1.01, n))
     a = random_spd(6, 2, cond=20, dtype=torch.float32).to(DEVICE)
     with pytest.warns(RuntimeWarning, match="'minimax' for matrices up to 16×16 fails its self-t"):
         root = matroot.sqrtm(a, method="minimax", backend="triton")
@@ -186,7 +189,7 @@ def test_what_a_compiler_raises_is_a_failure(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(launch, "_launch", broken)
+    monkeypatch.setattr(operators, "run", broken)
     assert verdict("minimax") == (False, "RuntimeError: no such instruction")
 
 

@@ -17,7 +17,7 @@ from torch._dynamo.backends.common import aot_autograd
 import matroot
 from matroot.gradients import Lyapunov, Spectral
 from matroot.kernels import TRITON, triton
-from matroot.kernels.triton import launch
+from matroot.kernels.triton import launch, operators
 from matroot.methods import Eigh, Minimax, NewtonSchulz, Pade
 from matroot.testing import (
     by_eigh,
@@ -36,7 +36,7 @@ pytestmark = [
     # The interpreter of Triton 3.6 and before takes arrays of one number for numbers.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
     pytest.mark.skipif(
-        DEVICE == "cpu" and not triton._interpreting(), reason="TRITON_INTERPRET is not 1"
+        DEVICE == "cpu" and not launch.interpreting(), reason="TRITON_INTERPRET is not 1"
     ),
 ]
 FUNCTIONS = {"sqrt": matroot.sqrtm, "inv_sqrt": matroot.inv_sqrtm}
@@ -134,12 +134,14 @@ def test_a_cuda_graph_holds_a_root_and_its_gradient(n):
 def test_the_operators_keep_what_they_promise_torch():
     a = random_spd(3, 2, cond=5, dtype=torch.float32).to(DEVICE)
     told = (a, torch.float32, 0.0, True, True, False)
-    operators, precision = launch.OPERATORS, "tf32x3"
+    precision = "tf32x3"
     of_minimax = (*told, launch.BOUNDS, 1e-6, 16, precision)
-    torch.library.opcheck(operators["minimax"], of_minimax, rtol=0, atol=0)
+    torch.library.opcheck(operators.OPERATORS["minimax"], of_minimax, rtol=0, atol=0)
     published = (*told, launch.NORM, [1.0, -0.5], [1.0, 0.5], False, precision)
-    torch.library.opcheck(operators["published"], published)
-    torch.library.opcheck(operators["lyapunov"], (a, None, None, a, None, False, 0, precision))
+    torch.library.opcheck(operators.OPERATORS["published"], published)
+    torch.library.opcheck(
+        operators.OPERATORS["lyapunov"], (a, None, None, a, None, False, 0, precision)
+    )
 
 
 def test_what_goes_to_the_reference():

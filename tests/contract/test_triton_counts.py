@@ -61,7 +61,7 @@ def test_registers_suffice_and_code_stays_short(size):
         assert int(re.search(r"(\d+) bytes spilled", line)[1]) <= spilled, line
 
 
-# Calls that differ in what a matrix must not feel, and what Triton's cache looks them up by.
+# Calls that differ in what no result may depend on, and the keys of Triton's cache for them.
 KEYS = """
 import itertools, sys
 sys.path.insert(0, sys.argv[1])
@@ -75,8 +75,8 @@ backend = make_backend(GPUTarget("cuda", 90, 32))
 memory = {"info_ptr": torch.zeros(8, dtype=torch.int64)}
 floats = {"eps", "tol", "share", *(f"{x}_limit" for x in screen.Thresholds._fields)}
 binaries = 0
-for size, name in itertools.product(gpu.launch.LAUNCHES, gpu.KERNELS):
-    kernel, constants = gpu._kernel(name, False)
+for size, name in itertools.product(gpu.launch.LAUNCHES, gpu.machine_code.KERNELS):
+    kernel, constants = gpu.machine_code.kernel(name, False)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     keys = set()
     for first, number in enumerate((0, 1, 16, 17)):

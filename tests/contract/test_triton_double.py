@@ -17,7 +17,7 @@ from matroot import call, plan
 from matroot.gradients import Lyapunov
 from matroot.kernels import TRITON, TRITON_DOUBLE, triton
 from matroot.kernels.triton import selftest
-from matroot.kernels.triton.launch import DOUBLE, Variant
+from matroot.kernels.triton.launch import DOUBLE, Variant, interpreting
 from matroot.methods import Minimax
 from matroot.nn import DecorrelatedBatchNorm1d, functional
 from matroot.request import Request
@@ -31,9 +31,7 @@ pytestmark = [
     # Elimination of what has no factor overflows, of which GPUs say nothing and NumPy does.
     pytest.mark.filterwarnings("ignore:.*(overflow|invalid value) encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
-    pytest.mark.skipif(
-        INTERPRETED and not triton._interpreting(), reason="TRITON_INTERPRET is not 1"
-    ),
+    pytest.mark.skipif(INTERPRETED and not interpreting(), reason="TRITON_INTERPRET is not 1"),
 ]
 # A fault is planted, and operations are counted, in the Python that the interpreter runs.
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="compiled kernels cannot be patched")
@@ -116,9 +114,9 @@ def test_right_kernels_pass_the_self_test(kernel, option, size):
 @interpreted
 @pytest.mark.parametrize("kernel", ["minimax", "lyapunov"])
 def test_digits_of_single_precision_are_caught(kernel, monkeypatch):
-    from matroot.kernels.triton import gradients, roots
+    from matroot.kernels.triton import gradients, minimax
 
-    module = gradients if kernel == "lyapunov" else roots
+    module = gradients if kernel == "lyapunov" else minimax
     right = module.plus_diagonal
     monkeypatch.setattr(module, "plus_diagonal", lambda a, d, n: right(a, d * (1 + 1e-8), n))
     found = selftest._verdict(Variant(kernel, 16, (False,), DOUBLE), DEVICE)

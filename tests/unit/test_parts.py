@@ -6,7 +6,7 @@ import torch
 import matroot
 from matroot import spd, testing
 from matroot.gradients import GRADIENTS, Lyapunov
-from matroot.lyapunov import BySign, BySmith, BySpectrum, null_share
+from matroot.lyapunov_solvers import BySign, BySmith, BySpectrum, null_share
 from matroot.methods import METHODS, Pade
 from matroot.registry import name_of
 

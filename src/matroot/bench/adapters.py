@@ -17,7 +17,7 @@ from torch import Tensor
 
 Function = Callable[[Any], Any]
 Thunk = Callable[[], Any]
-"""One execution on inputs converted before; its result is for ``Adapter.tensors``."""
+"""One execution on converted inputs; ``Adapter.tensors`` takes its result."""
 
 
 class Absent(Exception):
@@ -117,7 +117,7 @@ class TorchAdapter(Adapter):
 
 
 class JaxAdapter(Adapter):
-    """JAX on a CPU, compiled; in double precision for such tensors, and only during the call."""
+    """JAX on a CPU, compiled; double precision is on for such tensors, during the call only."""
 
     def forward(self, function: Function, a: Tensor) -> Thunk:
         return _program(_jax_roots, function, a)
@@ -187,7 +187,7 @@ def to_torch(x: Any) -> Tensor:
 
 
 def _program(run: Callable[..., Any], function: Function, *tensors: Tensor) -> Thunk:
-    """``run(function, *arrays)``, compiled now, executed to the end whenever called."""
+    """``run(function, *arrays)``, compiled now; each call waits for its end."""
     import jax
 
     with on_jax(tensors[0].dtype):
@@ -203,7 +203,7 @@ def _program(run: Callable[..., Any], function: Function, *tensors: Tensor) -> T
 def _compiled(run: Callable[..., Any], function: Function, *signature: Any) -> Any:
     import jax
 
-    # JAX publishes no type of this, either.
+    # JAX publishes no type of this either.
     shapes = [jax.ShapeDtypeStruct(*x) for x in signature]  # type: ignore[no-untyped-call]
     return jax.jit(lambda *arrays: run(function, *arrays)).lower(*shapes).compile()
 

@@ -144,7 +144,7 @@ def _step(
 def _published_step(
     y_bar: Tensor | None, z_bar: Tensor | None, y: Tensor, z: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same with T̄ multiplied out and T made again, as published."""
+    """The same with T̄ multiplied out and T computed again, as published."""
     three = 3 * torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
     yz, zy = three - y @ z, z @ y
     y_before, z_before = torch.zeros_like(y), torch.zeros_like(y)
@@ -160,14 +160,14 @@ def _published_step(
 def paper(a: Tensor, *, forward: Literal["pade", "taylor"], root: RootName = "sqrt") -> Tensor:
     """MPA-Lya and MTP-Lya as a file of PyTorch operations, with no checks and nothing fused.
 
-    The algorithm as one copies it from the paper: Z = I − A/‖A‖_F; [5/5] Padé approximant or Taylor
+    The algorithm as copied from the paper: Z = I − A/‖A‖_F; [5/5] Padé approximant or Taylor
     polynomial of degree 10 by powers of Z; backward eight Newton–Schulz steps of the sign of
     [[B, C], [0, −B]] with six products each, from B = S/√‖A‖_F, C = G/√‖A‖_F, for the inverse
     root from B = Z/‖Z‖_F, C = −Z² G Z²/‖Z‖_F. The numbers are those of ``Pade()`` and ``Taylor()``
-    with ``Lyapunov(steps=8)``; but the gradient of the inverse root, where matroot solves with S,
-    is another one as far as the forward pass is inexact. Two defects are not repeated: norms are
-    taken per matrix, and Q is factorised by Cholesky (PyTorch's batched LU on a CPU is wrong from
-    n = 150 or so).
+    with ``Lyapunov(steps=8)``, except for the gradient of the inverse root: matroot solves with S,
+    and the two differ as far as the forward pass is inexact. Two defects are not repeated: norms
+    are taken per matrix, and Q is factorised by Cholesky (PyTorch's batched LU on a CPU is wrong
+    from n = 150 or so).
 
     Args:
         a: shape (b, n, n).

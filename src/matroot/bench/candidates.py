@@ -153,9 +153,9 @@ def side_by_side(
 def problem_of(
     settings: Settings, root: RootName, batch: int, n: int, cond: float | None = 1e2
 ) -> Problem:
-    """Log-spaced spectra of this condition number; ``None`` for X Xᵀ, X Gaussian.
+    """Log-spaced spectra of this condition number; for ``None`` X Xᵀ with X Gaussian.
 
-    In double precision, of a condition number, with a root that is known beforehand.
+    In double precision, of a given condition number, with a root that is known in advance.
     """
     generator = torch.Generator().manual_seed(n)
     s = None

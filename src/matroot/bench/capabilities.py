@@ -188,14 +188,14 @@ _SINGULAR = {  # S of S²
     "diagonal": _pair(torch.diag(torch.tensor([2.0, 1.0, 0.0, 0.0]).double())),
     "zero": _pair(torch.zeros(4, 4).double()),
     # Zero eigenvalues are rounded to either sign, and many packages take them for small positive
-    # ones; with a few matrices it would be chance whether that shows.
+    # ones; with a few matrices it would be a matter of chance whether this shows.
     **{
         f"rank 2 of 4, no. {i + 1}": _pair(s)
         for i, s in enumerate(random_spd(4, 16, cond=2.0, spectrum="half_zero"))
     },
 }
-# The root of a zero that is rounded to u is √u: accurate as at κ = 1/u. The gradient divides by
-# the sum of that and another root, here at least 1/2, and is as accurate.
+# The root of a zero that is rounded to u is √u: as accurate as at κ = 1/u. The gradient divides by
+# the sum of this and another root, which is at least 1/2 here, and is as accurate.
 _SINGULAR_TOLERANCE = tolerance(torch.float64, 1 / torch.finfo(torch.float64).eps, "sqrt")
 
 
@@ -277,7 +277,7 @@ def _near_gradient(subject: Subject, name: str) -> str | None:
 
 
 def _seconds(subject: Subject, name: str, matrices: Mapping[str, Tensor]) -> str | None:
-    # It loses as many digits again as the first.
+    # The second derivative loses as many more digits as the first.
     allowed = tolerance(torch.float64, 100.0, _gradient_of(name))
 
     def ask(a: Tensor) -> str | None:

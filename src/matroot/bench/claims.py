@@ -128,7 +128,7 @@ def _accuracy_in_use(rows: Sequence[Row]) -> Claim:
 
 
 def _matroot(rows: Sequence[Row], statement: str, *, failed: bool) -> Claim:
-    """Not of the paper: matroot against the fastest other, with or without those that failed."""
+    """Not from the paper: matroot against the fastest other, with or without those that failed."""
     found: dict[str, tuple[float, str]] = {}
     for case in by_case(rows):
         ours = case.get("matroot", {})

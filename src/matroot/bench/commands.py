@@ -67,9 +67,9 @@ def paper(
 ) -> None:
     """All numerical tests of the paper: its methods and baselines, eigh and matroot in turns.
 
-    Root and inverse root; forward and backward apart; time and error against size, batch, degree
-    and condition number; scalar curves; the Lyapunov iteration; the applications' shapes with the
-    published figures beside them. Every finished case is on disk at once.
+    Root and inverse root; forward and backward separately; time and error against size, batch,
+    degree and condition number; scalar curves; the Lyapunov iteration; the applications' shapes
+    with the published figures next to them. Every finished case is on disk at once.
     """
     from matroot.bench import claims, rows
     from matroot.bench.paper import EXPERIMENTS
@@ -97,7 +97,7 @@ def peers(
     only: Only = None,
     fresh: Fresh = False,
 ) -> None:
-    """Other packages' square roots beside matroot: what they can do, how exactly, how fast.
+    """Other packages' square roots and matroot's: what they can do, how exactly, how fast.
 
     Packages that are not installed are named and left out; pip install '.[bench]' in a clone of
     matroot installs them. The table of capabilities comes from running each, never from its

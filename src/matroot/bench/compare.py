@@ -33,7 +33,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """``"faster"`` or ``"slower"`` where the band leaves 1 out, else ``"within noise"``."""
+        """``"faster"`` or ``"slower"`` where the band excludes 1, otherwise ``"within noise"``."""
         if self.high < 1:
             return "faster"
         return "slower" if self.low > 1 else "within noise"

@@ -14,7 +14,7 @@ ROOT_NAMES = {"sqrt": "square root", "inv_sqrt": "inverse square root"}
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a table's cell; ``kind`` is ``"good"``, ``"bad"`` or empty, ``hint`` says more."""
+    """Text of a table's cell; ``kind`` is ``"good"``, ``"bad"`` or empty, ``hint`` explains it."""
 
     text: str
     kind: str = ""

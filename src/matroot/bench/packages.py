@@ -187,7 +187,7 @@ PEERS: tuple[Peer, ...] = (
 
 
 def available(device: torch.device) -> tuple[list[Peer], list[str]]:
-    """The peers that can be measured on a device, and for each other one a line that says why not.
+    """The peers that can be measured on a device, and for every other one the reason in a line.
 
     Only a missing module makes a peer missing; other errors of an import are raised.
     """

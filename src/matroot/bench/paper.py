@@ -29,7 +29,7 @@ from matroot.bench.cases import Case, Settings
 from matroot.bench.measure import ROOTS, RootName, SquareProblem, in_turns, milliseconds
 from matroot.bench.rows import Row
 from matroot.gradients import GradientRule, Lyapunov
-from matroot.lyapunov import sign_step
+from matroot.lyapunov_solvers import sign_step
 from matroot.methods import Method, NewtonSchulz, Pade, Taylor
 from matroot.testing import exact, random_spd, relative_error
 

@@ -53,7 +53,7 @@ def claimed(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
 
 
 def headline(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
-    """The applications' shapes: times, errors, the K40's figures beside them."""
+    """The applications' shapes: times, errors, the K40's figures next to them."""
     tables, drawn = [], []
     for case in claims.by_case(group.rows):
         first = next(iter(case.values()))

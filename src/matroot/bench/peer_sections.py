@@ -22,7 +22,7 @@ from matroot.bench.rows import Row, pick
 
 
 def capabilities(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
-    """Who can do what."""
+    """Which package can do what."""
     found = pick(group.rows, experiment="capability")
     if not found:
         return

@@ -1,4 +1,4 @@
-"""Other packages' square roots beside matroot's: what they can do, how exactly, how fast."""
+"""Other packages' square roots and matroot's: what they can do, how exactly, how fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots of rows: one panel a figure, so that they can stand beside or below one another."""
+"""Plots of rows: one panel in a figure, so that figures can be placed side by side or stacked."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def curves(
     gated: bool = True,
     ticks: bool = False,
 ) -> Plot | None:
-    """One line a candidate, y against x; a cross instead of a dot where the gate was failed.
+    """One line for each candidate, y against x; a cross instead of a dot where the gate was failed.
 
     Points without a number, not finite or not measured, are named in the caption.
     """
@@ -186,7 +186,7 @@ def pareto(
         axes.plot(low_high, [error, error], "-", color=colour, lw=1, alpha=0.5)
         marker = "x" if bad else "o"
         big = 9 if row["candidate"] == "matroot" else 6
-        # Errors of exactly 0 have no place on a logarithmic axis.
+        # A logarithmic axis cannot show errors of exactly 0.
         axes.plot([time], [max(error, 1e-17)], marker, color=colour, ms=8 if bad else big)
         handles.append(
             Line2D([], [], color=colour, marker=marker, ls="", ms=6, label=row["candidate"])
@@ -209,7 +209,7 @@ def bars(
     palette: dict[str, Any],
     caption: str = "",
 ) -> Plot | None:
-    """A horizontal bar a candidate, the shortest on top."""
+    """A horizontal bar for each candidate, the shortest on top."""
     if not values:
         return None
     figure, axes = panel(title, footer, height=1.2 + 0.24 * len(values))

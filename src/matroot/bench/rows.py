@@ -197,7 +197,7 @@ FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 
 def finished(rows: Iterable[Row]) -> set[str]:
-    """The cases of which all rows are present."""
+    """The cases that are complete."""
     seen: dict[str, int] = {}
     wanted: dict[str, int] = {}
     for row in rows:
@@ -207,7 +207,7 @@ def finished(rows: Iterable[Row]) -> set[str]:
 
 
 def differences(rows: Iterable[Row], origin: Row) -> list[str]:
-    """How the environment of these rows differs from the present one, a phrase each."""
+    """How the environment of these rows differs from the present one, one phrase each."""
     phrases = []
     for name in ENVIRONMENT:
         others = sorted({str(row.get(name)) for row in rows} - {str(origin.get(name))})

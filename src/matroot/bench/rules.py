@@ -140,7 +140,7 @@ def save_markdown(rows: Sequence[Row], path: Path, caption: str) -> None:
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
-    """The root before the inverse, then by gradient error, the infinite and NaN last."""
+    """The root before the inverse, then by gradient error, infinity and NaN last."""
 
     def key(row: Row) -> tuple[bool, bool, float]:
         finite = math.isfinite(row.gradient_error)
@@ -150,7 +150,10 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 
 
 def save_plot(rows: Sequence[Row], path: Path, caption: str) -> None:
-    """Error and gradient error against time, one panel a root; colour a method, marker a rule."""
+    """Error and gradient error against time, a panel for each root.
+
+    The colour shows the method, the marker the rule.
+    """
     # The object interface keeps matplotlib's global state (and any display) out of it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

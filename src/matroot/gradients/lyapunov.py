@@ -9,7 +9,7 @@ from torch import Tensor
 
 from matroot import checks, spd
 from matroot.gradients.rule import ImplicitRule
-from matroot.lyapunov import BySign, BySmith, Solver
+from matroot.lyapunov_solvers import BySign, BySmith, Solver
 from matroot.solution import Solution
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from matroot import spd
 from matroot.functions import InvSqrt, SpectralFunction, Sqrt
-from matroot.lyapunov import Solver, lyapunov
+from matroot.lyapunov import lyapunov
+from matroot.lyapunov_solvers import Solver
 from matroot.roots import Functions, belonging, only_roots, root_pair, roots_in_order
 from matroot.solution import Solution
 

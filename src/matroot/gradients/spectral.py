@@ -11,7 +11,7 @@ from matroot import spd, spectrum
 from matroot.frechet import frechet
 from matroot.functions import SpectralFunction
 from matroot.gradients.rule import Cotangents, ImplicitRule, Kept
-from matroot.lyapunov import BySpectrum, Solver
+from matroot.lyapunov_solvers import BySpectrum, Solver
 from matroot.roots import SQRT, only_roots, root_pair
 from matroot.solution import Solution
 from matroot.spectrum import Spectrum

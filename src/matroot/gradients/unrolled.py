@@ -12,8 +12,8 @@ class Unrolled(GradientRule):
     """Let autograd differentiate every operation of the method.
 
     The derivative of the approximation rather than of the root: exact for what the method computes,
-    at any order, but not finite at repeated eigenvalues of eigh and svd nor at singular A, and the
-    memory grows with the steps.
+    at any order, but wrong or not finite at repeated eigenvalues of eigh and svd and at singular A,
+    and the memory grows with the steps.
     """
 
     any_function = True

@@ -33,8 +33,10 @@ def _unfit(a: Tensor, *others: Tensor | None) -> str | None:
 
     A program for torch.compile is made of single operations, which the compiler joins by itself.
     """
-    if not context.on_accelerator(a) or a.device.type == "meta" or a.is_complex():
-        return f"few passes are for real numbers on an accelerator, not {a.dtype} on {a.device}"
+    if not context.on_accelerator(a) or a.device.type == "meta":
+        return f"few passes are for accelerators, not for {a.device.type}"
+    if a.is_complex():
+        return "few passes are for real numbers"
     if torch.compiler.is_compiling() or context.jit_tracing():
         return "operations are traced"
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -307,9 +309,9 @@ def gradient(passes: Passes, kept: Kept, g: Cotangents) -> Tensor:
 
         X₀ = U R U;  X ← X + W X W,  W ← W²;  lyap(S, R) = 2 X/μ.
 
-    ``lyapunov.BySmith`` has two shifts, for fewer products and one more inverse, which takes as
-    long as twenty of them. As many doublings as any matrix may need do no harm to others: where W
-    has vanished, X stays.
+    ``lyapunov_solvers.BySmith`` has two shifts, for fewer products and one more inverse, which
+    takes as long as twenty of them. As many doublings as any matrix may need do no harm to others:
+    where W has vanished, X stays.
     """
     s, z = kept.sqrt, kept.inv_sqrt
     assert s is not None

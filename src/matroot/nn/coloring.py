@@ -18,7 +18,7 @@ from matroot.statistics import Shrinkage, check_shrinkage
 
 
 class WhiteningColoring2d(Leaf):
-    """Give the content's features (N, C, H, W) mean and covariance of the style's.
+    """Give the content's features (N, C, H, W) the mean and covariance of the style's.
 
         y = b·[(C_style + eps·I)^{1/2} (C_content + eps·I)^{-1/2} (x − μ_content) + μ_style]
             + (1 − b)·x

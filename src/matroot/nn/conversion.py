@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from matroot.nn.running import MATRICES
 from matroot.nn.whitening import (
-    MATRICES,
     DecorrelatedBatchNorm,
     DecorrelatedBatchNorm1d,
     DecorrelatedBatchNorm2d,

@@ -37,10 +37,10 @@ def inverse_root(
     max(eps, 8u·c·σ_ii), with u the rounding unit and c ≥ 1 a bound of the largest eigenvalue of the
     correlations: 1e-6 of a variance where features are not correlated. The root is computed in
     double precision (on Apple's GPUs, which have none, in single), so that features of very
-    different variance are as accurate as others, within its range: where with these ridges an
-    eigenvalue is still zero beside the largest, to the rounding of double precision, all features
-    take a larger ridge, 2·max(8, n) units of λ_max. Then variances below about 1e-14·n of the
-    largest are lost: scale the features where they differ by so much.
+    different variance are as accurate as others, within its range: where even with these ridges an
+    eigenvalue is zero to the rounding of double precision, compared with the largest, all features
+    take a larger ridge, 2·max(8, n) units of λ_max. Variances below about 1e-14·n of the largest
+    are then lost: rescale features that differ by so much.
 
     Args:
         covariance: shape (..., n, n), float32 or float64.
@@ -86,7 +86,7 @@ def _inverse_root(
     *,
     named: errors.Named,
 ) -> Tensor:
-    """``inverse_root`` with the caller's words in errors: see ``errors.raise_if_bad``."""
+    """``inverse_root`` with the caller's wording of errors: see ``errors.raise_if_bad``."""
     checks.cut_off("rtol", rtol)
     wide = covariance
     if covariance.device.type != "mps":
@@ -133,10 +133,10 @@ def _ridge(covariance: Tensor, eps: float, unit: float | Tensor) -> Tensor:
 
 
 def _regular(a: Tensor, ridge: Tensor, fused: Family | None = None) -> Tensor:
-    """Σ, with a further ridge where its least eigenvalue is zero beside λ_max.
+    """Σ, with a further ridge where its least eigenvalue is zero compared with λ_max.
 
-    The ridge of a feature is in units of its own variance: among features of small variance it may
-    be negligible beside the largest eigenvalue.
+    The ridge of a feature is in units of its own variance: for features of small variance it may be
+    negligible compared with the largest eigenvalue.
 
     Args:
         a: Σ with the ridges, shape (..., n, n).
@@ -151,7 +151,7 @@ def _regular(a: Tensor, ridge: Tensor, fused: Family | None = None) -> Tensor:
     if bounds is not None:
         # NaN for a bad matrix, which stays as it is.
         low, least = bounds[..., 0], share * bounds[..., 1].square()
-        # A covariance of zero has no inverse root, and takes no ridge.
+        # A covariance of zero has no inverse root, and gets no ridge.
         some = a.detach().diagonal(dim1=-2, dim2=-1).amax(-1) > 0
         short = some & (low == 0) & (ridge.amin(-1) <= least)
         return a + torch.diag_embed(torch.where(short, least, 0.0)[..., None].expand_as(ridge))
@@ -169,9 +169,10 @@ def _regular(a: Tensor, ridge: Tensor, fused: Family | None = None) -> Tensor:
 
 
 def _bounds(a: Tensor, fused: Family) -> Tensor | None:
-    """Bounds of the spectrum of A^{1/2}, the lower one 0 where an eigenvalue may not count.
+    """Bounds of the spectrum of A^{1/2}, the lower one 0 where an eigenvalue may count as zero.
 
-    Those that a forward pass keeps for the gradient by the Lyapunov equation, without the root.
+    They are those that a forward pass keeps for the gradient by the Lyapunov equation; no root is
+    computed.
 
     Returns:
         Shape (..., 2), NaN for a bad matrix; None if there is no kernel for it.
@@ -259,9 +260,9 @@ def whiten_and_color(
     normalization: Literal["sqrt", "power"] = "sqrt",
     rtol: float | None = None,
 ) -> Tensor:
-    """Give the content's features mean and covariance of the style's: the WCT.
+    """Give the content's features the mean and covariance of the style's: the WCT.
 
-    Of each picture and group of channels, with means μ and covariances C over the pixels,
+    For each picture and group of channels, with means μ and covariances C over the pixels,
 
         y = b·[(C_style + eps·I)^{1/2} (C_content + eps·I)^{-1/2} (x − μ_content) + μ_style]
             + (1 − b)·x.
@@ -340,7 +341,7 @@ def whiten_and_color(
 def _moments_of_groups(
     x: Tensor, groups: int, size: int, shrinkage: Shrinkage | float | None
 ) -> Moments:
-    """Of each picture and group: shapes (N, groups, size, …)."""
+    """The moments of each picture and group: shapes (N, groups, size, …)."""
     positions = math.prod(x.shape[2:])
     return moments(x.reshape(x.shape[0], groups, size, positions), shrinkage=shrinkage)
 

@@ -136,7 +136,7 @@ class _CovariancePooling(Leaf):
         if x.dim() != 1 + len(layout) or x.shape[1] != self.in_channels or 0 in x.shape[1:]:
             wanted = ", ".join(map(str, layout))
             raise ValueError(
-                f"{type(self).__name__}: expected shape (N, {wanted}), none of them 0 but N, "
+                f"{type(self).__name__}: expected shape (N, {wanted}), none of them 0 except N, "
                 f"got {tuple(x.shape)}"
             )
 
@@ -165,7 +165,7 @@ class CovariancePooling1d(_CovariancePooling):
 class CovariancePooling2d(_CovariancePooling):
     """Global covariance pooling of (N, C, H, W): second-order features in place of averages.
 
-    Of each picture, with features x_k at m positions and their mean x̄,
+    For each picture, with features x_k at m positions and their mean x̄,
 
         Σ = (1/m) Σ_k (x_k − x̄)(x_k − x̄)ᵀ,    y = upper triangle of (Σ + eps·I)^{1/2}.
 
@@ -178,7 +178,7 @@ class CovariancePooling2d(_CovariancePooling):
         eps: ridge before the root, in the units of Σ.
         shrinkage: of Σ, see ``matroot.statistics.moments``.
         center: False leaves x̄ out.
-        method: of the root, see ``matroot.sqrtm``; ``NewtonSchulz()`` has the values of iSQRT-COV.
+        method: of the root, see ``matroot.sqrtm``; ``NewtonSchulz()`` gives those of iSQRT-COV.
         gradient: of the root; iSQRT-COV's own is ``"unrolled"``, from which ``"auto"`` differs much
             (``matroot.methods.NewtonSchulz``).
         triangle: False returns the matrices.

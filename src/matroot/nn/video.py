@@ -25,8 +25,8 @@ class TemporalAttention(Leaf):
         mixing:    Y = ReLU(X + conv(X''))
 
     with Q, K, V 1×1 convolutions, p the mean of X over the positions, g two layers with a sigmoid,
-    and conv a convolution over time, so that the covariance of Y has products across frames. It
-    starts as Y = ReLU(X).
+    and conv a convolution over time, through which the covariance of Y contains products across
+    frames. Before training, Y = ReLU(X).
 
     Args:
         channels: C.
@@ -125,7 +125,7 @@ class TemporalAttention(Leaf):
         assert self.value is not None
         assert self.norm is not None
         q, k, v = (
-            # (N, T, positions, C): frames are attended to one by one.
+            # (N, T, positions, C): attention within one frame at a time.
             f(frames).flatten(3).permute(0, 2, 3, 1)
             for f, frames in (
                 (self.query, _earlier(x, 1)),

@@ -5,48 +5,27 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
-from matroot import autodiff, checks, context, errors, spd
+from matroot import checks, context, errors, spd
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.nn.functional import _inverse_root, power_normalization
-from matroot.overrides import Leaf
+from matroot.nn.running import Running, RunningStatistics
 from matroot.plan import check_names
 from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
 
-Running = Literal["covariance", "whitening"]
-MATRICES = ("running_covariance", "running_whitening")
 
-
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    """A whitening matrix with the running covariance and options that it was computed from."""
-
-    options: tuple[object, ...]
-    covariance: Tensor
-    whitening: Tensor
-
-
-class _DecorrelatedBatchNorm(Leaf):
+class _DecorrelatedBatchNorm(RunningStatistics):
     """See DecorrelatedBatchNorm2d."""
 
     _dimensions: tuple[int, ...] = ()
-    # Defaults of the class, for layers pickled before these existed.
-    _kept: _Kept | None = None
-    rtol: float | None = None
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
-    running_mean: Tensor | None
-    running_covariance: Tensor | None
-    running_whitening: Tensor | None
-    num_batches_tracked: Tensor | None
 
     def __init__(
         self,
@@ -94,34 +73,8 @@ class _DecorrelatedBatchNorm(Leaf):
         for kind, wanted in (("weight", affine), ("bias", affine and bias)):
             parameter = nn.Parameter(torch.empty(num_features, **where)) if wanted else None
             self.register_parameter(kind, parameter)
-        matrices = torch.empty(
-            (self.groups, self.group_size, self.group_size),
-            device=device,
-            dtype=None if dtype is None else spd.computing_dtype(dtype),
-        )
-        buffers = {
-            "running_mean": torch.empty(num_features, **where),
-            "running_covariance": matrices if running == "covariance" else None,
-            "running_whitening": matrices if running == "whitening" else None,
-            "num_batches_tracked": torch.tensor(0, dtype=torch.long, device=device),
-        }
-        for kind, buffer in buffers.items():
-            self.register_buffer(kind, buffer if track_running_stats else None)
+        self._register_running(running, track_running_stats, device, dtype)
         self.reset_parameters()
-
-    @property
-    def group_size(self) -> int:
-        """Channels that are whitened together."""
-        return self.num_features // self.groups
-
-    def reset_running_stats(self) -> None:
-        """Mean 0, covariance I, no batch seen."""
-        if self.running_mean is not None and self.num_batches_tracked is not None:
-            self.running_mean.zero_()
-            self.num_batches_tracked.zero_()
-        for matrices in (self.running_covariance, self.running_whitening):
-            if matrices is not None:
-                matrices.zero_().diagonal(dim1=-2, dim2=-1).fill_(1)
 
     def reset_parameters(self) -> None:
         """Weight 1, bias 0, and the running statistics."""
@@ -130,61 +83,6 @@ class _DecorrelatedBatchNorm(Leaf):
             nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """``to``, ``half`` and so on, but for the matrices, which stay float32 at least."""
-        before = {name: self._buffers[name] for name in MATRICES}
-        self._kept = None
-        # PyTorch leaves it without types.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != spd.computing_dtype(new.dtype):
-                self._buffers[name] = old.to(new.device)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All that is copied and pickled, which excludes the cached whitening matrix."""
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
-
-    # PyTorch leaves the type of the method open.
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        *rest: Any,
-    ) -> None:
-        """Accept a state of batch normalisation too, converted as ``convert_batchnorm`` does."""
-        variance = state_dict.get(f"{prefix}running_var")
-        name = next((name for name in MATRICES if self._buffers[name] is not None), None)
-        if (
-            name is not None
-            and isinstance(variance, Tensor)
-            and variance.numel() == self.num_features
-            and not any(f"{prefix}{matrices}" in state_dict for matrices in MATRICES)
-        ):
-            warnings.warn(
-                f"{prefix.rstrip('.') or 'the module'}: a {type(self).__name__} has loaded the "
-                f"state of batch normalisation; its {name} is the diagonal matrix that whitens as "
-                "that state does",
-                stacklevel=2,
-            )
-            del state_dict[f"{prefix}running_var"]
-            state_dict[f"{prefix}{name}"] = self.of_variances(name, variance)
-            if (local_metadata.get("version") or 1) < 2:
-                # From before batch normalisation counted batches; PyTorch does the same.
-                state_dict.setdefault(f"{prefix}num_batches_tracked", torch.tensor(0))
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-
-    def of_variances(self, name: str, variance: Tensor) -> Tensor:
-        """The running matrices of this name that whiten as batch normalisation does."""
-        matrices = self._buffers[name]
-        assert matrices is not None
-        diagonal = variance.detach().view(self.groups, self.group_size).to(matrices.dtype)
-        if name == "running_whitening":
-            diagonal = 1 / (diagonal + self.eps).sqrt()
-        return torch.diag_embed(diagonal)
 
     def statistics(self, x: Tensor) -> Moments:
         """Mean and covariance of one batch, x of shape (N, groups, group_size, positions).
@@ -263,46 +161,6 @@ class _DecorrelatedBatchNorm(Leaf):
             ),
         )
 
-    def _running_whitening(self, dtype: torch.dtype) -> Tensor:
-        """The whitening matrices of the running statistics, cached while these do not change."""
-        if self.running_whitening is not None:
-            return self.running_whitening.to(dtype)
-        covariance = self.running_covariance
-        assert covariance is not None
-        assert self.num_batches_tracked is not None
-        # Rounding adds up at random over the k batches of an average; momentum forgets old ones.
-        rounding: float | Tensor
-        if self.momentum is None:
-            rounding = (self.num_batches_tracked.to(dtype).sqrt() / 8).clamp(min=1)
-        else:
-            rounding = max(1.0, max(1 - (1 - self.momentum) ** 2, 1e-6) ** -0.5 / 8)
-        what = "the running covariance"
-        if not _constant(covariance):
-            return self._whitening(what, covariance.to(dtype), rounding)
-        options = (
-            dtype,
-            self.eps,
-            self.rtol,
-            self.method,
-            self.gradient,
-            self.normalization,
-            float(rounding),
-        )
-        kept = self._kept  # Read once: another thread may replace it.
-        if (
-            kept is not None
-            and kept.options == options
-            # By value, since version counters miss writes through .data or NumPy, and inference
-            # tensors have none.
-            and torch.equal(kept.covariance, covariance)
-        ):
-            return kept.whitening
-        # Not an inference tensor, since later calls may be outside inference mode.
-        with torch.inference_mode(False), torch.no_grad():
-            whitening = self._whitening(what, covariance.to(dtype), rounding)
-            self._kept = _Kept(options, covariance.clone(), whitening)
-        return whitening
-
     def _colored(self, whitening: Tensor, centered: Tensor) -> Tensor:
         """W x, scaled and shifted; the scale goes into the matrix."""
         n, groups, size, positions = centered.shape
@@ -318,27 +176,6 @@ class _DecorrelatedBatchNorm(Leaf):
         else:
             y = torch.baddbmm(bias.expand(n, -1, -1, -1).flatten(0, 1), matrix, batch)
         return y.view_as(centered)
-
-    @torch.no_grad()
-    def _update(self, found: Moments, whitening: Tensor) -> None:
-        """Move the running statistics towards this batch's, with the unbiased covariance."""
-        if self.running_mean is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        share: float | Tensor = (
-            1.0 / self.num_batches_tracked.to(found.mean.dtype)
-            if self.momentum is None
-            else self.momentum
-        )
-        pairs = [(self.running_mean, found.mean.reshape(-1))]
-        if self.running_covariance is not None:
-            unbiased = found.covariance * (found.samples / (found.samples - 1))
-            pairs.append((self.running_covariance, unbiased))
-        if self.running_whitening is not None:
-            pairs.append((self.running_whitening, whitening))
-        for running, new in pairs:
-            # Not running + share·(new − running), which cancels where the share is large.
-            running.copy_((1 - share) * running + share * new.detach())
 
     @property
     def _sees_all_processes(self) -> bool:
@@ -442,7 +279,7 @@ class DecorrelatedBatchNorm1d(_DecorrelatedBatchNorm):
 class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
     """ZCA-whitens the channels of (N, C, H, W): batch normalisation that decorrelates as well.
 
-    Of each group of channels, over all samples and pixels, with mean μ and covariance Σ,
+    For each group of channels, with mean μ and covariance Σ over all samples and pixels,
 
         y = γ ⊙ (Σ + eps·I)^{-1/2} (x − μ) + β.
 
@@ -452,8 +289,8 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
 
     Args:
         num_features: C.
-        eps: ridge on the covariance, in its units. Rounding needs a ridge of its own, some 1e-6 of
-            a channel's variance (``matroot.nn.functional.inverse_root``); the larger one is used,
+        eps: ridge on the covariance, in its units. Rounding requires another one, some 1e-6 of a
+            channel's variance (``matroot.nn.functional.inverse_root``); the larger one is used,
             so that results are finite with fewer samples than channels of a group.
         momentum: share of the new batch in the running statistics; None: the mean of all batches.
         affine: learn γ and β.
@@ -463,8 +300,8 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
             ``half()``.
         groups: number of groups that are whitened separately, 1 by default; or
         group_size: channels in each.
-        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` has the values of
-            IterNorm.
+        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` gives the values
+            of IterNorm.
         gradient: of the inverse root; IterNorm's own is ``"unrolled"``, from which ``"auto"``
             differs much (``matroot.methods.NewtonSchulz``).
         shrinkage: of the covariance, see ``matroot.statistics.moments``.
@@ -533,22 +370,8 @@ def _as_before(y: Tensor, x: Tensor) -> Tensor:
     return y.contiguous()
 
 
-def _constant(covariance: Tensor) -> bool:
-    """Whether this is a plain tensor whose numbers can be read, without a derivative by it.
-
-    Not inside modes that record operations, which have to see them.
-    """
-    return (
-        context.host_reads_are_free(covariance)
-        and type(covariance) is Tensor
-        and not autodiff.differentiated(covariance)
-        # PyTorch offers no public question for this.
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
-
-
 def _processes() -> int:
-    """How many processes train together, as far as is known."""
+    """How many processes train together, as far as PyTorch shows it."""
     if torch.compiler.is_compiling() or not distributed.is_available():
         return 1
     return distributed.get_world_size() if distributed.is_initialized() else 1

@@ -1,6 +1,6 @@
 """HMDB51 and UCF101: videos in folders, official splits, a few frames of each.
 
-torchvision's classes of these names need its reading of videos, which it no longer has; here PyAV
+torchvision's classes of these names rely on its reader of videos, which was removed; here PyAV
 reads them.
 """
 
@@ -105,8 +105,8 @@ def read_frames(path: Path, chosen: Sequence[int]) -> Tensor:
 def _opened(path: Path) -> Iterator[InputContainer]:
     """An open video; errors here and while it is used become a ValueError that names it.
 
-    With the format given, libav never takes the file for a playlist of other files, nor an absolute
-    path for an address.
+    With the format given, libav takes neither the file for a playlist of other files nor an
+    absolute path for an address.
     """
     try:
         with av.open(str(path.absolute()), format="avi", metadata_errors="ignore") as video:

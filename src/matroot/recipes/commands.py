@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -118,9 +119,10 @@ def compare(
 ) -> None:
     """Train an application by several methods and print the paper's table for it.
 
-    Time of the roots in a step, forward and backward, methods in turns; time of a whole step; error
-    on the test set, mean and standard deviation over the seeds. Writes compare.md, compare.json and
-    compare.png. The same command again continues where an interrupted one has stopped.
+    Time of the roots in a step, forward and backward, the methods in turns; time of a whole step;
+    error on the test set, mean and standard deviation over the seeds. Writes compare.md,
+    compare.json and compare.png. The same command again continues where an interrupted one has
+    stopped.
     """
     need_recipes()
     _only_warnings()
@@ -135,14 +137,11 @@ def compare(
     if output is None:
         output = Path("runs") / "compare" / f"{application}-{Path(config).stem}"
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    count = len(names) * seeds
-    started = 0
+    numbers = itertools.count(1)
 
     def announce(method: str, seed: int) -> None:
-        nonlocal started
-        started += 1
         if progress:
-            say(f"run {started} of {count}: {method}, seed {seed}")
+            say(f"run {next(numbers)} of {len(names) * seeds}: {method}, seed {seed}")
 
     with _interruptible():
         rows = run(

@@ -1,7 +1,7 @@
 """Data sets that come with installed packages, so that every application trains without downloads.
 
 ``digits``: scanned digits (scikit-learn). ``textures``: patches of scikit-image's pictures, train
-and test from regions apart. ``motions``: clips that a moving camera takes of a photograph, train
+and test from separate regions. ``motions``: clips that a moving camera takes of a photograph, train
 and test from different photographs. ``photos``: photographs, and styles for them.
 """
 
@@ -65,7 +65,7 @@ CONTENTS: dict[Part, tuple[str, ...]] = {
 
 
 def photos(part: Part) -> tuple[list[Tensor], list[Tensor]]:
-    """Photographs, and pictures whose style they are to take: bricks, grass, gravel, galaxies.
+    """Photographs, and pictures whose style they are given: bricks, grass, gravel, galaxies.
 
     Photographs of train and test differ; styles are the upper 55 % and the lower 45 % of a picture.
 
@@ -171,7 +171,7 @@ def motions(part: Part, frames: int = 8, size: int = 32, count: int | None = Non
 
 
 def _shows_motion(clip: Tensor) -> bool:
-    """Whether the middle picture has edges in all directions, as neither sky nor a mast has."""
+    """Whether the middle picture has edges in all directions, unlike sky or a mast."""
     middle = clip[:, clip.shape[1] // 2].mean(0)
     edges = torch.stack(torch.gradient(middle)).flatten(1)
     return bool(torch.linalg.eigvalsh(edges @ edges.T / edges.shape[1])[0] > 0.02**2)

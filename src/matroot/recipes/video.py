@@ -26,8 +26,8 @@ class Settings(Config):
     """``data``: ``"motions"`` (embedded), ``"hmdb51"`` or ``"ucf101"``, their ``split`` 1 to 3.
 
     ``layers``: blocks of each stage, None for those of the backbone. ``excitation``: whether its
-    blocks see the frame before and the frame after. ``differences``: the first convolution sees,
-    beside each frame, its change to the next; not published, meant for shallow networks.
+    blocks see the frame before and the frame after. ``differences``: the first convolution is
+    given each frame and its change to the next; not published, meant for shallow networks.
     ``small_pictures``: three 3×3 convolutions at the start, without pooling after them.
     """
 
@@ -72,7 +72,7 @@ def _equal(clip: Tensor) -> Tensor:
 
 
 def _recoloured(clip: Tensor) -> Tensor:
-    """For variety of few photographs: channels in random order, perhaps as a negative."""
+    """Variety from few photographs: channels in random order, perhaps as a negative."""
     sign = 1 - 2 * torch.randint(2, ())
     return sign * _equal(clip)[torch.randperm(3)]
 

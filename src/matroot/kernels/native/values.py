@@ -98,7 +98,9 @@ def _by_lapack(request: Request, a: Tensor) -> Solved:
         thresholds=tasks.thresholds(limits),
     )
     tasks.MODULE.prepare(task)
-    pairs = Spectrum.of(x)
+    wanted = wanted_roots(request.solved)
+    # Zeros are the same in a root as small numbers; a division or a derivative must tell them.
+    pairs = Spectrum.of(x, sharp=wanted.inv_sqrt or request.rule is not None)
     definite = screen.definiteness(x, limits, eigenvalues=pairs.values)
     status = torch.maximum(found[:, 0], definite)
     ok = status == Status.OK
@@ -110,7 +112,6 @@ def _by_lapack(request: Request, a: Tensor) -> Solved:
         tasks.symmetrise(root)
         return root.view(a.shape)
 
-    wanted = wanted_roots(request.solved)
     values = roots_in_order(
         request.solved,
         assembled(s) if wanted.sqrt else None,

@@ -1,13 +1,12 @@
-"""Whole solves on a GPU by fused kernels in Triton: one launch, one matrix a program.
+"""Whole solves on a GPU by fused kernels in Triton: one launch, and one matrix per program.
 
-Each program is tested at its first use, see ``selftest``. In Triton's interpreter
+Each program is tested at its first use: see ``selftest``. In Triton's interpreter
 (``TRITON_INTERPRET=1``) the kernels run on a CPU, for tests.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,8 +20,8 @@ from matroot.gradients.rule import Cotangents
 from matroot.kernels import large
 from matroot.kernels.kernel import Family, GradientKernel, Solved, ValueKernel
 from matroot.kernels.passes import ByOperations, Passes
-from matroot.kernels.triton import launch, selftest
-from matroot.kernels.triton.launch import BOUNDS, DOUBLE, LARGEST, NORM, NOTHING
+from matroot.kernels.triton import launch, operators, selftest
+from matroot.kernels.triton.launch import BOUNDS, DOUBLE, LARGEST, NORM, NOTHING, interpreting
 from matroot.kernels.triton.passes import ByKernels
 from matroot.kernels.triton.selftest import PASSES, passed
 from matroot.methods import Minimax, Pade, Taylor
@@ -32,10 +31,6 @@ from matroot.schedules import STEPS
 
 _BY_KERNELS, _BY_OPERATIONS = ByKernels(), ByOperations()
 _INSTALLED = importlib.util.find_spec("triton") is not None
-
-
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 _GPU_DECLINES: dict[torch.device, str | None] = {}
@@ -85,10 +80,10 @@ def _declines(precision: str, a: Tensor) -> str | None:
         why = _gpu_declines(a.device)
         if why is not None:
             return why
-    elif not (a.device.type == "cpu" and (_interpreting() or context.pretending())):
+    elif not (a.device.type == "cpu" and (interpreting() or context.pretending())):
         return f"its kernels run on a CUDA GPU, not on {a.device.type}"
     if a.is_complex():
-        return f"its kernels know real numbers, not {a.dtype}"
+        return f"its kernels take real numbers, not {a.dtype}"
     if precision == DOUBLE:
         if a.dtype != torch.float64:
             return f"its kernels compute in float64, not in {a.dtype}"
@@ -110,18 +105,18 @@ def _auto_declines(a: Tensor) -> str | None:
 
 def _passes(a: Tensor) -> Passes:
     """What comes between the products of a library where no kernel does all of it."""
-    precision = DOUBLE if a.dtype == torch.float64 else "tf32x3"  # Of the test's tolerances.
+    precision = DOUBLE if a.dtype == torch.float64 else "tf32x3"  # Which tolerances the test takes.
     tested = passed("passes", PASSES, (), precision, a.device)
     return _BY_KERNELS if tested else _BY_OPERATIONS
 
 
 def _callable(name: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
-    """The kernel's function, its operator where operations are traced or watched.
+    """The kernel's function, or its operator where operations are traced or watched.
 
-    None for what a torch.func transform has wrapped, which neither can be given.
+    None for tensors that a torch.func transform has wrapped, which neither of them takes.
     """
     if torch.compiler.is_compiling():
-        return launch.OPERATORS[name]
+        return operators.OPERATORS[name]
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     plain = not torch._C._len_torch_dispatch_stack()
     for t in tensors:
@@ -129,15 +124,15 @@ def _callable(name: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
             if wrapped(t):
                 return None
             plain = plain and type(t) in context.PLAIN
-    return launch.FUNCTIONS[name] if plain else launch.OPERATORS[name]
+    return operators.FUNCTIONS[name] if plain else operators.OPERATORS[name]
 
 
 def _constants(rule: GradientRule | None, *, bounds: bool) -> int:
-    """What the gradient wants to know: see NOTHING.
+    """What the gradient is to be given: NOTHING, BOUNDS or NORM, see launch.py.
 
     Args:
         rule: None if no gradient is wanted.
-        bounds: whether the method knows them.
+        bounds: whether the method finds bounds of the spectrum.
     """
     if rule is None:
         return NOTHING
@@ -154,11 +149,11 @@ def _unfit(precision: str, request: Request, a: Tensor) -> str | None:
     if a.shape[-1] > LARGEST:
         return f"its kernels for whole calls hold matrices up to n = {LARGEST}"
     if request.rule is not None and type(request.rule) is not Lyapunov:
-        return "its kernels do not know what that gradient needs"
+        return "its kernels do not compute what that gradient needs"
     return None
 
 
-# The fields of a Variant: as such torch.compile would not hand one to a function it does not trace.
+# The fields of a Variant: torch.compile gives no named tuple to a function that it does not trace.
 Fields = tuple[str, int, tuple[bool, ...], str]
 
 
@@ -170,7 +165,7 @@ def _minimax_declines(precision: str, request: Request, a: Tensor) -> str | None
     method = request.method
     assert isinstance(method, Minimax)
     if method.step_degree != 5 or method.max_cond is not None:
-        return "its kernel for Minimax knows neither max_cond nor steps of degree 3"
+        return "its kernel for Minimax takes neither max_cond nor steps of degree 3"
     why = _unfit(precision, request, a)
     return why or selftest.failure(*_minimax_variant(precision, request, a), a.device)
 
@@ -293,7 +288,7 @@ def _family(name: str, precision: str, on_request: Callable[[Tensor], str | None
 
 
 TRITON = _family("triton", "tf32x3", _auto_declines)
-"""Products of float32 by three products of TF32, as exact to a digit or two of the last bits."""
+"""Products of float32 as three products of TF32, accurate up to the last bit or two."""
 TRITON_TF32 = _family("triton-tf32", "tf32", lambda a: "three digits")
 """Plain TF32: three digits, a third of the work. Only when asked for."""
 TRITON_DOUBLE = _family("triton-double", DOUBLE, lambda a: "float64 is slow on many GPUs")

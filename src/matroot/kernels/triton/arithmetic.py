@@ -1,37 +1,38 @@
-"""What the kernels are made of: one program that works on one matrix, padded with zeros to N×N.
+"""The building blocks of the kernels: a program works on one matrix, padded with zeros to N×N.
 
-Between operations a matrix is where ``put`` leaves it: up to N = 32 in registers, beyond in
-memory of the program's own, which the caches hold. Both kinds are called ``held`` here: ``get``
-makes the numbers of either, and ``product`` multiplies either. Padding stays zero, or its own
-block, in every operation.
+Between operations a matrix is where ``put`` leaves it: up to N = 32 in registers, beyond that in
+the program's own memory, which stays in the caches. Either kind is called ``held`` here: ``get``
+returns its entries, and ``product`` multiplies it. Every operation leaves the padding zero, or a
+block of its own.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any
 
 import triton
 import triton.language as tl
 
+from matroot.kernels.triton.launch import interpreting
 from matroot.spd import NULL_UNITS
 
-# Numbers that kernels use must be known when they are compiled.
+# The numbers that kernels use must be known at compile time.
 ZERO_UNITS = tl.constexpr(NULL_UNITS)
-# More of a larger matrix than one product's result has no room in the registers.
+# For larger matrices the registers have room for the result of one product only.
 IN_REGISTERS = tl.constexpr(32)
-BLOCK = tl.constexpr(16)  # Rows that are eliminated at once; the least that tl.dot takes.
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+BLOCK = tl.constexpr(16)  # Rows that are eliminated at once; the fewest that tl.dot takes.
+INTERPRETED = tl.constexpr(interpreting())
 STRIP = tl.constexpr(32)  # Columns of a factor that a product reads at once.
 
 
 def kernel(function: Callable[..., None]) -> Any:
     """A kernel with one binary for all values and alignments of what is not a constexpr.
 
-    Else Triton makes others where a number is 1 or a number or an address a multiple of 16: the
-    bits of a result would depend on the batch, and a new batch size take seconds to compile.
+    Otherwise Triton compiles further ones for numbers that are 1 and for numbers and addresses that
+    are multiples of 16: the bits of a result would depend on the batch, and a new batch size would
+    take seconds to compile.
     """
     names = [
         name
@@ -55,9 +56,9 @@ def largest_of(dtype):
 
 @triton.jit
 def told(x, high, low, dtype: tl.constexpr):
-    """A number of the caller's: x, or, for float64, that whose bits the two words are.
+    """A number given by the caller: x or, in float64, the number whose bits are the two words.
 
-    Triton hands every float over in single precision.
+    Triton passes every float in single precision.
     """
     if dtype == tl.float64:
         bits = (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
@@ -75,12 +76,15 @@ def place(N: tl.constexpr):
 
 @triton.jit
 def put(a, memory):
-    """Hold A: in registers if it is small, else in ``memory``, which may be that of A's makers."""
+    """Hold A: in registers if it is small, otherwise in ``memory``.
+
+    The memory may be that of a matrix from which A was computed.
+    """
     N: tl.constexpr = a.shape[0]
     if N <= IN_REGISTERS:
         return a
     else:
-        # Other threads may still read what was there; then they must not read before it is written.
+        # All threads have read what was there; below, all have written A before one reads it.
         tl.debug_barrier()
         tl.store(memory + place(N), a)
         tl.debug_barrier()
@@ -89,7 +93,7 @@ def put(a, memory):
 
 @triton.jit
 def get(held, N: tl.constexpr):
-    """The numbers of a held matrix."""
+    """The entries of a held matrix."""
     if N <= IN_REGISTERS:
         return held
     else:
@@ -98,7 +102,7 @@ def get(held, N: tl.constexpr):
 
 @triton.jit
 def product(a, b, N: tl.constexpr, PRECISION: tl.constexpr):
-    """AB, not yet held, of held A and B."""
+    """AB of held A and B; the result is not yet held."""
     if N <= IN_REGISTERS:
         return tl.dot(a, b, input_precision=PRECISION)
     else:
@@ -113,10 +117,10 @@ def product(a, b, N: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def memory_of(memory_ptr, N: tl.constexpr, MATRICES: tl.constexpr):
-    """The program's own memory for ``MATRICES`` matrices; reads and writes take 16 bytes at once.
+    """The program's own memory for ``MATRICES`` matrices, read and written by 16 bytes at once.
 
-    It begins at a multiple of them, as all memory that PyTorch allocates, which no argument of a
-    kernel tells: see ``kernel``.
+    It begins at a multiple of 16 bytes, as all memory that PyTorch allocates does; the arguments of
+    a kernel do not show this: see ``kernel``.
     """
     own = memory_ptr + tl.program_id(0).to(tl.int64) * (MATRICES * N * N)
     return tl.multiple_of(own, 16)
@@ -124,10 +128,10 @@ def memory_of(memory_ptr, N: tl.constexpr, MATRICES: tl.constexpr):
 
 @triton.jit
 def span(batch, N: tl.constexpr):
-    """Where the matrices of a program end, which begin at its number, and the step between them.
+    """The end of a program's range of matrices, which begins at its number, and the step.
 
-    Without memory of their own there is a program a matrix. A loop that is none would cost 60
-    registers, in which the compiler keeps what does not change.
+    Programs without memory of their own solve one matrix each. A real loop would cost 60 registers
+    there, in which the compiler keeps what does not change.
     """
     if N <= IN_REGISTERS:
         return tl.program_id(0) + 1, 1
@@ -139,8 +143,8 @@ def span(batch, N: tl.constexpr):
 def max_abs(x):
     """The largest entry in magnitude; inf or NaN if one is not finite.
 
-    By the bits of |x|, which are ordered as the numbers are, with NaN above all: a GPU reduces
-    whole numbers by one instruction a warp.
+    The bits of |x| are compared, which are ordered as the numbers are, NaN last: a GPU reduces
+    integers by one instruction per warp.
     """
     if x.dtype == tl.float64:
         bits = x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
@@ -165,13 +169,13 @@ def norm(a):
 
 @triton.jit
 def hermitian_part(a):
-    """(A + Aᵀ)/2, each half by itself since the sum may overflow."""
+    """(A + Aᵀ)/2, both terms halved first, since the sum may overflow."""
     return a * 0.5 + tl.trans(a) * 0.5
 
 
 @triton.jit
 def plus_diagonal(a, d, n):
-    """A + d I, not in the padding."""
+    """A + d I, outside the padding."""
     line = tl.arange(0, a.shape[0]) + again(0)
     here = (line[:, None] == line[None, :]) & (line[:, None] < n)
     return tl.where(here, a + d, a)
@@ -225,7 +229,7 @@ def measured(a, n):
 def swept(a, n):
     """−A⁻¹ by sweeping n pivots, and whether all were positive.
 
-    One that is not is taken for 1, and the result means nothing.
+    A pivot that is not is replaced by 1; the result is then meaningless.
     """
     line = tl.arange(0, a.shape[0])
     good = True
@@ -244,10 +248,11 @@ def swept(a, n):
 
 @triton.jit
 def swept_rows(rows, start, count):
-    """What sweeping pivots start, start + 1 … leaves of their own rows.
+    """Sweep pivots start, start + 1, … in a block of their own rows.
 
     Returns:
-        Those rows; F, whose FᵀF is what it takes from the others; whether all pivots were positive.
+        The block after that; F, where FᵀF is to be subtracted from the other rows; whether all
+        pivots were positive.
     """
     block, line = tl.arange(0, rows.shape[0]), tl.arange(0, rows.shape[1])
     factor = tl.zeros_like(rows)
@@ -260,7 +265,7 @@ def swept_rows(rows, start, count):
         pivot = tl.sum(tl.where(line == start + k, row, 0.0), axis=0)
         good = good & (pivot > 0)
         r = reciprocal(positive_or_one(pivot))
-        # The block's own rest is taken by the same FᵀF as the other rows'.
+        # The rest of the block loses the same FᵀF as the other rows.
         root = square_root(r)
         f = row * root
         factor = tl.where(i, f[None, :], factor)
@@ -274,8 +279,8 @@ def swept_rows(rows, start, count):
 def inverse(a, memory, n, PRECISION: tl.constexpr):
     """A⁻¹, held, of an SPD A that is not yet held, and whether all pivots were positive.
 
-    By the sweep operator (Gauss and Jordan's elimination of a symmetric matrix in place), a large
-    matrix in blocks of rows. What a block takes from the rest is FᵀF, as in Cholesky's
+    By the sweep operator (Gauss–Jordan elimination of a symmetric matrix in place), for a large
+    matrix in blocks of rows. Each block subtracts FᵀF from the rest, as in a Cholesky
     factorisation: Rᵀ D⁻¹ R with an explicit D⁻¹ is not stable.
     """
     N: tl.constexpr = a.shape[0]
@@ -294,11 +299,11 @@ def inverse(a, memory, n, PRECISION: tl.constexpr):
             rest = tl.load(held + place(N))
             rest -= tl.dot(tl.trans(factor), factor, input_precision=PRECISION)
             outside = (line < start) | (line >= start + BLOCK)
-            tl.debug_barrier()  # All have read.
+            tl.debug_barrier()  # All threads have read.
             tl.store(held + place(N), rest, mask=outside[:, None] & outside[None, :])
             tl.store(held + few[:, None] * N + line[None, :], rows)
             tl.store(held + line[:, None] * N + few[None, :], tl.trans(rows), mask=outside[:, None])
-            tl.debug_barrier()  # All have written.
+            tl.debug_barrier()  # All threads have written.
         return put(-get(held, N), held), good
 
 
@@ -334,16 +339,16 @@ def times_power_of_two(a, k):
 
 @triton.jit
 def is_finite(a):
-    """Whether all entries are."""
+    """Whether all entries are finite."""
     return max_abs(a) <= largest_of(a.dtype)
 
 
 @triton.jit
 def again(n):
-    """n, of which the compiler does not know that it is n.
+    """n, hidden from the compiler.
 
-    What it makes of it, addresses above all, it makes again where it is wanted, instead of keeping
-    it in registers from the first load to the last store.
+    It then recomputes what depends on n, addresses above all, where that is used, instead of
+    keeping it in registers from the first load to the last store.
     """
     if INTERPRETED:
         return n

@@ -1,8 +1,8 @@
-"""The passes between products as kernels: see passes.py beside this, and kernels/passes.py.
+"""The passes between products as kernels: see passes.py in this folder and kernels/passes.py.
 
-Matrices lie one after the other, each row by row. What belongs to a whole matrix is summed by
-strips of rows, in the same order always, and put together by who needs it; in double precision,
-which costs nothing where there is one number to a matrix.
+Matrices are stored one after the other, row by row. A sum over a whole matrix is taken strip of
+rows by strip of rows, always in the same order; the kernel that needs it adds the strips up, in
+double precision, which costs nothing for one number per matrix.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import triton.language as tl
 from matroot.kernels.triton.arithmetic import kernel
 from matroot.screen import Status
 
-NUMBERS = tl.constexpr(1024)  # That a program of an elementwise kernel takes at once.
+NUMBERS = tl.constexpr(1024)  # As many numbers as a program of an elementwise kernel takes at once.
 # Statuses: see screen.Status.
+OK = tl.constexpr(Status.OK)
 SINGULAR = tl.constexpr(Status.SINGULAR)
 ASYMMETRIC = tl.constexpr(Status.ASYMMETRIC)
 NONFINITE = tl.constexpr(Status.NONFINITE)
@@ -47,7 +48,7 @@ def maxima_kernel(a_ptr, largest_ptr, size, strips, span):
 
 @triton.jit
 def power_of_two(largest, smallest, DOUBLE: tl.constexpr):
-    """2·4ʲ, the largest up to ``largest``, at least ``smallest``."""
+    """The largest 2·4ʲ up to ``largest``, or ``smallest`` if that is larger."""
     if DOUBLE:
         bits = largest.to(tl.int64, bitcast=True) & 0x7FE0000000000000
         return tl.maximum(bits.to(tl.float64, bitcast=True), smallest)
@@ -70,7 +71,7 @@ def scaled_kernel(
     SPANS: tl.constexpr,
     T: tl.constexpr,
 ):
-    """See Passes.scaled, a strip of T rows a program.
+    """See Passes.scaled; a program takes a strip of T rows.
 
     Args:
         a_ptr: A.
@@ -78,9 +79,9 @@ def scaled_kernel(
         x_ptr: X.
         scale_ptr: the scale, (b,).
         sums_ptr: ‖X‖_F², tr X, ‖skew part‖_F² of each strip, (b, strips, 3).
-        numbers_ptr: the ridge and the least scale. (Arguments are single precision.)
+        numbers_ptr: the ridge and the least scale. (As arguments they would be single precision.)
         n: rows.
-        spans: numbers that maxima_kernel found for a matrix.
+        spans: how many numbers maxima_kernel found for each matrix.
         DOUBLE: whether in double precision.
         SPANS: a power of 2, at least ``spans``.
         T: a power of 2.
@@ -171,7 +172,7 @@ def chosen_kernel(
     LENGTH: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """See passes.choose, a matrix a program.
+    """See passes.choose; a program takes one matrix.
 
     Args:
         largest_ptr: (b, spans).
@@ -182,7 +183,7 @@ def chosen_kernel(
         bounds_ptr: Steps.bounds, (length,).
         rows_ptr: Steps.rows, count numbers a row.
         known_ptr: Steps.info.
-        steps_ptr: to Chosen.interval: what is found.
+        steps_ptr: this and the next four are the fields of Chosen, which are written.
         info_ptr: …
         factors_ptr: …
         roots_ptr: Chosen.bounds.
@@ -195,7 +196,8 @@ def chosen_kernel(
         count: numbers in a row of it.
         REGULAR: see Limits; not with PROMISED.
         PROMISED: whether ``max_cond`` is given.
-        SPANS: to COUNT: powers of 2, at least what they are called after.
+        SPANS: this and the next three are powers of 2, at least the numbers that they are named
+            after.
         STRIPS: …
         LENGTH: …
         COUNT: …
@@ -213,7 +215,7 @@ def chosen_kernel(
     share, tiny = tl.load(numbers_ptr + 2), tl.load(numbers_ptr + 4)
     inflated = 1.0 + (8.0 + n) * tl.load(numbers_ptr + 3)
     square = total(sums_ptr, strips, 4, STRIPS)
-    # With its trace, ‖X‖_F².
+    # The trace of X² is ‖X‖_F².
     high = tl.sqrt(upper_bound(square, total(sums_ptr + 1, strips, 4, STRIPS), n, inflated, tiny))
     least = finite_or_zero(x_square / x_trace)
     if PROMISED:
@@ -230,7 +232,7 @@ def chosen_kernel(
         known_low = tl.where(ratio > 2.0 * share, low, 0.0)
         singular = ratio <= share
 
-    # Where the table has it: see torch.bucketize(right=True).
+    # The row of the table, as torch.bucketize(right=True) finds it.
     line = tl.arange(0, LENGTH)
     bounds = tl.load(bounds_ptr + line, line < length, float("inf")).to(tl.float64)
     row = tl.sum((bounds <= low / high).to(tl.int32), 0)
@@ -241,7 +243,7 @@ def chosen_kernel(
     tl.store(steps_ptr + matrix * count + entry, taken.to(tl.float64) * power, entry < count)
     factor = tl.load(rows_ptr + row * count + count - 6).to(tl.float64)
 
-    status = 0
+    status = OK
     if REGULAR:
         status = tl.where(singular, SINGULAR, status)
     status = tl.where(skew > max_skew * max_skew * x_square, ASYMMETRIC, status)
@@ -250,9 +252,9 @@ def chosen_kernel(
     converged = tl.load(known_ptr + row * 3 + 2)
     tl.store(info_ptr, status.to(tl.int64))
     tl.store(info_ptr + 1, tl.load(known_ptr + row * 3 + 1))
-    tl.store(info_ptr + 2, tl.where(status == 0, converged, 0))
+    tl.store(info_ptr + 2, tl.where(status == OK, converged, 0))
     size = tl.sqrt(0.5 * tl.load(scale_ptr + matrix).to(tl.float64))
-    size = tl.where(status == 0, size, float("nan"))
+    size = tl.where(status == OK, size, float("nan"))
     factor = factor / tl.sqrt(high)
     tl.store(factors_ptr + 2 * matrix, factor * size)
     tl.store(factors_ptr + 2 * matrix + 1, factor / size)
@@ -282,13 +284,13 @@ def combination_kernel(
 
 @kernel
 def shift_kernel(bounds_ptr, inverse_ptr, numbers_ptr, batch):
-    """See Passes.shift; numbers are what low/high and high are taken for at least."""
+    """See Passes.shift; the two numbers are the least values of low/high and of high."""
     least, smallest = tl.load(numbers_ptr), tl.load(numbers_ptr + 1)
     matrix = tl.program_id(0) * NUMBERS + tl.arange(0, NUMBERS)
     inside = matrix < batch
     low = tl.load(bounds_ptr + 2 * matrix, inside, 1.0).to(tl.float64)
     high = tl.load(bounds_ptr + 2 * matrix + 1, inside, 1.0).to(tl.float64)
-    # Comparisons that NaN passes by.
+    # Written so that NaN remains NaN.
     high = tl.where(high < smallest, smallest, high)
     ratio = tl.where(low / high < least, least, low / high)
     tl.store(inverse_ptr + matrix, 1.0 / tl.sqrt(ratio) / high, inside)
@@ -298,7 +300,7 @@ def shift_kernel(bounds_ptr, inverse_ptr, numbers_ptr, batch):
 def finished_kernel(
     x_ptr, f_ptr, failed_ptr, out_ptr, n, f_stride, FAILED: tl.constexpr, T: tl.constexpr
 ):
-    """F (X + Xᵀ), a tile T×T a program, NaN where ``failed`` is not 0."""
+    """F (X + Xᵀ), NaN where ``failed`` is not 0; a program takes a tile of T×T."""
     matrix = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * T + tl.arange(0, T)
     column = tl.program_id(2) * T + tl.arange(0, T)

@@ -1,4 +1,4 @@
-"""The gradient by the Lyapunov equation, a matrix a program: see lyapunov.py for the reference."""
+"""The gradient by the Lyapunov equation, one matrix a program: see lyapunov_solvers.py."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ from matroot.kernels.triton.arithmetic import (
     times_power_of_two,
 )
 
+# The stages of lyapunov_kernel.
+RIGHT_SIDE = tl.constexpr(0)
+NULL_SPACE = tl.constexpr(1)
+SOLUTION = tl.constexpr(2)
+LEFT_OVER = tl.constexpr(3)
+STAGES = tl.constexpr(4)
+
 # log₂(−log(eps)/4): doublings for a rate of 1.
 DOUBLINGS = tl.constexpr(math.log2(23 * math.log(2) / 4))
 DOUBLINGS_IN_DOUBLE = tl.constexpr(math.log2(52 * math.log(2) / 4))
@@ -56,7 +63,7 @@ def null_shift(s, share, memory, N: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def null_projector(v, found, tau, second, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
     """N, not held, of V = (S + τ)⁻¹, held in the second memory: see spd.null_projector."""
-    # Without a factor the projector is not known, and a plausible one must not come out.
+    # Without a factor the projector is unknown: NaN, not a plausible wrong one.
     tau = tl.where(found, tau, float("nan"))
     v = put(plus_diagonal(-tau * get(v, N), 0.5, n), second)
     for _ in range(14):
@@ -71,13 +78,13 @@ def smith(
 ):
     """X of S X + X S = R, held in the third memory, for a spectrum of S in [low, high].
 
-    Smith's squaring with one shift μ = √(low·high), where lyapunov.BySmith has two: here an inverse
-    is as long as several products. V = (S + μ)⁻¹, X₀ = 2μ V R V, W = I − 2μ V; X ← X + W X W,
-    W ← W².
+    Smith's squaring with one shift μ = √(low·high), where lyapunov_solvers.BySmith has two: here an
+    inverse takes as long as several products. V = (S + μ)⁻¹, X₀ = 2μ V R V, W = I − 2μ V;
+    X ← X + W X W, W ← W².
 
     Args:
         v: V, held in the second memory.
-        found: whether it is.
+        found: whether S + μ has a Cholesky factor.
         mu: μ.
         x: R, held in the third memory.
         low: above 0.
@@ -108,15 +115,15 @@ def smith(
 
 @triton.jit
 def sign(b, c, steps, first, second, third, fourth, n, N: tl.constexpr, PRECISION: tl.constexpr):
-    """Newton–Schulz steps of the matrix sign function from B and C: see lyapunov.BySign.
+    """Newton–Schulz steps of the matrix sign function from B and C: see lyapunov_solvers.BySign.
 
-    Five products a step, for a symmetric C: C B = (B C)ᵀ. The last step leaves B alone.
+    Five products a step, for a symmetric C: C B = (B C)ᵀ. The last step does not update B.
 
     Args:
         b: B, held in the first memory.
-        c: C, held in the third memory, where X is afterwards.
+        c: C, held in the third memory, in which X is returned.
         steps: how many.
-        first: memory for one matrix, as the others.
+        first: memory for one matrix, as are the next three.
         n: rows.
     """
     c = put(hermitian_part(get(c, N)), third)
@@ -176,8 +183,7 @@ def lyapunov_kernel(
         SIGN: take steps of the matrix sign function instead of solving to rounding.
         PRECISION: of products, as tl.dot names it.
     """
-    # The scratch matrices hold: S; what stands left and right of another matrix; R, X; what comes
-    # between.
+    # The scratch matrices hold: S; P of products P X P; R and X; intermediate results.
     first = memory_of(memory_ptr, N, 4)
     second, third, fourth = first + N * N, first + 2 * N * N, first + 3 * N * N
     end, stride = span(batch, N)
@@ -198,34 +204,35 @@ def lyapunov_kernel(
             unit = reciprocal(positive_or_one(nu))
         s = put(scaled_root(s_ptr, matrix, finite, k, unit, n, N), first)
 
-        # By one piece of code each: what takes P X P from a matrix, and an inverse.
-        # 0: R = G_S − Z G_Z Z; (S − share)⁻¹ or S⁻¹ tells whether S may be singular.
-        # 1: where it may, (S + τ)⁻¹ tells the projector N on its null space.
-        # 2: there R − N R N; the equation is solved, by (S + μ)⁻¹ or by steps.
-        # 3: there X − N X N: what rounding leaves on null × null space is divided by next to 0.
+        # The stages share one piece of code for X − P X P and one for an inverse.
+        # RIGHT_SIDE: R = G_S − Z G_Z Z; (S − share)⁻¹ or S⁻¹ shows whether S may be singular.
+        # NULL_SPACE: where it may, (S + τ)⁻¹ gives the projector N on its null space.
+        # SOLUTION: there R becomes R − N R N; (S + μ)⁻¹ or steps solve the equation.
+        # LEFT_OVER: there X becomes X − N X N, without what rounding has left on null × null space,
+        # where it was divided by nearly 0.
         x = put(tl.zeros((N, N), zero.dtype), third)
         if inv == 1:
             x = put(unit * hermitian_part(load(g_inv_ptr, matrix, n, N)), third)
         wanted, low, high = inv == 1, zero, zero + 1.0
-        for stage in range(4):
-            if wanted & (stage != 1):
-                # N waits where the result will be.
-                p = load(tl.where(stage > 0, x_ptr, z_ptr), matrix, n, N)
+        for stage in range(STAGES):
+            if wanted & (stage != NULL_SPACE):
+                # N is kept where the result will be written.
+                p = load(tl.where(stage > RIGHT_SIDE, x_ptr, z_ptr), matrix, n, N)
                 p = put(p, second)
                 left = put(product(p, x, N, PRECISION), fourth)
                 taken = product(left, p, N, PRECISION)
-                rest = tl.where(stage == 0, 0.0, get(x, N)) - taken
+                rest = tl.where(stage == RIGHT_SIDE, 0.0, get(x, N)) - taken
                 if SIGN:
-                    if stage == 2:
-                        # The steps give R/(2 s_i) on range × null space, where R/s_i is wanted:
+                    if stage == SOLUTION:
+                        # The steps give R/(2 s_i) on range × null space, where X is R/s_i:
                         # R ← R + N R + R N.
                         rest += 2.0 * (hermitian_part(get(left, N)) - taken)
                 x = put(rest, third)
             if N <= IN_REGISTERS:
-                # Read again, it needs no registers in between.
+                # Loaded again, S takes no registers in between.
                 s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
             needed, shift = False, zero
-            if stage == 0:
+            if stage == RIGHT_SIDE:
                 if sqrt:
                     g = unit * hermitian_part(load(g_sqrt_ptr, matrix, n, N))
                     x = put(get(x, N) + g, third)
@@ -235,13 +242,13 @@ def lyapunov_kernel(
                     needed, shift = wanted, -share
                 else:
                     needed = known == 0
-            elif stage == 1:
+            elif stage == NULL_SPACE:
                 needed = wanted
                 if needed:
                     shift = null_shift(s, share, fourth, N, PRECISION)
-            elif stage == 2:
+            elif stage == SOLUTION:
                 if not SIGN:
-                    # See lyapunov.BySmith._regular.
+                    # See lyapunov_solvers.BySmith._regular.
                     least = share / tl.sqrt(n * 1.0)
                     low = tl.where(low <= 0, share, tl.maximum(low / high, least)) * high
                     low = tl.minimum(low, high)
@@ -249,11 +256,11 @@ def lyapunov_kernel(
             if needed:
                 shifted = plus_diagonal(get(s, N), shift, n)
                 v, found = inverse(shifted, second, n, PRECISION)
-                if stage == 0:
+                if stage == RIGHT_SIDE:
                     if SIGN:
                         wanted = found == 0
                     else:
-                        # See lyapunov._bounds.
+                        # See lyapunov_solvers._bounds.
                         high, at_least, _, _ = measured(get(s, N), n)
                         most, least, _, _ = measured(get(v, N), n)
                         found = (
@@ -264,7 +271,7 @@ def lyapunov_kernel(
                         )
                         clear = 1.0 / positive_or_one(least) > 2.0 * share * at_least
                         low = tl.where(found & clear, 1.0 / positive_or_one(most), 0.0)
-                elif stage == 1:
+                elif stage == NULL_SPACE:
                     null = null_projector(v, found, shift, second, fourth, n, N, PRECISION)
                     store(x_ptr, matrix, null, n)
                     tl.debug_barrier()
@@ -274,12 +281,12 @@ def lyapunov_kernel(
                             v, found, shift, x, low, high, second, third, fourth, n, N, PRECISION
                         )
             if SIGN:
-                if stage == 2:
+                if stage == SOLUTION:
                     if N <= IN_REGISTERS:
                         s = scaled_root(s_ptr, matrix, finite, k, unit, n, N)
                     x = sign(s, x, steps, first, second, third, fourth, n, N, PRECISION)
             else:
-                if stage == 0:
+                if stage == RIGHT_SIDE:
                     if known:
                         low = times_power_of_two(tl.load(constants_ptr + 2 * matrix), -k)
                         high = times_power_of_two(tl.load(constants_ptr + 2 * matrix + 1), -k)

@@ -1,29 +1,27 @@
-"""The fused kernels as functions of tensors, and as operators of PyTorch's.
-
-Eager programs call the functions; torch.compile, and modes that watch operations, are given the
-operators (``torch.ops.matroot``), which take PyTorch twice as long to call. Triton is imported when
-the first of them runs.
-"""
+"""How a fused kernel is compiled and launched. Triton is imported when the first one runs."""
 
 from __future__ import annotations
 
 import functools
-import math
-import struct
-from collections.abc import Callable
+import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from matroot import context, screen, spd
-from matroot.schedules import schedules
+from matroot import context
 
-# What a gradient by the Lyapunov equation may be given: see gradients.Lyapunov.prepare.
+# What a kernel for roots writes for the gradient by the Lyapunov equation, as
+# gradients.Lyapunov.prepare does: nothing, bounds of the spectrum of the root, or √‖A‖_F.
 NOTHING, BOUNDS, NORM = 0, 1, 2
 
 LARGEST = 128
-"""Beyond, the products of a library fill the device by themselves."""
+"""The largest n: beyond it the products of a library fill the device by themselves."""
+
+
+def interpreting() -> bool:
+    """Whether the kernels run in Triton's interpreter, on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Launch(NamedTuple):
@@ -47,7 +45,8 @@ LAUNCHES = {
 }
 
 
-# In float64 a matrix takes twice the registers. And layers have few: more warps, sooner done.
+# In float64 a matrix takes twice the registers; and layers have few matrices at a time, which more
+# warps finish sooner.
 DOUBLE_LAUNCHES = {
     16: Launch(warps=2, resident=None),
     32: Launch(warps=4, resident=None),
@@ -65,9 +64,10 @@ class Variant(NamedTuple):
         kernel: ``"minimax"``, ``"published"`` or ``"lyapunov"``; in the self-test also
             ``"passes"``, those between the products of a library.
         size: N, the power of 2 that matrices are padded to.
-        option: what else tells programs of one kernel apart: a matrix given in half precision (and
-            then ``"pade"``) for the roots, steps of the matrix sign function for the gradient.
-        precision: of products, as tl.dot names it; DOUBLE if the matrices are float64, else not.
+        option: what else distinguishes the programs of a kernel: for the roots, whether the matrix
+            was given in half precision (and, of ``"published"``, whether the polynomials are
+            Padé's); for the gradient, whether it takes steps of the matrix sign function.
+        precision: of products, as tl.dot names it; DOUBLE exactly if the matrices are float64.
     """
 
     kernel: str
@@ -78,26 +78,26 @@ class Variant(NamedTuple):
 
 def size_of(n: int) -> int:
     """The N that n×n matrices are padded to."""
-    # Comparisons, since torch.compile may not know n.
+    # Comparisons, since n may be a symbol under torch.compile.
     return 16 if n <= 16 else 32 if n <= 32 else 64 if n <= 64 else 128
 
 
-_SIZES = [size_of(n) for n in range(LARGEST + 1)]  # To look up, for numbers that are known.
+SIZES = [size_of(n) for n in range(LARGEST + 1)]  # A table for known n.
 
 
 @functools.cache
 def _kernel(name: str) -> Any:
-    from matroot.kernels.triton import gradients, roots
+    from matroot.kernels.triton import gradients, minimax, published
 
     found = {
-        "minimax": roots.minimax_kernel,
-        "published": roots.published_kernel,
+        "minimax": minimax.minimax_kernel,
+        "published": published.published_kernel,
         "lyapunov": gradients.lyapunov_kernel,
     }
     return found[name]
 
 
-# Matrices of memory that a program needs, and the names of its options.
+# How many matrices of memory a program needs, and the names of its options.
 _NEEDS = {
     "minimax": (4, ("HALF",)),
     "published": (5, ("HALF", "PADE")),
@@ -124,7 +124,7 @@ class _Compiled:
 
     def __call__(self, programs: int, *told: Any) -> None:
         enter, leave = self._knobs.launch_enter_hook, self._knobs.launch_exit_hook
-        # A profiler's hooks, where there are any, are Triton's own business.
+        # Where a profiler has set hooks, Triton launches the program and calls them.
         if enter is None or (
             not getattr(enter, "calls", enter) and not getattr(leave, "calls", leave)
         ):
@@ -135,20 +135,20 @@ class _Compiled:
             self._program[programs, 1, 1](*told)
 
 
-def _launch(variant: Variant, like: Tensor, **arguments: Any) -> None:
+def run(variant: Variant, like: Tensor, **arguments: Any) -> None:
     """Run a kernel on a batch (..., n, n).
 
     Args:
         variant: the program.
         like: of the batch's shape.
-        arguments: the kernel's by name and in its order, but for ``memory_ptr``, ``batch`` and
-            ``n``, which come first, and its constants, which come last.
+        arguments: the kernel's arguments by name and in its order, without ``memory_ptr``,
+            ``batch`` and ``n``, which come first, and its constants, which come last.
 
     Raises:
-        RuntimeError: it is to be compiled while a CUDA graph is captured.
+        RuntimeError: the kernel would have to be compiled while a CUDA graph is captured.
     """
     if context.pretending():
-        return  # Launches are counted.
+        return  # Launches are only counted.
     n, size, device = like.shape[-1], variant.size, like.device
     batch = like.numel() // n**2
     warps, resident = (DOUBLE_LAUNCHES if variant.precision == DOUBLE else LAUNCHES)[size]
@@ -162,7 +162,7 @@ def _launch(variant: Variant, like: Tensor, **arguments: Any) -> None:
     on_gpu = device.type == "cuda"
     if on_gpu and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            _launch(variant, like, **arguments)
+            run(variant, like, **arguments)
         return
     key = (variant, warps, device.index if on_gpu else -1)
     compiled = _COMPILED.get(key)
@@ -182,248 +182,8 @@ def _launch(variant: Variant, like: Tensor, **arguments: Any) -> None:
 
 @functools.cache
 def _programs(device: torch.device, resident: int) -> int:
-    """How many programs a device holds at once; the interpreter one."""
+    """How many programs a device holds at once; the interpreter holds one."""
     if device.type == "cpu":
         return 1
     multiprocessors: int = torch.cuda.get_device_properties(device).multi_processor_count
     return resident * multiprocessors
-
-
-def _outputs(
-    a: Tensor, sqrt: bool, inv_sqrt: bool, constants: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Memory for what a kernel finds: info, the roots, what the gradient wants; or empty."""
-    batch = a.shape[:-2]
-    found = (
-        a.new_empty((*batch, 3), dtype=torch.int64),
-        a.new_empty(a.shape if sqrt else 0),
-        a.new_empty(a.shape if inv_sqrt else 0),
-        a.new_empty((*batch, 2) if constants == BOUNDS else batch if constants == NORM else 0),
-    )
-    if context.pretending():
-        for numbers in found[1:]:
-            numbers.fill_(math.nan)  # Where launches are counted no kernel writes them.
-    return found
-
-
-@functools.cache
-def _limits(n: int, dtype: torch.dtype, regular: bool) -> dict[str, float]:
-    """``screen.thresholds`` as the kernels take them."""
-    found = screen.thresholds(n, dtype, regular=regular)
-    assert found.indefinite is not None
-    return {
-        "skew_limit": found.skew,
-        "indefinite_limit": found.indefinite,
-        "singular_limit": -1.0 if found.singular is None else found.singular,
-        "null_limit": found.null,
-    }
-
-
-@functools.lru_cache(1024)
-def _words(eps: float) -> tuple[int, int]:
-    """The halves of its bits in float64: Triton hands floats over in single precision."""
-    low, high = struct.unpack("<ii", struct.pack("<d", eps))
-    return high, low
-
-
-def minimax(
-    a: Tensor,
-    dtype: torch.dtype,
-    eps: float,
-    sqrt: bool,
-    inv_sqrt: bool,
-    regular: bool,
-    constants: int,
-    tol: float,
-    max_steps: int,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Info, A^{1/2}, A^{-1/2} and what the gradient wants to know: see roots.minimax_kernel.
-
-    Args:
-        a: shape (..., n, n), float32, or float64 if the precision is DOUBLE.
-        dtype: the dtype that the user gave.
-        eps: the ridge.
-        sqrt: whether A^{1/2} is wanted.
-        inv_sqrt: whether A^{-1/2} is wanted.
-        regular: whether a singular matrix has no result.
-        constants: NOTHING, BOUNDS or NORM.
-        tol: see Minimax.
-        max_steps: see Minimax.
-        precision: of products, as tl.dot names it.
-    """
-    a = a.contiguous()
-    info, s, z, known = found = _outputs(a, sqrt, inv_sqrt, constants)
-    n, (eps_high, eps_low) = a.shape[-1], _words(eps)
-    _launch(
-        Variant("minimax", _SIZES[n], (dtype != a.dtype,), precision),
-        a,
-        a_ptr=a,
-        sqrt_ptr=s,
-        inv_sqrt_ptr=z,
-        constants_ptr=known,
-        info_ptr=info,
-        table_ptr=schedules(5, a.dtype, a.device),
-        eps=eps,
-        eps_high=eps_high,
-        eps_low=eps_low,
-        **_limits(n, dtype, regular),
-        tol=tol,
-        max_steps=max_steps,
-        sqrt=int(sqrt),
-        inv=int(inv_sqrt),
-        constants=constants,
-    )
-    return found
-
-
-def published(
-    a: Tensor,
-    dtype: torch.dtype,
-    eps: float,
-    sqrt: bool,
-    inv_sqrt: bool,
-    regular: bool,
-    constants: int,
-    p: list[float],
-    q: list[float],
-    pade: bool,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same by the published polynomials: see roots.published_kernel.
-
-    Args:
-        a: see ``minimax``, as what is not here.
-        p: the coefficients of P.
-        q: the coefficients of Q.
-        pade: whether they are Padé's.
-    """
-    a = a.contiguous()
-    info, s, z, known = found = _outputs(a, sqrt, inv_sqrt, constants)
-    n, (eps_high, eps_low) = a.shape[-1], _words(eps)
-    degree = len(p) - 1
-    _launch(
-        Variant("published", _SIZES[n], (dtype != a.dtype, pade), precision),
-        a,
-        a_ptr=a,
-        sqrt_ptr=s,
-        inv_sqrt_ptr=z,
-        constants_ptr=known,
-        info_ptr=info,
-        table_ptr=schedules(5, a.dtype, a.device),
-        coefficients_ptr=_coefficients(tuple(p), tuple(q), a.dtype, a.device),
-        eps=eps,
-        eps_high=eps_high,
-        eps_low=eps_low,
-        **_limits(n, dtype, regular),
-        blocks=-(-degree // 3),
-        degree=degree,
-        sqrt=int(sqrt),
-        inv=int(inv_sqrt),
-        constants=constants,
-    )
-    return found
-
-
-@functools.cache
-def _coefficients(
-    p: tuple[float, ...], q: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Both polynomials with zeros up to the next multiple of 3."""
-    context.refuse_capture(device)
-    degree = len(p) - 1
-    zeros = (0.0,) * (-degree % 3)
-    return torch.tensor([*p, *zeros, *q, *zeros], dtype=dtype, device=device)
-
-
-def lyapunov(
-    s: Tensor,
-    z: Tensor | None,
-    constants: Tensor | None,
-    g_sqrt: Tensor | None,
-    g_inv: Tensor | None,
-    regular: bool,
-    steps: int,
-    precision: str,
-) -> Tensor:
-    """X of S X + X S = G_S − Z G_Z Z: see gradients.lyapunov_kernel.
-
-    Args:
-        s: S, shape (..., n, n), float32, or float64 if the precision is DOUBLE.
-        z: Z, where G_Z is given.
-        constants: what the root's kernel said.
-        g_sqrt: G_S, or None.
-        g_inv: G_Z, or None.
-        regular: whether S is known to have no null space.
-        steps: of the matrix sign function, 0 to solve to rounding.
-        precision: of products, as tl.dot names it.
-    """
-    s = s.contiguous()
-    n = s.shape[-1]
-    x = torch.empty_like(s)
-    _launch(
-        Variant("lyapunov", _SIZES[n], (steps > 0,), precision),
-        s,
-        s_ptr=s,
-        z_ptr=s if z is None else z.contiguous(),
-        constants_ptr=s if constants is None else constants.contiguous(),
-        g_sqrt_ptr=s if g_sqrt is None else g_sqrt.contiguous(),
-        g_inv_ptr=s if g_inv is None else g_inv.contiguous(),
-        x_ptr=x,
-        share=_null_share(n, s.dtype),
-        steps=steps,
-        sqrt=int(g_sqrt is not None),
-        inv=int(g_inv is not None),
-        regular=int(regular),
-        known=int(constants is not None),
-    )
-    return x
-
-
-@functools.cache
-def _null_share(n: int, dtype: torch.dtype) -> float:
-    """Eigenvalues of S up to this share of the largest are zero."""
-    return math.sqrt(spd.null_share(n, dtype))
-
-
-def _no_roots(
-    a: Tensor,
-    _dtype: Any,
-    _eps: float,
-    sqrt: bool,
-    inv_sqrt: bool,
-    _: bool,
-    constants: int,
-    *__: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Results without numbers, for torch.compile."""
-    return _outputs(a, sqrt, inv_sqrt, constants)
-
-
-def _no_gradient(s: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(s, memory_format=torch.contiguous_format)
-
-
-# By the bare interface: torch.library.custom_op takes longer to call than some kernels run.
-_LIBRARY = torch.library.Library("matroot", "DEF")
-
-
-def _operator(run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """``torch.ops.matroot.NAME``, which does ``run``, and under torch.compile ``fake``."""
-    name = run.__name__
-    _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"matroot::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.matroot, name).default
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "minimax": minimax,
-    "published": published,
-    "lyapunov": lyapunov,
-}
-OPERATORS: dict[str, Callable[..., Any]] = {
-    "minimax": _operator(minimax, _no_roots),
-    "published": _operator(published, _no_roots),
-    "lyapunov": _operator(lyapunov, _no_gradient),
-}

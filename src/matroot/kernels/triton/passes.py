@@ -1,12 +1,11 @@
-"""The passes of kernels/passes.py as fused kernels, each an operator of PyTorch's.
+"""The passes of kernels/passes.py as fused kernels, each of them an operator of PyTorch's.
 
-On a CPU where Triton's interpreter is not asked for, an operator does the same by PyTorch's
-operations: so that launches can be counted anywhere.
+On a CPU without Triton's interpreter an operator takes PyTorch's operations instead, so that
+launches can be counted anywhere.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from matroot import spd
 from matroot.kernels.passes import ByOperations, Chosen, Scaled, choose, constant
+from matroot.kernels.triton.launch import interpreting
 from matroot.schedules import Steps
 from matroot.screen import Thresholds
 
 TILE = 32
-SPAN = 16384  # Numbers in which a program of the first kernel looks for the largest.
+SPAN = 16384  # Among so many numbers a program of the first kernel finds the largest.
 
 
 class ByKernels:
@@ -81,17 +81,13 @@ _OPERATIONS = ByOperations()
 _LIBRARY = torch.library.Library("matroot", "FRAGMENT")
 
 
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def _operator(kernel: Callable[..., Any], operations: Callable[..., Any]) -> Any:
     """``torch.ops.matroot.NAME``: the kernel's launch on a GPU and in Triton's interpreter."""
     name = "pass" + kernel.__name__.removesuffix("_by_kernel")
     schema = torch.library.infer_schema(kernel, mutates_args=())
 
     def run(*arguments: Any) -> Any:
-        if arguments[0].is_cuda or _interpreting():
+        if arguments[0].is_cuda or interpreting():
             with torch.cuda.device_of(arguments[0]):
                 return kernel(*arguments)
         return operations(*arguments)
@@ -102,7 +98,7 @@ def _operator(kernel: Callable[..., Any], operations: Callable[..., Any]) -> Any
 
 
 def _double(*values: float, like: Tensor) -> Tensor:
-    """The numbers in double precision; arguments of a kernel would be in single."""
+    """The numbers in double precision; as arguments of a kernel they would be in single."""
     return constant(tuple(map(float, values)), torch.float64, like.device)
 
 

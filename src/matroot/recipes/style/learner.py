@@ -87,7 +87,7 @@ class Learner(lightning.LightningModule):
         return self._make(self._directions(photograph, style)[0]).clamp(-1, 1)
 
     def whole_step(self, x: Tensor, y: Tensor) -> Tensor:
-        """The generators' loss: all that they do in a training step."""
+        """The generators' loss, with everything that they compute in a training step."""
         directions = self._directions(x, y)
         return self._losses(directions, [self._make(d) for d in directions])
 
@@ -104,7 +104,7 @@ class Learner(lightning.LightningModule):
         return d.generator.decode(d.source.content(d.x), d.generator.style(d.y), d.y)
 
     def training_step(self, batch: Any, _index: int) -> None:
-        """First the judges, then the generators."""
+        """First the discriminators, then the generators."""
         optimizers: Any = self.optimizers()
         schedules: Any = self.lr_schedulers()
         directions = self._directions(*batch)

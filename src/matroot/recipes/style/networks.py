@@ -37,7 +37,7 @@ class Residual(nn.Module):
 
 
 class Generator(nn.Module):
-    """Makes a picture with the content of one and the style of another."""
+    """Make a picture with the content of one and the style of another."""
 
     def __init__(self, config: Settings, options: dict[str, Any]) -> None:
         super().__init__()

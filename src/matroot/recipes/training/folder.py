@@ -32,7 +32,7 @@ class RunFolder:
         """The description of the run that the folder holds; empty where it holds none.
 
         Args:
-            asked: what is asked for now. More epochs are no other run: they continue it.
+            asked: what is asked for now. A larger number of epochs continues the run.
 
         Raises:
             ValueError: the folder holds another run; both values are named.

@@ -110,7 +110,7 @@ def train(
         seed: of the weights, the order and what is random in the data.
         root: folder of data that are not embedded.
         progress: whether to show a bar.
-        tensorboard: whether to write TensorBoard's logs beside those in CSV.
+        tensorboard: whether to write TensorBoard's logs in addition to those in CSV.
         callbacks: more of Lightning's.
         trainer: options of ``lightning.Trainer``: ``accelerator``, ``devices``, ``precision`` …
 
@@ -137,7 +137,7 @@ def train(
     if complete and not moved:
         return _finished_before(folder)
     if resumed:
-        # Lightning reads it again, but its errors about a broken one look like any others.
+        # Lightning reads it again, but its errors about a broken file are not recognisable.
         read_checkpoint(folder.checkpoint)
     training, test, classes = module.datasets(config, root)
     items = [len(training), len(test), classes]
@@ -203,7 +203,7 @@ def _finished_before(folder: RunFolder) -> dict[str, Any]:
 def _network(
     name: str, module: ModuleType, config: Common, classes: int, options: dict[str, Any], seed: int
 ) -> lightning.LightningModule:
-    """``learner``; what timm and PyTorch say of sizes that do not go together is a ValueError."""
+    """``learner``; errors of timm and PyTorch about sizes that do not match become a ValueError."""
     try:
         return learner(module, config, classes, options, seed)
     except (RuntimeError, TypeError, IndexError, AssertionError, ArithmeticError) as error:
