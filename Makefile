@@ -45,6 +45,8 @@ wheel: $(VENV)/dev.stamp
 	cd build/wheel/elsewhere && mkdir tests && mv contract instances.py conftest.py tests && \
 	  ../venv/bin/python -m pytest -q tests/contract/test_errors.py tests/contract/test_values.py \
 	  tests/contract/test_native.py
+	cd build/wheel/elsewhere && \
+	  ../venv/bin/python -m pytest -q tests/contract/test_backends.py -k native
 # Without a compiler the wheel is pure Python.
 	CXX=/nonexistent MATROOT_NATIVE=optional $(BIN)/python -m build --wheel --outdir build/wheel/pure . \
 	  > build/wheel/pure.log 2>&1

@@ -84,7 +84,8 @@ options=(-q --tb=short -p no:cacheprovider -W "ignore::pytest.PytestConfigWarnin
 if [ ${#dry[@]} -gt 0 ]; then
   tests=("tests/contract/test_triton.py" -k "plain_tf32")
 else
-  tests=(tests/contract/test_{selftest,triton,triton_double}.py -m "not slow")
+  tests=(tests/contract/test_{selftest,backends,triton,triton_double}.py -m "not slow"
+    -k "not native")
   "$python" -c "import xdist" 2> /dev/null && options+=(-n "$workers")
 fi
 part tests 200 "$python" -m pytest "${options[@]}" "${tests[@]}"

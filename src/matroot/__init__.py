@@ -3,50 +3,30 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# For type checkers, which so still find misspelt names.
 if TYPE_CHECKING:
-    from matroot import gradients, methods, nn
-    from matroot.distances import (
-        bures_wasserstein_distance,
-        frechet_distance,
-        geometric_mean,
-        transport_map,
-    )
-    from matroot.functional import (
-        SqrtmResult,
-        expm,
-        inv_sqrtm,
-        logm,
-        powm,
-        sqrtm,
-        sqrtm_ex,
-        sqrtm_pair,
-    )
-    from matroot.lyapunov import solve_lyapunov
-    from matroot.plan import explain
+    from matroot import gradients as gradients
+    from matroot import methods as methods
+    from matroot import nn as nn
+    from matroot.distances import bures_wasserstein_distance as bures_wasserstein_distance
+    from matroot.distances import frechet_distance as frechet_distance
+    from matroot.distances import geometric_mean as geometric_mean
+    from matroot.distances import transport_map as transport_map
+    from matroot.functional import SqrtmResult as SqrtmResult
+    from matroot.functional import expm as expm
+    from matroot.functional import inv_sqrtm as inv_sqrtm
+    from matroot.functional import logm as logm
+    from matroot.functional import powm as powm
+    from matroot.functional import sqrtm as sqrtm
+    from matroot.functional import sqrtm_ex as sqrtm_ex
+    from matroot.functional import sqrtm_pair as sqrtm_pair
+    from matroot.lyapunov import solve_lyapunov as solve_lyapunov
+    from matroot.plan import explain as explain
 
-__all__ = [
-    "SqrtmResult",
-    "bures_wasserstein_distance",
-    "explain",
-    "expm",
-    "frechet_distance",
-    "geometric_mean",
-    "gradients",
-    "inv_sqrtm",
-    "logm",
-    "methods",
-    "nn",
-    "powm",
-    "solve_lyapunov",
-    "sqrtm",
-    "sqrtm_ex",
-    "sqrtm_pair",
-    "transport_map",
-]
 __version__ = "0.1.0.dev0"
 
-# The module of each name; a module is its own. They are loaded when they are first asked for, and
-# PyTorch with them: ``matroot --version`` and ``--help`` need neither.
+# The module of each public name; a module is its own. They are loaded when they are first asked
+# for, and PyTorch with them: ``matroot --version`` and ``--help`` need neither.
 _MODULES = {
     "SqrtmResult": "functional",
     "bures_wasserstein_distance": "distances",
@@ -67,8 +47,8 @@ _MODULES = {
     "transport_map": "distances",
 }
 
-# Type checkers see the imports above, and so still find misspelt names.
 if not TYPE_CHECKING:
+    __all__ = [*_MODULES]
 
     def __getattr__(name):
         if name not in _MODULES:
@@ -81,4 +61,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES})

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from matroot import checks, context, errors, pseudo, solve, spd
+from matroot.evaluated import Evaluated
 from matroot.plan import Plan
 
 
@@ -45,7 +46,7 @@ def _checking(plan: Plan, a: Tensor, check_errors: bool | None) -> bool:
 
 def evaluated(
     plan: Plan, a: Tensor, relative_eps: float, rtol: float | None
-) -> tuple[solve.Evaluated, Tensor]:
+) -> tuple[Evaluated, Tensor]:
     """What was found, the roots in a's dtype, and A with the relative ridge, computing dtype."""
     dtype = plan.request.computing_dtype
     with context.no_autocast(a):

@@ -73,8 +73,9 @@ class SpectralFunction(ABC):
 
     def curvature(self, x: Tensor) -> Tensor:
         """f''(x), elementwise; by default the derivative of ``slope``."""
-        tangent: Tensor = torch.func.jvp(self.slope, (x,), (torch.ones_like(x),))[1]
-        return tangent
+        # In reverse mode: forward mode cannot be nested in PyTorch's own, outside of torch.func.
+        pulled: Tensor = torch.func.vjp(self.slope, x)[1](torch.ones_like(x))[0]
+        return pulled
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
         """f[x, y], the first divided difference: f'(x) where x = y."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, screen, solve, spd, spectrum
+from matroot.evaluated import Evaluated
 from matroot.lyapunov import lyapunov
 from matroot.lyapunov_solvers import BySpectrum
 from matroot.plan import Plan
@@ -26,7 +27,7 @@ from matroot.roots import INV_SQRT, SQRT
 from matroot.screen import Status
 
 
-def run(plan: Plan, x: Tensor, rtol: float) -> solve.Evaluated:
+def run(plan: Plan, x: Tensor, rtol: float) -> Evaluated:
     """What ``solve.run`` returns, with eigenvalues up to rtol·λ_max left out of the inverse root.
 
     Args:
@@ -65,7 +66,7 @@ def run(plan: Plan, x: Tensor, rtol: float) -> solve.Evaluated:
         converged = torch.minimum(converged, other.info[..., 2].flatten())
     converged = torch.where(status == Status.OK, converged, 0)
     info = torch.stack([status, steps, converged], -1)
-    return solve.Evaluated(info.reshape(*batch, 3), roots)
+    return Evaluated(info.reshape(*batch, 3), roots)
 
 
 class _Projector(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
@@ -10,12 +11,24 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
-    """The known classes of one kind, by snake-case name, in the order of registration."""
+    """The known classes of one kind, by snake-case name, in the order of registration.
 
-    def __init__(self, kind: str, base: type[T], *classes: type[T]) -> None:
+    Args:
+        kind: what messages call them.
+        base: what all of them are.
+        names: the names of a module: all concrete subclasses of ``base`` among them are registered,
+            in this order.
+    """
+
+    def __init__(self, kind: str, base: type[T], names: Mapping[str, object]) -> None:
         self._kind = kind
         self._base = base
-        self._classes = {_snake_case(cls.__name__): cls for cls in classes}
+        self._classes = {
+            _snake_case(cls.__name__): cls
+            for cls in names.values()
+            if isinstance(cls, type) and issubclass(cls, base) and cls is not base
+            if not inspect.isabstract(cls)
+        }
         # Made once: they cannot change.
         self._defaults = {name: cls() for name, cls in self._classes.items()}
 

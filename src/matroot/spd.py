@@ -183,6 +183,16 @@ def largest_at_least(a: Tensor) -> Tensor:
     return torch.where(total > 0, frobenius_norm(a).square() / positive_or_one(total), 0.0)
 
 
+def cholesky_solve(a: Tensor, b: Tensor) -> Tensor:
+    """A⁻¹B for positive definite A, by Cholesky.
+
+    Never by LU: batched LU on a CPU returns garbage in PyTorch 2.5 to 2.15 (pytorch #142815).
+    cholesky_ex does not synchronise; a failure leaves numbers that the caller's check discards.
+    """
+    factor = torch.linalg.cholesky_ex(a).L
+    return torch.cholesky_solve(b, factor)
+
+
 def inverse_by_cholesky(a: Tensor) -> tuple[Tensor, Tensor]:
     """A⁻¹ of positive definite matrices and whether A has a Cholesky factor, no host sync.
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import matroot
-from instances import ANY_ORDER, CONVERGED, FUNCTIONS, IMPLICIT, METHOD_OBJECTS
+from instances import ANY_ORDER, CONVERGED, FUNCTIONS, IMPLICIT, METHOD_OBJECTS, calls, pairs
 from matroot import schedules
 from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import Eigh, Minimax, NewtonSchulz, Pade, Svd, Taylor
@@ -34,12 +34,15 @@ def test_a_given_s_is_regular_down_to_its_own_rounding(dtype, smallest):
 
 @pytest.mark.parametrize("n", [8, 64])
 @pytest.mark.parametrize("spectrum", ["clustered", "outlier", "log"])
-@pytest.mark.parametrize("rule", IMPLICIT, ids=repr)
-def test_gradients_just_above_the_rounding_level(rule, spectrum, n):
-    a = random_spd(n, 2, cond=1e6, spectrum=spectrum, dtype=torch.float32)
+@pytest.mark.parametrize(
+    ("method", "rule", "backend", "dtype"), calls(pairs([Eigh()], IMPLICIT), torch.float32)
+)
+def test_gradients_just_above_the_rounding_level(method, rule, backend, dtype, spectrum, n):
+    a = random_spd(n, 2, cond=1e6, spectrum=spectrum, dtype=dtype)
     g = torch.randn_like(a)
     x = a.clone().requires_grad_()
-    found = torch.autograd.grad((matroot.sqrtm(x, gradient=rule) * g).sum(), x)[0]
+    root = matroot.sqrtm(x, method=method, gradient=rule, backend=backend)
+    found = torch.autograd.grad((root * g).sum(), x)[0]
     error = relative_error(found, exact_gradient(a, g)).max()
     assert error < tolerance(torch.float32, 1e6, "gradient")
 
@@ -63,24 +66,30 @@ def test_newton_schulz_on_singular_matrices_is_right_or_not_a_number(gradient, s
             matroot.sqrtm(a, method=method)
 
 
-@pytest.mark.parametrize("method", METHOD_OBJECTS, ids=repr)
-@pytest.mark.parametrize(("dtype", "n"), [(torch.bfloat16, 130), (torch.float16, 1100)], ids=str)
-def test_a_negative_half_matrix_is_never_a_rounded_zero(method, dtype, n):
-    if n > 200 and method not in (Eigh(), Pade()):
-        n = 130  # Only the threshold n·u > 1 needs the large matrix.
+@pytest.mark.parametrize(
+    ("method", "backend", "dtype"), calls(METHOD_OBJECTS, torch.bfloat16, torch.float16)
+)
+def test_a_negative_half_matrix_is_never_a_rounded_zero(method, backend, dtype):
+    # Only the threshold n·u > 1 needs the large matrix.
+    n = 1100 if dtype == torch.float16 and method in (Eigh(), Pade()) else 130
     with pytest.raises(LinAlgError, match="indefinite"):
-        matroot.sqrtm(-torch.eye(n, dtype=dtype), method=method)
+        matroot.sqrtm(-torch.eye(n, dtype=dtype), method=method, backend=backend)
 
 
-@pytest.mark.parametrize("method", [Pade(), Pade(8), Pade(32), Taylor(), NewtonSchulz(), Eigh()])
+@pytest.mark.parametrize(
+    ("method", "backend", "dtype"),
+    calls([Pade(), Pade(8), Pade(32), Taylor(), NewtonSchulz(), Eigh()], torch.bfloat16),
+)
 @pytest.mark.parametrize("value", [-0.4, -0.1, -0.01])
-def test_negative_eigenvalues_of_half_matrices_at_rounding_level_count_as_zero(method, value):
-    a = torch.eye(64).bfloat16()
+def test_negative_eigenvalues_of_half_matrices_at_rounding_level_count_as_zero(
+    method, backend, dtype, value
+):
+    a = torch.eye(64, dtype=dtype)
     a[0, 0] = value
     zero = torch.eye(64)
     zero[0, 0] = 0
-    found = matroot.sqrtm(a, method=method)
-    expected = matroot.sqrtm(zero, method=method)
+    found = matroot.sqrtm(a, method=method, backend=backend)
+    expected = matroot.sqrtm(zero, method=method, backend=backend)
     torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
 
 
@@ -156,14 +165,17 @@ def test_eps_beyond_the_dtype():
     assert matroot.sqrtm(torch.eye(2).double(), eps=1e39).isfinite().all()
 
 
-@pytest.mark.parametrize("rule", ANY_ORDER, ids=repr)
-@pytest.mark.parametrize("method", [Eigh(), Svd(), NewtonSchulz(40)], ids=repr)
-def test_one_hard_matrix_does_not_stop_the_batch(method, rule):
+@pytest.mark.parametrize(
+    ("method", "rule", "backend", "dtype"),
+    calls(pairs([Eigh(), Svd(), NewtonSchulz(40)], ANY_ORDER), torch.float32),
+)
+def test_one_hard_matrix_does_not_stop_the_batch(method, rule, backend, dtype):
     v = torch.randn(8, 4)
-    a = random_spd(8, 3, cond=5, dtype=torch.float32)
-    expected = matroot.sqrtm(a.clone().requires_grad_(), method=method, gradient=rule)
+    a = random_spd(8, 3, cond=5, dtype=dtype)
+    options = {"method": method, "gradient": rule, "backend": backend}
+    expected = matroot.sqrtm(a.clone().requires_grad_(), **options)
     a[1] = v @ v.mT
-    found = matroot.sqrtm(a.requires_grad_(), method=method, gradient=rule, check_errors=False)
+    found = matroot.sqrtm(a.requires_grad_(), check_errors=False, **options)
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
     found[[0, 2]].sum().backward()
     assert a.grad[[0, 2]].isfinite().all()

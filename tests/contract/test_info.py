@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import matroot
-from instances import CONVERGED, PUBLISHED
+from instances import CONVERGED, INEXACT, PUBLISHED, calls, marks
 from matroot import kernels, plan
 from matroot.gradients import GRADIENTS, Lyapunov, Spectral
 from matroot.methods import METHODS, Eigh, Minimax, NewtonSchulz
@@ -18,13 +18,13 @@ DTYPES = (F32, torch.float64, torch.bfloat16, torch.complex128)
 
 
 @pytest.mark.parametrize("root", ROOTS)
-@pytest.mark.parametrize("method", CONVERGED, ids=repr)
 @pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.float32, torch.float64, torch.complex64], ids=str
+    ("method", "backend", "dtype"),
+    calls(CONVERGED, torch.float16, torch.float32, torch.float64, torch.complex64),
 )
-def test_converged_methods(method, root, dtype):
+def test_converged_methods(method, backend, root, dtype):
     a = random_spd(6, 2, 3, cond=5, dtype=dtype)
-    result = matroot.sqrtm_ex(a, root=root, method=method)
+    result = matroot.sqrtm_ex(a, root=root, method=method, backend=backend)
     assert result.converged.shape == result.steps.shape == (2, 3)
     assert result.converged.all()
     assert (result.steps >= 1).all()
@@ -179,19 +179,36 @@ def ran(done, direction):
     return found[-1] if found else "torch"
 
 
-@pytest.mark.parametrize("root", ROOTS)
+def asked_for():
+    """Backends and roots; one of the latter where Triton's interpreter takes its time."""
+    for backend in ("auto", *kernels.FAMILIES):
+        if backend not in INEXACT and any(takes(backend, dtype) for dtype in DTYPES):
+            for root in ("both",) if backend.startswith("triton") else ROOTS:
+                yield pytest.param(backend, root, marks=marks(backend))
+
+
+def takes(backend, dtype):
+    """Whether the backend takes such tensors."""
+    return backend == "auto" or (
+        kernels.FAMILIES[backend].declines(torch.empty(2, 2, dtype=dtype)) is None
+    )
+
+
+@pytest.mark.parametrize(("backend", "root"), list(asked_for()))
 @pytest.mark.parametrize("rule", ["auto", *GRADIENTS])
 @pytest.mark.parametrize("method", ["auto", *METHODS])
-def test_explain_tells_what_runs(method, rule, root, recorder):
-    options = {"method": method, "gradient": rule}
-    if rule in GRADIENTS and GRADIENTS[rule].needs_eigenpairs and not spectral(method):
+def test_explain_tells_what_runs(method, rule, backend, root, recorder):
+    options = {"method": method, "gradient": rule, "backend": backend}
+    if rule in GRADIENTS and GRADIENTS[rule].needs_eigenpairs and not spectral(method, backend):
         return  # Refused: see test_errors.
-    for dtype in DTYPES:
+    count = 1 if backend.startswith("triton") else 2
+    for dtype in [dtype for dtype in DTYPES if takes(backend, dtype)]:
         for singular in ("raise", "pinv"):
-            if singular == "pinv" and not spectral(method):
+            if singular == "pinv" and not spectral(method, backend):
                 continue
-            for n in (4, 260) if (dtype, rule, singular) == (F32, "auto", "raise") else (4,):
-                a = random_spd(n, 2, cond=5, dtype=dtype)
+            large = count > 1 and (dtype, rule, singular) == (F32, "auto", "raise")
+            for n in (4, 260) if large else (4,):
+                a = random_spd(n, count, cond=5, dtype=dtype)
                 for derivative in (False, True):
                     x = a.clone().requires_grad_(derivative)
                     explained = matroot.explain(x, root=root, singular=singular, **options)
@@ -204,8 +221,22 @@ def test_explain_tells_what_runs(method, rule, root, recorder):
                         assert ran(recorder, "backward") == explained.gradient_backend, dtype
 
 
-def spectral(method):
-    return method == "auto" or METHODS[method].spectral
+def spectral(method, backend):
+    """Whether the method has eigenpairs; of "auto" that of the backend decides."""
+    if method == "auto":
+        best = None if backend == "auto" else kernels.FAMILIES[backend].method
+        return best is None or best.spectral
+    return METHODS[method].spectral
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("method", ["auto", *METHODS])
+def test_auto_is_the_backend_that_it_says(method, dtype):
+    a = random_spd(6, 3, cond=5, dtype=dtype)
+    named = matroot.explain(a, method=method).backend
+    for function in (matroot.sqrtm, matroot.inv_sqrtm):
+        found = function(a, method=method)
+        assert torch.equal(found, function(a, method=method, backend=named))
 
 
 def test_explain_reads_well():

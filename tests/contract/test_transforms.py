@@ -1,11 +1,11 @@
-"""torch.func and torch.compile: every method × rule."""
+"""torch.func and torch.compile: every method × rule × backend."""
 
 import pytest
 import torch
 from torch._dynamo import testing
 
 import matroot
-from instances import DIFFERENTIATED, RULES, pairs
+from instances import DIFFERENTIATED, RULES, calls, pairs
 from matroot.gradients import Lyapunov, Spectral
 from matroot.methods import METHODS, Eigh, Minimax, NewtonSchulz, Pade, Svd, Taylor
 from matroot.testing import random_spd, relative_error
@@ -19,14 +19,14 @@ def function(request):
     return ROOTS[request.param]
 
 
-@pytest.mark.parametrize(("method", "rule"), pairs(DIFFERENTIATED, RULES), ids=repr)
-def test_transforms_agree_with_autograd(method, rule, function):
+@pytest.mark.parametrize(("method", "rule", "backend"), calls(pairs(DIFFERENTIATED, RULES)))
+def test_transforms_agree_with_autograd(method, rule, backend, function):
     a = random_spd(3, 2, cond=4)
     w = torch.randn(3, 3, dtype=torch.float64)
     direction = w + w.mT
 
     def root(a):
-        return function(a, method=method, gradient=rule)
+        return function(a, method=method, gradient=rule, backend=backend)
 
     def loss(a):
         return (root(a) * w).sum().sin()
@@ -71,7 +71,7 @@ def test_compile_fullgraph_forward_and_backward(method, rule, function):
     assert relative_error(first, second).max() < 1e-12
 
 
-@pytest.mark.parametrize("name", ["taylor", "pade", "newton_schulz", "minimax", "eigh", "svd"])
+@pytest.mark.parametrize("name", METHODS)
 def test_compile_takes_names_and_returns_nan_for_a_bad_matrix(name):
     a = random_spd(4, 3, cond=4)
     torch._dynamo.reset()

@@ -7,6 +7,7 @@ import mpmath
 import pytest
 import torch
 
+from exact import difference, exactly
 from matroot import functions
 from matroot.functions import (
     FUNCTIONS,
@@ -25,14 +26,12 @@ WHOLE = (-1, 2, 3, 4, -2, -3, 5, 10)
 ALL = [Sqrt(), InvSqrt(), Log(), Exp(), *map(Power, EXPONENTS + WHOLE)]
 DTYPES = [torch.float32, torch.float64]
 DIGITS = 200
-# Ties are separated by this relative distance, which changes results far below rounding.
-SPLIT = mpmath.mpf(10) ** -60
 PAIRS, TRIPLES = 600, 400
 
 
 @dataclasses.dataclass(frozen=True)
 class Saturation(SpectralFunction):
-    """x/(x + 1): all that users must write for a function of their own."""
+    """x/(x + 1): what a user has to write for a function of their own."""
 
     domain = "semidefinite"
     bounded_slope = True
@@ -59,33 +58,6 @@ class CubeRoot(SpectralFunction):
 
     def slope(self, x):
         return x.pow(-2 / 3) / 3
-
-
-def exactly(function):
-    """The function in mpmath's arithmetic."""
-    if isinstance(function, Power):
-        p = int(function.p) if function.whole else mpmath.mpf(function.p)
-        return lambda x: x**p if x != 0 or p >= 0 else mpmath.inf
-    return {
-        Sqrt: mpmath.sqrt,
-        InvSqrt: lambda x: 1 / mpmath.sqrt(x),
-        Log: mpmath.log,
-        Exp: mpmath.exp,
-        Saturation: lambda x: x / (x + 1),
-        CubeRoot: lambda x: x ** mpmath.mpf(1 / 3),
-    }[type(function)]
-
-
-def exact_difference(f, *points):
-    """f[x, …] by its definition, where ties are separated."""
-    x = []
-    for i, point in enumerate(map(mpmath.mpf, points)):
-        shift = i * SPLIT * (abs(point) or 1)
-        x.append(point + shift if point in points[:i] else point)
-    table = [f(point) for point in x]
-    for order in range(1, len(x)):
-        table = [(table[i + 1] - table[i]) / (x[i + order] - x[i]) for i in range(len(table) - 1)]
-    return table[0]
 
 
 def points(function, count, many, dtype, low=-5.0, high=5.0, seed=0):
@@ -115,11 +87,11 @@ def points(function, count, many, dtype, low=-5.0, high=5.0, seed=0):
 
 
 def worst(found, exact, dtype, sizes=None):
-    """The largest error, in units of rounding of the exact numbers or of ``sizes``."""
+    """The largest error in units of rounding of the exact number, or of sizes."""
     unit, info = mpmath.mpf(torch.finfo(dtype).eps), torch.finfo(dtype)
     errors = [0.0]
     for i, (x, y) in enumerate(zip(found.tolist(), exact, strict=True)):
-        # Where the exact number is above or below the range, units mean nothing.
+        # Where the exact number is out of range, or below it, units say nothing.
         if 4 * info.tiny < abs(y) < info.max / 4:
             errors.append(float(abs(x - y) / (unit * (sizes[i] if sizes else abs(y)))))
     assert len(errors) > len(found) / 2
@@ -138,7 +110,7 @@ def test_values_and_slopes(function, dtype):
     (x,) = points(function, 1, 200, dtype)
     f = exactly(function)
     assert worst(function.values(x), [f(mpmath.mpf(v)) for v in x.tolist()], dtype) <= 2
-    slopes = [exact_difference(f, v, v) for v in x.tolist()]
+    slopes = [difference(f, v, v) for v in x.tolist()]
     assert worst(function.slope(x), slopes, dtype) <= 4
 
 
@@ -147,7 +119,7 @@ def test_values_and_slopes(function, dtype):
 def test_first_differences(function, dtype):
     x, y = points(function, 2, PAIRS, dtype)
     f = exactly(function)
-    exact = [exact_difference(f, *pair) for pair in zip(x.tolist(), y.tolist(), strict=True)]
+    exact = [difference(f, *pair) for pair in zip(x.tolist(), y.tolist(), strict=True)]
     found = function.difference(x, y)
     assert found.dtype == dtype
     assert torch.equal(found, function.difference(y, x))
@@ -157,22 +129,22 @@ def test_first_differences(function, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("function", ALL, ids=repr)
 def test_second_differences(function, dtype):
-    # With larger points, intermediate results overflow in single precision.
+    # Larger ones overflow on the way in single precision.
     wide = 3.0 if isinstance(function, Power) and function.p > 5 else 5.0
     x, y, z = points(function, 3, TRIPLES, dtype, -wide, wide)
     f = exactly(function)
     triples = list(zip(x.tolist(), y.tolist(), z.tolist(), strict=True))
-    exact = [exact_difference(f, *triple) for triple in triples]
+    exact = [difference(f, *triple) for triple in triples]
     found = function.second_difference(x, y, z)
     assert found.dtype == dtype
     sizes, bound = None, 24
     if isinstance(function, Power) and function.whole:
         # For points of different signs the sum of x^i y^j z^k may cancel; for others it cannot.
-        sizes = [abs(exact_difference(f, *map(abs, triple))) for triple in triples]
+        sizes = [abs(difference(f, *map(abs, triple))) for triple in triples]
         sizes = [max(size, abs(y)) for size, y in zip(sizes, exact, strict=True)]
         bound = 100
     assert worst(found, exact, dtype, sizes) <= bound
-    # The points are sorted first; closed formulas may round differently in another order.
+    # The three are put in order first; closed formulas may round otherwise in another one.
     other = function.second_difference(z, x, y)
     torch.testing.assert_close(other, found, rtol=16 * torch.finfo(dtype).eps, atol=0)
 
@@ -183,11 +155,11 @@ def test_first_differences_over_the_whole_range(function, dtype):
     info = torch.finfo(dtype)
     least, most = math.log10(info.tiny * info.eps * 8), math.log10(info.max / 8)
     if isinstance(function, Power) and abs(function.p) > 1.1:
-        # Otherwise hardly any pair has a difference in range.
+        # Else hardly any pair has a difference in range.
         least, most = least / abs(function.p) / 2, most / abs(function.p) / 2
     x, y = points(function, 2, PAIRS, dtype, least, most, seed=1)
     f = exactly(function)
-    exact = [exact_difference(f, *pair) for pair in zip(x.tolist(), y.tolist(), strict=True)]
+    exact = [difference(f, *pair) for pair in zip(x.tolist(), y.tolist(), strict=True)]
     assert worst(function.difference(x, y), exact, dtype) <= 8
 
 
@@ -197,15 +169,13 @@ def test_exponentials_up_to_overflow(dtype):
     x = torch.tensor([most * 0.999, most + 2, most + 2, -50.0, 2 * most], dtype=dtype)
     y = torch.tensor([0.0, -most, -1e4, -1e4, 2 * most], dtype=dtype)
     found = Exp().difference(x, y)
-    exact = [
-        exact_difference(mpmath.exp, *pair) for pair in zip(x.tolist(), y.tolist(), strict=True)
-    ]
+    exact = [difference(mpmath.exp, *pair) for pair in zip(x.tolist(), y.tolist(), strict=True)]
     assert worst(found[:4], exact[:4], dtype) <= 4
     assert found[4] == torch.inf
     z = torch.tensor([1.0, 5.0, -3.0, -60.0, most], dtype=dtype)
     second = Exp().second_difference(x, y, z)
     triples = zip(x.tolist(), y.tolist(), z.tolist(), strict=True)
-    exact = [exact_difference(mpmath.exp, *triple) for triple in triples]
+    exact = [difference(mpmath.exp, *triple) for triple in triples]
     assert worst(second[:4], exact[:4], dtype) <= 8
 
 
@@ -214,10 +184,10 @@ def test_zeros(p):
     function, f = Power(p), exactly(Power(p))
     x = torch.logspace(-9, 3, 40, dtype=torch.float64)
     y, zero = x.flip(0) * 1.1, torch.zeros_like(x)
-    first = [exact_difference(f, v, 0.0) for v in x.tolist()]
+    first = [difference(f, v, 0.0) for v in x.tolist()]
     assert worst(function.difference(x, zero), first, torch.float64) <= 4
     assert worst(function.difference(zero, x), first, torch.float64) <= 4
-    second = [exact_difference(f, *t, 0.0) for t in zip(x.tolist(), y.tolist(), strict=True)]
+    second = [difference(f, *t, 0.0) for t in zip(x.tolist(), y.tolist(), strict=True)]
     assert worst(function.second_difference(x, zero, y), second, torch.float64) <= 24
     at_zero = float(function.difference(zero, zero)[0])
     assert at_zero == (math.inf if p < 1 else 0)
@@ -243,7 +213,7 @@ def test_whole_powers_are_exact():
         assert torch.equal(Power(p).difference(x, y), first)
         assert torch.equal(Power(p).second_difference(x, y, z), second)
     assert torch.equal(Power(-1).values(x), 1 / x)
-    # A pair that cancels has the difference 0, not a rounding error.
+    # A pair that cancels has the difference 0, not one of rounding.
     assert Power(4).difference(x, y)[4] == 0
     assert Power(3).difference(x, y)[4] == pytest.approx(49, rel=1e-15)
 
@@ -288,9 +258,9 @@ def test_a_function_of_ones_own_needs_little():
     x, y, z = points(Saturation(), 3, 300, torch.float64, -3, 3)
     triples = list(zip(x.tolist(), y.tolist(), z.tolist(), strict=True))
     f = exactly(Saturation())
-    exact = [exact_difference(f, *triple) for triple in triples]
+    exact = [difference(f, *triple) for triple in triples]
     # f[x, y] is exact to rounding, and so are its differences, relative to its size.
-    sizes = [abs(exact_difference(f, min(t), sorted(t)[1])) / max(t) for t in triples]
+    sizes = [abs(difference(f, min(t), sorted(t)[1])) / max(t) for t in triples]
     sizes = [max(size, abs(y)) for size, y in zip(sizes, exact, strict=True)]
     found = Saturation().second_difference(x, y, z)
     assert worst(found, exact, torch.float64, sizes) <= 40
@@ -301,15 +271,15 @@ def test_defaults_from_values_and_slope(dtype):
     f = exactly(CubeRoot())
     x, y, z = points(CubeRoot(), 3, 300, dtype, -3, 3)
     triples = list(zip(x.tolist(), y.tolist(), z.tolist(), strict=True))
-    first = [exact_difference(f, *t[:2]) for t in triples]
+    first = [difference(f, *t[:2]) for t in triples]
     assert worst(CubeRoot().difference(x, y), first, dtype) <= 10
-    second = [exact_difference(f, *t) for t in triples]
+    second = [difference(f, *t) for t in triples]
     assert worst(CubeRoot().second_difference(x, y, z), second, dtype) <= 120
 
 
 @pytest.mark.parametrize("function", [InvSqrt(), Log(), Power(-1 / 3), Power(-1)], ids=repr)
 def test_on_range_is_flat_about_zero(function):
-    """Against a function that is f above some c and 0 below it, in exact arithmetic."""
+    """Against a function that really is f above some c and 0 below it, in exact arithmetic."""
     kept, f = OnRange(function), exactly(function)
     x = torch.tensor([0.3, 1.0, 1.0, 2.5, 0.0, 0.0], dtype=torch.float64)
     index = torch.cartesian_prod(*[torch.arange(6)] * 3)
@@ -319,8 +289,8 @@ def test_on_range_is_flat_about_zero(function):
         return f(point) if point > 1e-3 else mpmath.mpf(0)
 
     triples = list(zip(a.tolist(), b.tolist(), c.tolist(), strict=True))
-    first = [exact_difference(flat, *t[:2]) for t in triples]
-    second = [exact_difference(flat, *t) for t in triples]
+    first = [difference(flat, *t[:2]) for t in triples]
+    second = [difference(flat, *t) for t in triples]
     for found, exact in (
         (kept.difference(a, b), first),
         (kept.second_difference(a, b, c), second),

@@ -84,7 +84,8 @@ def test_small_eigenvalues_that_are_not_rounding_are_kept():
 
 
 def test_names():
-    assert list(METHODS) == ["taylor", "pade", "newton_schulz", "minimax", "eigh", "svd"]
+    known = ["taylor", "pade", "newton_schulz", "minimax", "eigh", "svd"]
+    assert [name for name in METHODS if name in known] == known
     assert all(name_of(cls()) == name for name, cls in METHODS.items())
     assert all(name_of(cls()) == name for name, cls in GRADIENTS.items())
     assert METHODS.resolve("pade") == Pade(order=5)

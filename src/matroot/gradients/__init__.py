@@ -1,43 +1,25 @@
-"""Backward rules, one file each; any of them goes with any method that can feed it."""
+"""Backward rules, one file each; any of them goes with any method that can feed it.
 
-from matroot.gradients.lyapunov import Lyapunov
-from matroot.gradients.published import (
-    PowerIteration,
-    SpectralClipped,
-    SpectralNaive,
-    SpectralPade,
-    SpectralTaylor,
-)
-from matroot.gradients.rule import ExplicitRule, GradientRule, ImplicitRule, Kept
-from matroot.gradients.spectral import Spectral
-from matroot.gradients.unrolled import Unrolled
+A rule is registered by its import here, ``import … as …`` so that type checkers let it pass on.
+"""
+
+from matroot.gradients.rule import ExplicitRule as ExplicitRule
+from matroot.gradients.rule import GradientRule as GradientRule
+from matroot.gradients.rule import ImplicitRule as ImplicitRule
+from matroot.gradients.rule import Kept as Kept
 from matroot.registry import Registry
 
-__all__ = [
-    "GRADIENTS",
-    "ExplicitRule",
-    "GradientRule",
-    "ImplicitRule",
-    "Kept",
-    "Lyapunov",
-    "PowerIteration",
-    "Spectral",
-    "SpectralClipped",
-    "SpectralNaive",
-    "SpectralPade",
-    "SpectralTaylor",
-    "Unrolled",
-]
+# In the order of tables and messages.
+# isort: off
+from matroot.gradients.lyapunov import Lyapunov as Lyapunov
+from matroot.gradients.spectral import Spectral as Spectral
+from matroot.gradients.unrolled import Unrolled as Unrolled
+from matroot.gradients.published import SpectralNaive as SpectralNaive
+from matroot.gradients.published import SpectralClipped as SpectralClipped
+from matroot.gradients.published import SpectralTaylor as SpectralTaylor
+from matroot.gradients.published import SpectralPade as SpectralPade
+from matroot.gradients.published import PowerIteration as PowerIteration
 
-GRADIENTS: Registry[GradientRule] = Registry(
-    "gradient",
-    GradientRule,
-    Lyapunov,
-    Spectral,
-    Unrolled,
-    SpectralNaive,
-    SpectralClipped,
-    SpectralTaylor,
-    SpectralPade,
-    PowerIteration,
-)
+# isort: on
+
+GRADIENTS: Registry[GradientRule] = Registry("gradient", GradientRule, globals())

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
+from matroot.evaluated import by_solver
 from matroot.gradients import GradientRule, Kept
 from matroot.gradients.rule import Cotangents
 from matroot.methods import Method
 from matroot.request import Request
+from matroot.roots import Functions
+from matroot.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Solved:
 class ValueKernel:
     """All of one call on A, (..., n, n) in the computing dtype.
 
+    Nothing is done before it or after it. It adds the ridge ``request.eps``, takes the Hermitian
+    part, scales so that nothing overflows, finds the matrices that have no result by
+    ``request.thresholds(n)``, says so in their status, and gives them NaN. A kernel that is handed
+    scaled matrices, and only evaluates the functions, is made into one by ``screened``.
+
     Attributes:
         name: what ``explain`` calls it.
         declines: None where it takes this request for this tensor, else why not.
@@ -54,6 +63,31 @@ class ValueKernel:
     name: str
     declines: Callable[[Request, Tensor], str | None]
     run: Callable[[Request, Tensor], Solved | None]
+
+
+def screened(
+    name: str,
+    declines: Callable[[Request, Tensor], str | None],
+    solve: Callable[[Request, Tensor, Functions], Solution],
+) -> ValueKernel:
+    """A kernel out of one that does what ``Method.solve`` does, and no more.
+
+    What comes before and after it is done by PyTorch's operations, as for a method: the ridge, the
+    scale, the statuses, NaN, and the constants of the gradient rule.
+
+    Args:
+        name: what ``explain`` calls it.
+        declines: None where it takes this request for this tensor, else why not.
+        solve: from the request, matrices and functions as ``Method.solve`` is given them to what
+            that returns; for functions other than the roots, and for rules that need them,
+            with the eigenpairs.
+    """
+
+    def run(request: Request, a: Tensor) -> Solved:
+        found = by_solver(request, a, partial(solve, request))
+        return Solved(found.info, found.values, found.constants)
+
+    return ValueKernel(name, declines, run)
 
 
 @dataclass(frozen=True)

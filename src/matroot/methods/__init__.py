@@ -1,33 +1,21 @@
-"""Forward algorithms for the root and the inverse root, one file each."""
+"""Forward algorithms for the root and the inverse root, one file each.
 
-from matroot.methods.eigh import Eigh, Svd
-from matroot.methods.method import Method
-from matroot.methods.minimax import Minimax
-from matroot.methods.newton_schulz import NewtonSchulz
-from matroot.methods.pade import Pade
-from matroot.methods.taylor import Taylor
+A method is registered by its import here, ``import … as …`` so that type checkers let it pass on.
+"""
+
+from matroot.methods.method import Method as Method
 from matroot.registry import Registry
 
-__all__ = [
-    "METHODS",
-    "Eigh",
-    "Method",
-    "Minimax",
-    "NewtonSchulz",
-    "Pade",
-    "Svd",
-    "Taylor",
-]
+# In the order of tables and messages.
+# isort: off
+from matroot.methods.taylor import Taylor as Taylor
+from matroot.methods.pade import Pade as Pade
+from matroot.methods.newton_schulz import NewtonSchulz as NewtonSchulz
+from matroot.methods.minimax import Minimax as Minimax
+from matroot.methods.eigh import Eigh as Eigh
+from matroot.methods.eigh import Svd as Svd
+
+# isort: on
 
 # mypy cannot see that an abstract base may stand for its concrete classes.
-METHODS: Registry[Method] = Registry(
-    "method",
-    # Never instantiated: the registry only asks what is an instance of it.
-    Method,  # type: ignore[type-abstract]
-    Taylor,
-    Pade,
-    NewtonSchulz,
-    Minimax,
-    Eigh,
-    Svd,
-)
+METHODS: Registry[Method] = Registry("method", Method, globals())  # type: ignore[type-abstract]

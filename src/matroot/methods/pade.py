@@ -35,16 +35,6 @@ def coefficients(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(p), tuple(q)
 
 
-def cholesky_solve(a: Tensor, b: Tensor) -> Tensor:
-    """A⁻¹B for positive definite A, by Cholesky.
-
-    Never by LU: batched LU on a CPU returns garbage in PyTorch 2.5 to 2.15 (pytorch #142815).
-    cholesky_ex does not synchronise; a failure leaves numbers that the caller's check discards.
-    """
-    factor = torch.linalg.cholesky_ex(a).L
-    return torch.cholesky_solve(b, factor)
-
-
 @dataclass(frozen=True)
 class Pade(Method):
     """Matrix Padé approximant of the published method.
@@ -92,8 +82,8 @@ class Pade(Method):
     def _by_powers(self, x: Tensor, wanted: Wanted) -> tuple[Tensor | None, Tensor | None]:
         powers = powers_for(spd.identity_like(x) - x, self.order, 2)
         p, q = (evaluate(coeffs, powers) for coeffs in coefficients(self.order))
-        sqrt = cholesky_solve(q, p) if wanted.sqrt else None
-        inv_sqrt = cholesky_solve(p, q) if wanted.inv_sqrt else None
+        sqrt = spd.cholesky_solve(q, p) if wanted.sqrt else None
+        inv_sqrt = spd.cholesky_solve(p, q) if wanted.inv_sqrt else None
         return sqrt, inv_sqrt
 
     def _by_fractions(self, x: Tensor, wanted: Wanted) -> tuple[Tensor | None, Tensor | None]:
@@ -120,5 +110,5 @@ def _sum_of_fractions(x: Tensor, angles: list[float], numerator: Tensor) -> Tens
     total = torch.zeros_like(x)
     for angle in reversed(angles):
         shifted = math.sin(angle) ** 2 * identity + math.cos(angle) ** 2 * x
-        total = total + cholesky_solve(shifted, numerator)
+        total = total + spd.cholesky_solve(shifted, numerator)
     return total
