@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matroot.distances import frechet_distance as frechet_distance
     from matroot.distances import geometric_mean as geometric_mean
     from matroot.distances import transport_map as transport_map
+    from matroot.features import (
+        frechet_distance_from_features as frechet_distance_from_features,
+    )
     from matroot.functional import SqrtmResult as SqrtmResult
     from matroot.functional import expm as expm
     from matroot.functional import inv_sqrtm as inv_sqrtm
@@ -33,6 +36,7 @@ _MODULES = {
     "explain": "plan",
     "expm": "functional",
     "frechet_distance": "distances",
+    "frechet_distance_from_features": "features",
     "geometric_mean": "distances",
     "gradients": "gradients",
     "inv_sqrtm": "functional",

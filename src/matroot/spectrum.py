@@ -185,7 +185,7 @@ def together(which: Tensor, n: int) -> list[Tensor]:
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, σ (descending) and Vᴴ of A = U diag(σ) Vᴴ, shapes as of ``torch.linalg.svd``.
+    """U, σ (descending) and Vᴴ of A = U diag(σ) Vᴴ, min(m, n) of them for m×n matrices.
 
     NaN where the solver fails.
     """
@@ -198,7 +198,7 @@ def _eigh(a: Tensor) -> tuple[Tensor, ...]:
 
 
 def _svd(a: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.linalg.svd(a))
+    return tuple(torch.linalg.svd(a, full_matrices=False))
 
 
 def _guarded(factorise: Factorisation, a: Tensor) -> tuple[Tensor, ...]:
@@ -245,7 +245,7 @@ def _alone(factorise: Factorisation, a: Tensor) -> tuple[Tensor, ...]:
         if not context.host_reads_are_free(a) or not any(part.isnan().any() for part in found):
             break
     else:
-        like = factorise(spd.identity_like(wide))
+        like = factorise(torch.ones_like(wide))
         found = tuple(torch.full_like(part, torch.nan) for part in like)
     return tuple(
         part.to(a.dtype if part.is_complex() else spd.real_dtype(a.dtype)) for part in found
