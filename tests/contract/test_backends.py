@@ -248,7 +248,7 @@ def test_bits_do_not_depend_on_batch_or_position(backend, dtype, method, n):
 @pytest.mark.parametrize(
     ("backend", "dtype", "method", "n"),
     [
-        case(backend, dtype, method, n)
+        case(backend, dtype, method, n, slow=n > 33)
         for backend, dtype, method in kernels()
         for n in BACKENDS[backend].two_sizes
     ],

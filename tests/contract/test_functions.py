@@ -406,6 +406,15 @@ def test_transforms_and_compiler(function):
     )
 
 
+@pytest.mark.slow
+def test_compiled_programs_in_double_precision():
+    """In a batch, for which PyTorch makes vectors of C++."""
+    a = random_spd(8, 16, cond=5)
+    for run in (lambda a: matroot.powm(a, 0.3), matroot.sqrtm):
+        found = torch.compile(run, fullgraph=True)(a)
+        torch.testing.assert_close(found, run(a), rtol=1e-12, atol=1e-12)
+
+
 def test_third_derivatives_are_refused():
     x = random_spd(3, cond=3).requires_grad_()
     (first,) = torch.autograd.grad(matroot.logm(x).sum(), x, create_graph=True)
