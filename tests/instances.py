@@ -29,8 +29,9 @@ CONVERGING: dict[type[Method], Method] = {
     NewtonSchulz: NewtonSchulz(16),
 }
 CONVERGED: list[Method] = [CONVERGING.get(cls) or cls() for cls in METHODS.values()]
-# The same, cheaper to differentiate: at condition numbers up to 4.
-DIFFERENTIATED: list[Method] = [Taylor(150) if type(m) is Taylor else m for m in CONVERGED]
+# Cheaper to differentiate: at condition numbers up to 4.
+DIFFERENTIABLE: dict[type[Method], Method] = {Taylor: Taylor(150)}
+DIFFERENTIATED: list[Method] = [DIFFERENTIABLE.get(type(m), m) for m in CONVERGED]
 # As published.
 PUBLISHED: list[Method] = [cls() for cls in METHODS.values() if cls in CONVERGING]
 METHOD_OBJECTS = PUBLISHED + CONVERGED
