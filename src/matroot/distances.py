@@ -69,12 +69,9 @@ def bures_wasserstein_distance(
         >>> matroot.bures_wasserstein_distance(a, b)  # (2 − 1)² + (3 − 1)²
         tensor(5.)
     """
-    matrices = {"a": a, "b": b}
-    for name, matrix in matrices.items():
-        checks.square_matrices(name, matrix)
-    checks.broadcastable(matrices)
+    matrices, eps = _checked(a, b, eps)
     checks.flag("squared", squared)
-    distances = _distances(matrices, checks.ridge(eps, a.dtype))
+    distances = _distances(matrices, eps)
     return distances[0 if squared else 1].to(spd.real_dtype(a.dtype))
 
 
@@ -182,11 +179,7 @@ def transport_map(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.3333]])
     """
-    matrices = {"a": a, "b": b}
-    for name, matrix in matrices.items():
-        checks.square_matrices(name, matrix)
-    checks.broadcastable(matrices)
-    eps = checks.ridge(eps, a.dtype)
+    matrices, eps = _checked(a, b, eps)
     if a.numel() == 0 or b.numel() == 0:
         return a + b
     if torch.compiler.is_compiling():
@@ -253,11 +246,7 @@ def geometric_mean(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
         tensor([[3., 0.],
                 [0., 4.]])
     """
-    matrices = {"a": a, "b": b}
-    for name, matrix in matrices.items():
-        checks.square_matrices(name, matrix)
-    checks.broadcastable(matrices)
-    eps = checks.ridge(eps, a.dtype)
+    matrices, eps = _checked(a, b, eps)
     return _between(matrices, eps, inverse=False)
 
 
@@ -281,6 +270,15 @@ def _between(matrices: dict[str, Tensor], eps: float, *, inverse: bool) -> Tenso
         named = errors.Named("b", ridge="a ridge with eps=")
         (root,) = call.values(options(middle, (SQRT,), 0.0), middle, None, named=named)
         return spd.hermitian_part(outer @ root @ outer).to(a.dtype)
+
+
+def _checked(a: Tensor, b: Tensor, eps: float) -> tuple[dict[str, Tensor], float]:
+    """Matrices that go together, by name, and the ridge."""
+    matrices = {"a": a, "b": b}
+    for name, matrix in matrices.items():
+        checks.square_matrices(name, matrix)
+    checks.broadcastable(matrices)
+    return matrices, checks.ridge(eps, a.dtype)
 
 
 def _finite(name: str, mean: Tensor) -> Tensor:
