@@ -60,7 +60,7 @@ def test_small_eigenvalues_are_told_from_zero(n, name):
     small = exact.abs() <= 8 * UNIT * size
     if name in ("nearly indefinite", "indefinite"):
         small |= exact < 0
-    assert not small.any() or error[small].max() < 0.2
+    assert not small.any() or error[small].max() < 0.5
     wide = q.double()
     assert (wide.T @ wide - torch.eye(n)).abs().max() < 4 * n**0.5 * UNIT
     residual = a.double() @ wide - wide * values.double()
