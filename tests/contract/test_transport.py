@@ -117,7 +117,9 @@ def test_arguments(function):
             wrong()
 
 
-@pytest.mark.parametrize("function", ["transport_map", "geometric_mean"])
+@pytest.mark.parametrize(
+    "function", ["geometric_mean", pytest.param("transport_map", marks=pytest.mark.slow)]
+)
 def test_compiled(function):
     run = getattr(matroot, function)
     a, b = random_spd(5, cond=5).requires_grad_(), random_spd(5, 2, cond=5, seed=1).requires_grad_()
