@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import spd
+from matroot import spd, spectrum
 
 # What d² is of tr A + tr B at least, where singular values decide: they leave two digits fewer than
 # the dtype has.
@@ -46,9 +46,8 @@ def factor(scaled: Tensor, k: Tensor) -> Factor | None:
         scaled: A/4ᵏ, exactly Hermitian, shape (n, n), of single or double precision.
         k: see Factor.
     """
-    wide, n = spd.in_double(scaled), scaled.shape[-1]
-    shift = spd.null_share(n, scaled.dtype) * spd.frobenius_norm(wide)
-    if torch.linalg.cholesky_ex(wide - shift * spd.identity_like(wide)).info:
+    wide = spd.in_double(scaled)
+    if not spd.is_regular(wide, scaled.dtype):
         return None
     lower, info = torch.linalg.cholesky_ex(wide)
     return None if info else Factor(wide, lower, k)
@@ -67,7 +66,7 @@ def squared_distance(
     """
     k = torch.maximum(first.k, second.k)
     i, j = first.k - k, second.k - k
-    is_double = spd.real_eps(dtype) < 1e-10
+    is_double = spd.real_dtype(dtype) == torch.float64
     if torch.equal(first.matrix, second.matrix) and first.k == second.k:
         zero = first.matrix.new_zeros((), dtype=torch.float64)
         nothing = torch.zeros_like(first.matrix, dtype=dtype)
@@ -77,10 +76,10 @@ def squared_distance(
         if square is not None:
             return _scaled_back(square, k)
     if is_double:
-        u, sigma, vh = torch.linalg.svd(first.lower.mH @ second.lower)
+        u, sigma, vh = spectrum.svd(first.lower.mH @ second.lower)
         f, t = first.lower @ u, second.lower @ vh.mH
     else:
-        sigma, v = torch.linalg.eigh(_congruence(first, second))
+        sigma, v = spectrum.eigh(_congruence(first, second))
         # A tiny number in place of what rounding left below it.
         sigma = sigma.clamp(min=torch.finfo(sigma.dtype).tiny).sqrt()
         t = second.lower @ v
@@ -103,16 +102,16 @@ def _by_values(
     left, right = (spd.power_of_two(x, first.matrix) for x in (i, j))
     traces = spd.trace(first.matrix) * left**2 + spd.trace(second.matrix) * right**2
     if is_double:
-        sigma = torch.linalg.svdvals(first.lower.mH @ second.lower)
-        square = traces - 2 * sigma.sum() * left * right
-        return square if square > _CANCELLED * traces else None
-    n = first.matrix.shape[-1]
-    values = torch.linalg.eigvalsh(_congruence(first, second)).clamp(min=0)
-    sigma, off = values.sqrt(), 4 * n**0.5 * spd.real_eps(torch.float64) * values[-1]
-    error = torch.minimum(off / (2 * sigma), off.sqrt()).sum() * left * right
-    error = 2 * error + 4 * spd.real_eps(torch.float64) * traces
+        sigma = spectrum.singular_values(first.lower.mH @ second.lower)
+        least = _CANCELLED * traces
+    else:
+        n, unit = first.matrix.shape[-1], spd.real_eps(torch.float64)
+        values = spectrum.eigenvalues(_congruence(first, second)).clamp(min=0)
+        sigma, off = values.sqrt(), 4 * n**0.5 * unit * values[-1]
+        error = torch.minimum(off / (2 * sigma), off.sqrt()).sum() * left * right
+        least = (2 * error + 4 * unit * traces) / spd.real_eps(dtype)
     square = traces - 2 * sigma.sum() * left * right
-    return square if square * spd.real_eps(dtype) > error else None
+    return square if square > least else None
 
 
 def _congruence(first: Factor, second: Factor) -> Tensor:

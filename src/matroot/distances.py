@@ -127,7 +127,12 @@ def frechet_distance(
     checks.broadcastable(covariances, means)
     checks.flag("squared", squared)
     by_square, by_root = _distances(covariances, checks.ridge(eps, cov1.dtype))
-    wide = [_finite(name, mean).to(spd.computing_dtype(mean.dtype)) for name, mean in means.items()]
+    wide = [
+        finite_or_nan(errors.Named(name, things="means"), mean, 1).to(
+            spd.computing_dtype(mean.dtype)
+        )
+        for name, mean in means.items()
+    ]
     step = wide[0] - wide[1]
     parts = spd.real_parts(step)
     if squared:
@@ -205,8 +210,7 @@ def _is_regular(a: Tensor, eps: float) -> Tensor:
     x, _, status = screen.normalized(flat, screen.thresholds(a.shape[-1], a.dtype).skew, eps)
     if a.device.type != "mps":  # In single precision 4 units are within its own rounding.
         x = spd.in_double(x)
-    share = spd.null_share(a.shape[-1], dtype) * spd.frobenius_norm(x)
-    regular = (status == Status.OK) & spd.factorises(x - share * spd.identity_like(x))
+    regular = (status == Status.OK) & spd.is_regular(x, dtype)
     return regular.reshape(a.shape[:-2])
 
 
@@ -281,14 +285,19 @@ def _checked(a: Tensor, b: Tensor, eps: float) -> tuple[dict[str, Tensor], float
     return matrices, checks.ridge(eps, a.dtype)
 
 
-def _finite(name: str, mean: Tensor) -> Tensor:
-    """The mean; NaN where a component is not finite, or the error that says so."""
-    finite = mean.detach().isfinite().all(-1, keepdim=True)
-    if checks.checking(None, mean):
-        status = torch.where(finite[..., 0], Status.OK, Status.NONFINITE)
-        limits = screen.thresholds(mean.shape[-1], mean.dtype)
-        errors.raise_if_bad(errors.Named(name, things="means"), status, mean, limits)
-    return torch.where(finite, mean, spd.nan_where(~finite, mean))
+def finite_or_nan(named: errors.Named, x: Tensor, dims: int) -> Tensor:
+    """Vectors or sets of them, the last ``dims`` dimensions of ``x``; NaN where one is not finite.
+
+    Raises:
+        torch.linalg.LinAlgError: instead, where errors are checked.
+    """
+    finite = x.detach().isfinite()
+    for dim in range(1, dims + 1):
+        finite = finite.all(-dim, keepdim=True)
+    if checks.checking(None, x):
+        status = torch.where(finite.reshape(x.shape[:-dims]), Status.OK, Status.NONFINITE)
+        errors.raise_if_bad(named, status, x, screen.thresholds(x.shape[-1], x.dtype))
+    return torch.where(finite, x, spd.nan_where(~finite, x))
 
 
 def _norm(x: Tensor) -> Tensor:

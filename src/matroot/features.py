@@ -13,15 +13,15 @@ covariance. Since W is the best isometry, the gradient is 2 (F − W G) by F and
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from matroot import checks, context, errors, screen, spd, spectrum
-from matroot.distances import frechet_distance
+from matroot import checks, context, errors, spd, spectrum
+from matroot.distances import finite_or_nan, frechet_distance
 from matroot.overrides import overridable
-from matroot.screen import Status
 
 # Samples that are taken at a time into a covariance.
 _ROWS = 4096
@@ -116,23 +116,16 @@ def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
     return mean, total / (x.shape[-2] - correction)
 
 
-def _by_samples(
-    samples: dict[str, Tensor], wide: list[Tensor], correction: int, squared: bool
-) -> Tensor:
+def _by_samples(names: Iterable[str], wide: list[Tensor], correction: int, squared: bool) -> Tensor:
     means, factors = [], []
-    for (name, given), x in zip(samples.items(), wide, strict=True):
-        finite = x.detach().isfinite().all(-1).all(-1)
-        if checks.checking(None, given):
-            status = torch.where(finite, Status.OK, Status.NONFINITE)
-            named = errors.Named(name, things="sets of samples")
-            limits = screen.thresholds(x.shape[-1], x.dtype)
-            errors.raise_if_bad(named, status, given, limits)
+    for name, given in zip(names, wide, strict=True):
+        x = finite_or_nan(errors.Named(name, things="sets of samples"), given, 2)
         mean = x.mean(-2, keepdim=True)
         factor = (x - mean) / math.sqrt(x.shape[-2] - correction)
         if x.shape[-2] > x.shape[-1] and not x.requires_grad:
             factor = torch.linalg.qr(factor, mode="r").R
         means.append(mean[..., 0, :])
-        factors.append(torch.where(finite[..., None, None], factor, torch.nan))
+        factors.append(factor)
     ndim = max(factor.ndim for factor in factors)
     f, g = (factor[(None,) * (ndim - factor.ndim)] for factor in factors)
     square = _Distance.apply(f, g)[0]

@@ -272,7 +272,6 @@ def powm(
         singular = "raise"  # There is nothing to leave out.
     if singular == "pinv" and not isinstance(function, InvSqrt):
         function = OnRange(function)
-    checks.square_matrices("a", a)
     count = roots_of_roots(p, a, method, gradient, singular)
     if not count:
         plan = resolve((function,), a, eps, method, gradient, backend, singular)

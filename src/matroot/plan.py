@@ -229,12 +229,15 @@ def roots_of_roots(
     count = {0.25: 1, 0.125: 2}.get(abs(p), 0)
     if not count or singular == "pinv":
         return 0
+    checks.square_matrices("a", a)
     if method != "auto":
         return 0 if METHODS.resolve(method).spectral else count
     if gradient != "auto":
         rule = GRADIENTS.resolve(gradient)
-        if rule.needs_eigenpairs or not rule.any_function:
-            return 0 if rule.needs_eigenpairs else count
+        if rule.needs_eigenpairs:
+            return 0
+        if not rule.any_function:
+            return count
     return count if context.on_accelerator(a) or context.exporting() else 0
 
 

@@ -262,6 +262,15 @@ def factorises(a: Tensor) -> Tensor:
     return success
 
 
+def is_regular(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether no eigenvalue of Hermitian matrices is zero to the rounding of ``dtype``, (...).
+
+    In a higher precision than that, if the answer is to be exact: see ``null_share``.
+    """
+    share = null_share(a.shape[-1], dtype) * frobenius_norm(a)
+    return factorises(a - share * identity_like(a))
+
+
 def null_projector(s: Tensor, share: float) -> Tensor:
     """The projector on eigenvectors of S with eigenvalues below ``share`` of the largest.
 

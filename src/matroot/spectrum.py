@@ -134,7 +134,7 @@ def eigh(a: Tensor, *, sharp: bool = True) -> tuple[Tensor, Tensor]:
             near = near | (size.amin(-1) <= spd.null_units(n, a.dtype) * unit + error)
         flat = a.reshape(-1, n, n), values.view(-1, n), vectors.view(-1, n, n)
         for index in together(near.flatten(), n):
-            if len(index) > 1 or n <= _SMALL or not _sharpen(*(x[index[0]] for x in flat)):
+            if n <= _SMALL or not _sharpen(*(x[index[0]] for x in flat)):
                 _repeat(*flat, index, near.flatten())
     return values, vectors
 
@@ -191,6 +191,16 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     u, sigma, vh = _guarded(_svd, a)
     return u, sigma, vh
+
+
+def eigenvalues(a: Tensor) -> Tensor:
+    """Those of Hermitian matrices alone, ascending, (..., n); NaN where the solver fails."""
+    return _guarded(lambda a: (torch.linalg.eigvalsh(a),), a)[0]
+
+
+def singular_values(a: Tensor) -> Tensor:
+    """Those of matrices alone, descending; NaN where the solver fails."""
+    return _guarded(lambda a: (torch.linalg.svdvals(a),), a)[0]
 
 
 def _eigh(a: Tensor) -> tuple[Tensor, ...]:
