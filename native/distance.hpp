@@ -24,11 +24,12 @@ struct DistanceMemory {
   using V = typename K::Vector;
   static constexpr int groups = EighMemory<K>::groups;
   EighMemory<K> eigh;
+  Collected<K> rotations;
   V *a, *r;      // A and R = Lᵀ of each group
   V* columns;    // for the Cholesky factor
   double* wide;  // matrices in the caller's layout: A, B, Lᵀ A L, gradients
   typename K::Number* inverse;  // 1/σ
-  DistanceMemory(Arena& arena, int n) : eigh(arena, n) {
+  DistanceMemory(Arena& arena, int n) : eigh(arena, n), rotations(arena, n) {
     const std::size_t size = std::size_t(n) * K::width(n);
     a = arena.take<V>(groups * size), r = arena.take<V>(groups * size);
     columns = arena.take<V>(std::size_t(n) * kPivotVectors<K>);
@@ -101,6 +102,7 @@ struct DistanceRun {
     multiply_symmetric<K>(n, lower, y, product);
     K::store(wide(group), lower, n, size, eigh.here);
     eigh.reduce(group);
+    eigh.form(group);
   }
 
   // Reverses the order of rows and columns of T. Like L, both Lᵀ A L and T are graded from large to
@@ -166,7 +168,7 @@ struct DistanceRun {
   // Stores I − scale · X Σ⁻¹ Xᵀ, given Xᵀ; 0 where A = B.
   void store_gradient(Pointer to, int group, const V* x, const N& scale) {
     if (!to) return;
-    V *columns = m.eigh.reflections, *weighed = m.eigh.spare, *product = eigh.vectors(group);
+    V *columns = m.eigh.scratch, *weighed = m.eigh.spare, *product = eigh.vectors(group);
     K::transpose(columns, x, n);
     for (int i = 0; i < n; ++i) {
       const N factor = -(scale * m.inverse[i]);
@@ -194,7 +196,7 @@ static void solve_distance(const DistanceTask& task, std::int64_t first, int cou
   eigh.start();
   for (int group = 0; group < eigh.present; ++group) run.cross(group);
   run.reverse();
-  eigh.diagonalise();
+  eigh.diagonalise(m.rotations);
   for (int group = 0; group < eigh.present; ++group) run.finish(group);
 }
 }  // namespace MATROOT_ISA

@@ -1,13 +1,15 @@
 // Functions of matrices by the symmetric eigendecomposition A = U diag(λ) Uᵀ. The reference is
 // methods/eigh.py.
 //
-// Householder reflections give A = Q T Qᵀ with T tridiagonal, and implicit QL gives the rotations
-// that make T diagonal. The eigenvalues are computed in double precision for float matrices, too:
-// errors of T would be divided by s_i + s_j. Reflections and rotations are applied to Uᵀ in the
-// precision of A, since their errors are relative to the norm of the root.
+// Householder reflections give A = Q T Qᵀ with T tridiagonal. Implicit QL gives the rotations that
+// make a small T diagonal; a larger one is solved by divide and conquer. The eigenvalues are
+// computed in double precision for float matrices, too: errors of T would be divided by s_i + s_j.
+// Reflections and eigenvectors of T are applied in the precision of A, since their errors are
+// relative to the norm of the root.
 
 #pragma once
 
+#include "conquer.hpp"
 #include "functions.hpp"
 #include "isa.hpp"
 #include "matrix.hpp"
@@ -29,11 +31,10 @@ struct EighMemory {
   static constexpr int groups = together / K::matrices;      // of K::matrices each
   Strips<D> a;
   typename D::Vector* work;
-  V *x, *y, *reflections;
+  V *x, *y, *scratch;
   V* spare;  // one more matrix, for double matrices only
-  V* vectors;  // Uᵀ of each group
+  V* vectors;  // of each group: reflections after three rows of zeros, then Uᵀ
   Wide *d, *e;
-  Rotations<T> rotations[kMost];
 
   EighMemory(Arena& arena, int n) {
     const int w = K::width(n), dw = D::width(n);
@@ -41,16 +42,37 @@ struct EighMemory {
     work = arena.take<typename D::Vector>(4 * dw + n);
     x = arena.take<V>(std::size_t(n) * w);
     y = arena.take<V>(std::size_t(n) * w);
-    reflections = arena.take<V>(std::size_t(n + 3) * w);
+    scratch = arena.take<V>(std::size_t(n) * w);
     spare = arena.take<V>(std::is_same_v<T, double> ? std::size_t(n) * w : 0);
-    vectors = arena.take<V>(std::size_t(groups) * n * w);
+    vectors = arena.take<V>(std::size_t(groups) * (n + 3) * w);
     d = arena.take<Wide>(n);
     e = arena.take<Wide>(n);
-    if (groups == 1) return;
-    for (int l = 0; l < together; ++l)
-      rotations[l] = {
-          arena.take<typename Rotations<T>::Pair>(Rotations<T>::capacity(n)),
-          arena.take<typename Rotations<T>::Sweep>(Rotations<T>::capacity(n)), 0, 0};
+  }
+};
+
+// For one run of QL where matrices are not one per lane: their rotations.
+template <class K>
+struct Collected {
+  using R = Rotations<typename K::Real>;
+  R of[kMost];
+  Collected() = default;
+  Collected(Arena& arena, int n) {
+    if (EighMemory<K>::groups == 1) return;
+    for (int l = 0; l < EighMemory<K>::together; ++l)
+      of[l] = {arena.take<typename R::Pair>(R::capacity(n)),
+               arena.take<typename R::Sweep>(R::capacity(n)), 0, 0};
+  }
+};
+
+// For divide and conquer, which takes one matrix at a time, but the leaves of all of them.
+template <class K>
+struct Conquest {
+  using Matrix = Tridiagonal<typename K::Real>;
+  Matrix of[kMost];
+  MergeMemory merge;
+  Conquest() = default;
+  Conquest(Arena& arena, int n) : merge(arena, n) {
+    for (int l = 0; l < EighMemory<K>::groups; ++l) of[l] = Matrix(arena, n);
   }
 };
 
@@ -76,14 +98,14 @@ struct EighRun {
   Wide unsolved{}, up{}, null{};
 
   const T* given(int group) const { return task.a.as<const T>() + (first + group) * size; }
-  V* vectors(int group) const { return m.vectors + group * n * w; }  // Uᵀ
+  V* vectors(int group) const { return m.vectors + group * (n + 3) * w; }
 
   // Fills all lanes with the identity, since some may stay unused.
   void start() {
     for (int i = 0; i < n; ++i) m.d[i] = Wide{} + 1.0, m.e[i] = Wide{};
   }
 
-  // Sets m.d and m.e to T for a group, and its vectors to Qᵀ.
+  // Sets m.d and m.e to T for a group, and its vectors to the reflections.
   void reduce(int group) {
     auto store = [&](int i, const typename D::Vector* row) {
       for (int v = i / D::lanes / m.a.wide * m.a.wide; v < m.a.w; v += m.a.wide) {
@@ -94,37 +116,41 @@ struct EighRun {
     };
     normalise<K>(given(group), n, count, task.eps, task.thresholds.skew, m.x, m.y, m.work,
                  status + group, exponent + group, store);
-    V* reflections = m.reflections + 3 * w;
-    std::memset(static_cast<void*>(m.reflections), 0, sizeof(V) * 3 * w);
+    std::memset(static_cast<void*>(vectors(group)), 0, sizeof(V) * 3 * w);
+    V* reflections = vectors(group) + 3 * w;
     if constexpr (groups == 1) {
       tridiagonalise<K>(m.a, m.d, m.e, reflections, m.work);
     } else {
-      double *d = reinterpret_cast<double*>(m.x), *e = d + n;  // x is free until Q is formed
+      double *d = reinterpret_cast<double*>(m.x), *e = d + n;
       tridiagonalise<K>(m.a, d, e, reflections, m.work);
       for (int i = 0; i < n; ++i) reinterpret_cast<double*>(m.d + i)[group] = d[i];
       for (int i = 0; i < n - 1; ++i) reinterpret_cast<double*>(m.e + i)[group] = e[i];
     }
-    form<K>(n, reflections, m.x);
+  }
+
+  // Replaces a group's reflections by Qᵀ.
+  void form(int group) {
+    set_identity<K>(n, m.x);
+    reflect<K>(n, vectors(group) + 3 * w, m.x, true);
     K::transpose(vectors(group), m.x, n);
   }
 
-  void apply_rotations() {
-    for (int l = 0; l < count; ++l) m.rotations[l].apply(n, vectors(l), w, m.y);
-  }
-
-  // Replaces d by the eigenvalues of T, and Qᵀ by Uᵀ.
-  void diagonalise() {
+  // Replaces d by the eigenvalues of T, and Qᵀ by Uᵀ, by QL.
+  void diagonalise(Collected<K>& rotations) {
     const int capacity = Rotations<T>::capacity(n);
+    auto apply = [&] {
+      for (int l = 0; l < count; ++l) rotations.of[l].apply(n, vectors(l), w, m.y);
+    };
     auto begin = [&](const Wide& start, const Wide& end) {
       if constexpr (groups > 1) {
         for (int k = 0; k < count; ++k)
-          if (m.rotations[k].used + n > capacity) {
-            apply_rotations();
+          if (rotations.of[k].used + n > capacity) {
+            apply();
             break;
           }
         for (int k = 0; k < count; ++k) {
           const int top = int(lane<double>(end, k)), turns = top - int(lane<double>(start, k));
-          if (turns > 0) m.rotations[k].sweeps[m.rotations[k].many++] = {top, turns};
+          if (turns > 0) rotations.of[k].sweeps[rotations.of[k].many++] = {top, turns};
         }
       }
     };
@@ -139,23 +165,45 @@ struct EighRun {
         Wide off = select(on, Wide{}, Wide{} + 1.0);
         for (int k = 0; k < count; ++k)
           if (lane<double>(off, k) == 0)
-            m.rotations[k].pairs[m.rotations[k].used++] = {cosine[k], sine[k]};
+            rotations.of[k].pairs[rotations.of[k].used++] = {cosine[k], sine[k]};
       }
     };
-    // Splitting T where |e| ≤ unit (|d_i| + |d_{i+1}|) changes an eigenvalue by no more than that
-    // fraction of it: by e²/gap if its neighbour is far, by |e| if it is near. So the larger unit
-    // is enough for float.
-    constexpr double unit = std::is_same_v<T, double> ? 0x1p-53 : 0x1p-34;
-    auto failed = implicit_ql(n, m.d, m.e, unit, begin, rotate);
-    if constexpr (groups > 1) apply_rotations();
+    auto failed = implicit_ql(n, m.d, m.e, kSplit<T>, begin, rotate);
+    if constexpr (groups > 1) apply();
     unsolved = select(failed, Wide{} + 1.0, Wide{});
+  }
+
+  // Replaces d by the eigenvalues of T, and the reflections by Uᵀ, by divide and conquer: faster,
+  // and as exact relative to the largest eigenvalue. QL often keeps the digits of small ones, too.
+  void conquer(Conquest<K>& conquest) {
+    for (int k = 0; k < count; ++k) {
+      for (int i = 0; i < n; ++i) conquest.of[k].d[i] = lane<double>(m.d[i], k);
+      for (int i = 0; i + 1 < n; ++i) conquest.of[k].e[i] = lane<double>(m.e[i], k);
+      conquest.of[k].tear(n);
+    }
+    const int each = leaves(n), all = count * each;
+    for (int start = 0; start < all; start += Simd<T>::lanes) {
+      auto leaf = [&](int l) {
+        const int k = (start + l) / each;
+        return Leaf<T>{&conquest.of[k], k, (start + l) % each};
+      };
+      solve_leaves<T>(n, std::min(all - start, Simd<T>::lanes), leaf, unsolved);
+    }
+    for (int k = 0; k < count; ++k) {
+      Merges<K> merges{conquest.merge, conquest.of[k], n, w, m.scratch, m.x, m.y};
+      if (!merges.all()) put(unsolved, k, 1.0);
+      K::transpose(m.x, m.scratch, n);
+      reflect<K>(n, vectors(k) + 3 * w, m.x, false);
+      K::transpose(vectors(k), m.x, n);
+      for (int i = 0; i < n; ++i) put(m.d[i], k, conquest.of[k].d[i]);
+    }
   }
 
   // For double matrices, where T and its rotations are no more exact than the results have to be:
   // one step of perturbation theory, v_i + Σ_j v_j R_ij/(λ_i − λ_j) with R = Uᵀ A U, where the
   // eigenvalues are well separated. Leaves A, scaled and made symmetric, in m.y.
   void perturb(int group, const N& scale) {
-    V *u = vectors(group), *better = m.reflections, *spare = m.spare;
+    V *u = vectors(group), *better = m.scratch, *spare = m.spare;
     K::load(better, given(group), n, size, here);
     K::transpose(spare, better, n);
     for (int i = 0; i < n * w; ++i) m.y[i] = (better[i] * scale + spare[i] * scale) * 0.5;
@@ -178,15 +226,22 @@ struct EighRun {
     std::memcpy(static_cast<void*>(u), better, sizeof(V) * n * w);
   }
 
-  // The rounding of rotations leaves Uᵀ not quite orthogonal; the Newton step
-  // Uᵀ − ½ (Uᵀ U − I) Uᵀ corrects that.
-  void orthogonalise(int group, V* spare) {
-    V *u = vectors(group), *better = m.reflections;
+  // The rounding of U leaves it not quite orthogonal; the Newton step
+  // Uᵀ − ½ (Uᵀ U − I) Uᵀ corrects that. It leaves matrices alone where `wanted` is 0. Returns the
+  // largest entry of Uᵀ U − I.
+  N orthogonalise(int group, V* spare, const N& wanted) {
+    V *u = vectors(group), *better = m.scratch;
     K::transpose(m.x, u, n);
     multiply_symmetric<K>(n, spare, u, m.x);
     for (int i = 0; i < n; ++i) K::set(spare, w, i, i, K::at(spare, w, i, i) - T(1));
+    V most{};
+    for (int i = 0; i < n * w; ++i) {
+      spare[i] = spare[i] * wanted;
+      most = larger(magnitude(spare[i]), most);
+    }
     multiply<K>(n, n, w, better, u, spare, w, 0, u, T(-0.5));
     std::memcpy(static_cast<void*>(u), better, sizeof(V) * n * w);
+    return K::most(most);
   }
 
   void refine(int group) {
@@ -194,10 +249,13 @@ struct EighRun {
       N scale{};
       for (int l = 0; l < K::matrices; ++l) put(scale, l, std::ldexp(1.0, -exponent[group + l]));
       perturb(group, scale);
-      orthogonalise(group, m.spare);
+      const N one = N{} + 1, off = orthogonalise(group, m.spare, one);
+      // Steps of perturbation theory between close eigenvalues can be large enough for a second.
+      const N again = select(off > T(1e-8), one, N{});
+      if (any(again > T(0))) orthogonalise(group, m.spare, again);
       // The eigenvalues again, as Rayleigh quotients.
-      const V *u = vectors(group), *better = m.reflections;
-      multiply<K>(n, n, w, m.reflections, nullptr, u, w, 0, m.y);
+      const V *u = vectors(group), *better = m.scratch;
+      multiply<K>(n, n, w, m.scratch, nullptr, u, w, 0, m.y);
       for (int i = 0; i < n; ++i) {
         V sum{};
         for (int v = 0; v < w; ++v) sum += better[i * w + v] * u[i * w + v];
@@ -205,7 +263,7 @@ struct EighRun {
         for (int l = 0; l < here; ++l) put(m.d[i], group + l, lane<double>(value, l));
       }
     } else {
-      orthogonalise(group, m.y);
+      orthogonalise(group, m.y, N{} + 1);
     }
   }
 
@@ -278,7 +336,7 @@ struct EighRun {
   // Stores U diag(f) Uᵀ, where m.e holds f and m.x holds U.
   void assemble(int group, Pointer to) {
     const V* u = vectors(group);
-    V *scaled = m.reflections, *product = m.y;
+    V *scaled = m.scratch, *product = m.y;
     for (int i = 0; i < n; ++i) {
       const N factor = number(m.e + i, group);
       for (int v = 0; v < w; ++v) scaled[i * w + v] = factor * u[i * w + v];
@@ -288,15 +346,36 @@ struct EighRun {
   }
 };
 
+// Up to this size QL is faster where its lanes are full, and slower where they are not. (64: one
+// matrix 2.3 times as fast by divide and conquer, 16 of them 0.8 times.)
+constexpr int kQlUpTo = 48;
+
+template <class K>
+struct EighSolver {
+  EighMemory<K> m;
+  Collected<K> rotations;
+  Conquest<K> conquest;
+  EighSolver(Arena& arena, int n) : m(arena, n) {
+    if (n <= kQlUpTo) rotations = Collected<K>(arena, n);
+    else conquest = Conquest<K>(arena, n);
+  }
+};
+
 template <class K>
 static void solve_eigh(const EighTask& task, std::int64_t first, int count, void* memory) {
   const int n = task.batch.n;
   Arena arena{static_cast<char*>(memory)};
-  EighMemory<K> m(arena, n);
+  EighSolver<K> solver(arena, n);
+  EighMemory<K>& m = solver.m;
   EighRun<K> run{.task = task, .first = first, .count = count, .m = m};
   run.start();
   for (int group = 0; group < run.present; ++group) run.reduce(group);
-  run.diagonalise();
+  if (n <= kQlUpTo) {
+    for (int group = 0; group < run.present; ++group) run.form(group);
+    run.diagonalise(solver.rotations);
+  } else if constexpr (EighMemory<K>::groups > 1) {
+    run.conquer(solver.conquest);
+  }
   for (int group = 0; group < run.present; ++group) run.refine(group);
   run.judge();
   run.template put_numbers<typename K::Real>(

@@ -15,6 +15,7 @@ namespace MATROOT_ISA {
 
 // Matrices up to this size are solved one per lane, so that no lane is idle.
 constexpr int kLanesUpTo = 24;
+static_assert(kLanesUpTo <= kQlUpTo);
 
 template <class K>
 static void product(const ProductTask& task, std::int64_t first, int count, void* memory) {
@@ -45,25 +46,32 @@ static void function(const FunctionTask& task, std::int64_t first, int count, vo
   }
 }
 
+// A kernel whose products of matrices are shared by a team.
+template <auto solve, class Task>
+static void by_team(const Task& task, std::int64_t first, int count, void* memory, int threads) {
+  const Team scope(threads);
+  solve(task, first, count, memory);
+}
+
 template <class K>
 static Kernels kernels_of(int n) {
   constexpr bool rows = K::matrices == 1;
   using Double = std::conditional_t<rows, Rows<double>, Lanes<double>>;
   const std::size_t products = sizeof(typename K::Vector) * Solver<K>::vectors(n) +
                                sizeof(double) * Solver<K>::doubles(n);
-  return {{solve_minimax<K>, products, K::matrices, false},
-          {solve_eigh<K>, bytes_of<EighMemory<K>>(n), EighMemory<K>::together, rows},
-          {solve_spectral<K>, bytes_of<SpectralMemory<K>>(n), K::matrices, false},
-          {solve_frechet<K>, bytes_of<FrechetMemory<K>>(n), K::matrices, false},
-          {solve_distance<Double>, bytes_of<DistanceMemory<Double>>(n),
+  return {{by_team<solve_minimax<K>, MinimaxTask>, products, K::matrices, false},
+          {by_team<solve_eigh<K>, EighTask>, bytes_of<EighSolver<K>>(n), EighMemory<K>::together, rows},
+          {by_team<solve_spectral<K>, SpectralTask>, bytes_of<SpectralMemory<K>>(n), K::matrices, false},
+          {by_team<solve_frechet<K>, FrechetTask>, bytes_of<FrechetMemory<K>>(n), K::matrices, false},
+          {by_team<solve_distance<Double>, DistanceTask>, bytes_of<DistanceMemory<Double>>(n),
            EighMemory<Double>::together, rows},
-          {solve_published<K>, products, K::matrices, false},
-          {prepare<typename K::Real>, 0, 1, false},
-          {symmetrise<typename K::Real>, 0, 1, false},
-          {divide<typename K::Real>, 0, 1, false},
-          {weigh<typename K::Real>, bytes_of<Differences<Rows<typename K::Real>>>(n), 1, false},
-          {product<K>, 3 * sizeof(typename K::Vector) * n * K::width(n), K::matrices, false},
-          {function, 0, kNumbers, false}};
+          {by_team<solve_published<K>, PublishedTask>, products, K::matrices, false},
+          {by_team<prepare<typename K::Real>, PrepareTask>, 0, 1, false},
+          {by_team<symmetrise<typename K::Real>, SymmetriseTask>, 0, 1, false},
+          {by_team<divide<typename K::Real>, DivideTask>, 0, 1, false},
+          {by_team<weigh<typename K::Real>, WeighTask>, bytes_of<Differences<Rows<typename K::Real>>>(n), 1, false},
+          {by_team<product<K>, ProductTask>, 3 * sizeof(typename K::Vector) * n * K::width(n), K::matrices, false},
+          {by_team<function, FunctionTask>, 0, kNumbers, false}};
 }
 
 template <class T>

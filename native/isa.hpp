@@ -199,11 +199,11 @@ struct ProductTask {
 };
 
 // A kernel for one dtype, size and instruction set. A call solves `count` matrices (or rows of
-// tiles) of a task from `first` on, at most `matrices`. `memory` is `bytes` of working memory,
-// aligned to a cache line.
+// tiles) of a task from `first` on, at most `matrices`, with at most `team` threads. `memory` is
+// `bytes` of working memory, aligned to a cache line.
 template <class Task>
 struct Kernel {
-  void (*solve)(const Task&, std::int64_t first, int count, void* memory);
+  void (*solve)(const Task&, std::int64_t first, int count, void* memory, int team);
   std::size_t bytes;
   int matrices;
   bool divisible;  // whether a call with fewer matrices takes less time

@@ -11,6 +11,7 @@
 #include <cstddef>
 
 #include "simd.hpp"
+#include "team.hpp"
 
 namespace matroot {
 namespace MATROOT_ISA {
@@ -296,9 +297,16 @@ template <class K>
 void multiply(int rows, int depth, int w, typename K::Vector* c, const typename K::Vector* from,
               const typename K::Vector* a, int wa, int column, const typename K::Vector* b,
               typename K::Real sign = 1) {
-  panels(0, w, [&](int v, auto count) {
-    panel<K, decltype(count)::value>(rows, c + v, w, from ? from + v : nullptr, w, a, wa, column,
-                                     b + v, w, depth, sign);
+  // Parts of whole tiles, so that they do not depend on how many there are.
+  const int tiles = (rows + kRows - 1) / kRows, parts = std::min(team, tiles);
+  share(parts, double(rows) * depth * w, [&](int part) {
+    const int start = tiles * part / parts * kRows;
+    const int end = std::min(tiles * (part + 1) / parts * kRows, rows);
+    panels(0, w, [&](int v, auto count) {
+      panel<K, decltype(count)::value>(end - start, c + start * w + v, w,
+                                       from ? from + start * w + v : nullptr, w, a + start * wa,
+                                       wa, column, b + v, w, depth, sign);
+    });
   });
 }
 
@@ -308,12 +316,14 @@ template <class K>
 void multiply_symmetric(int n, typename K::Vector* c, const typename K::Vector* a,
                         const typename K::Vector* b, const typename K::Vector* from = nullptr) {
   const int w = K::width(n), step = K::lanes == 1 ? kRows : K::lanes;
-  for (int i = 0; i < n; i += step)
+  share((n + step - 1) / step, 0.5 * n * n * w, [&](int part) {
+    const int i = part * step;
     panels(i / K::lanes, w, [&](int v, auto count) {
       panel<K, decltype(count)::value>(std::min(step, n - i), c + i * w + v, w,
                                        from ? from + i * w + v : nullptr, w, a + i * w, w, 0,
                                        b + v, w, n, 1);
     });
+  });
   K::mirror(c, n);
 }
 }  // namespace MATROOT_ISA

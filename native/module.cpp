@@ -85,6 +85,8 @@ void run(const Task& task, const Kernel<Task>& kernel) {
   if (kernel.divisible && threads > 1)
     step = std::clamp<std::int64_t>((many + threads - 1) / threads, 1, step);
   const std::int64_t packs = (many + step - 1) / step;
+  // Threads share matrices where there are at least twice as many.
+  const int team = forked || 2 * packs > threads ? 1 : threads;
   std::atomic<bool> failed{false};
   auto one = [&](std::int64_t pack) {
     void* memory = working_memory(kernel.bytes);
@@ -94,10 +96,10 @@ void run(const Task& task, const Kernel<Task>& kernel) {
     }
     const std::int64_t first = pack * step;
     const auto count = std::min<std::int64_t>(step, many - first);
-    kernel.solve(task, first, static_cast<int>(count), memory);
+    kernel.solve(task, first, static_cast<int>(count), memory, team);
   };
   threads = static_cast<int>(std::min<std::int64_t>(threads, packs));
-  if (threads <= 1 || forked) {
+  if (threads <= 1 || team > 1 || forked) {
     for (std::int64_t pack = 0; pack < packs; ++pack) one(pack);
   } else {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)

@@ -21,6 +21,12 @@ inline void turn(V& upper, V& lower, const F& c, const F& s) {
   lower = s * x + c * lower;
 }
 
+// Splitting T where |e| ≤ kSplit (|d_i| + |d_{i+1}|) changes an eigenvalue by no more than that
+// fraction of it: by e²/gap if its neighbour is far, by |e| if it is near. So the larger unit is
+// enough for float.
+template <class T>
+constexpr double kSplit = std::is_same_v<T, double> ? 0x1p-53 : 0x1p-34;
+
 // Replaces d by the eigenvalues of T, by implicit QL with Wilkinson's shift, for one matrix per
 // lane; each lane sweeps its own block. Calls begin(l, m) before a sweep of rotations m − 1, …, l,
 // where l and m have a number per lane and are equal in a lane without rotations, and

@@ -109,6 +109,19 @@ inline V inverse_root(const V& x) {
 template <class V>
 inline Twice<V> inverse_root(const Twice<V>& x) { return {inverse_root(x.a), inverse_root(x.b)}; }
 
+// 1/x for x ≠ 0, within 2 units of rounding.
+template <class V>
+inline V reciprocal(const V& x) {
+#ifdef __AVX512F__
+  if constexpr (std::is_same_v<V, typename Simd<double>::vector>) {
+    V y = _mm512_rcp14_pd(x);
+    for (int i = 0; i < 2; ++i) y = y + y * (1.0 - x * y);
+    return y;
+  }
+#endif
+  return 1.0 / x;
+}
+
 template <class V>
 inline V larger(const V& x, const V& y) { return select(x > y, x, y); }
 template <class V>

@@ -119,47 +119,58 @@ void tridiagonalise(const Strips<typename K::Double>& a, typename K::Double::Num
   }
 }
 
-// The product Q of the reflections that `tridiagonalise` found, I − u uᵀ for each row u. The rows
-// must be preceded by 3 rows of zeros. Four reflections are applied together, to load the matrix
-// less often:
+// X ← Q X, where Q is the product of the reflections that `tridiagonalise` found, I − u uᵀ for each
+// row u. The rows must be preceded by 3 rows of zeros. Four reflections are applied together, to
+// load the matrix less often:
 // H₁ H₂ … X = X − Σ u_b z_b with z_b = u_bᵀ X − Σ_{c > b} (u_b·u_c) z_c.
+// Where X is the identity, so are the columns that no reflection has reached.
 template <class K>
-void form(int n, const typename K::Vector* reflections, typename K::Vector* x) {
+void reflect(int n, const typename K::Vector* reflections, typename K::Vector* x,
+             bool is_identity) {
   using V = typename K::Vector;
   using N = typename K::Number;
   constexpr int block = 4;
+  const int w = K::width(n), parts = std::min(team, (w + kVectors - 1) / kVectors);
+  share(parts, double(n) * n * w, [&](int part) {
+    const int first = w * part / parts, end = w * (part + 1) / parts;
+    for (int last = n - 3; last >= 0; last -= block) {
+      const int start = std::max(last - block + 2, 0);  // the first row that changes
+      const V* u = reflections + (last - block + 1) * w;
+      N between[block][block];
+      for (int b = 0; b < block; ++b)
+        for (int c = b + 1; c < block; ++c) {
+          V sum{};
+          for (int v = 0; v < w; ++v) sum += u[b * w + v] * u[c * w + v];
+          between[b][c] = K::total(sum);
+        }
+      panels(is_identity ? std::max(first, start / K::lanes) : first, end, [&](int v, auto count) {
+        constexpr int NV = decltype(count)::value;
+        V z[block][NV] = {};
+        for (int i = start; i < n; ++i)
+          for (int c = 0; c < NV; ++c) {
+            V entry = x[i * w + v + c];
+            for (int b = 0; b < block; ++b) z[b][c] += K::at(u, w, b, i) * entry;
+          }
+        for (int b = block - 2; b >= 0; --b)
+          for (int d = b + 1; d < block; ++d)
+            for (int c = 0; c < NV; ++c) z[b][c] -= between[b][d] * z[d][c];
+        for (int i = start; i < n; ++i)
+          for (int c = 0; c < NV; ++c) {
+            V entry = x[i * w + v + c];
+            for (int b = 0; b < block; ++b) entry -= K::at(u, w, b, i) * z[b][c];
+            x[i * w + v + c] = entry;
+          }
+      });
+    }
+  });
+}
+
+// The identity.
+template <class K>
+void set_identity(int n, typename K::Vector* x) {
   const int w = K::width(n);
-  std::memset(static_cast<void*>(x), 0, sizeof(V) * n * w);
-  for (int i = 0; i < n; ++i) K::set(x, w, i, i, N{} + 1);
-  for (int last = n - 3; last >= 0; last -= block) {
-    const int start = std::max(last - block + 2, 0);  // the first row that changes
-    const V* u = reflections + (last - block + 1) * w;
-    N between[block][block];
-    for (int b = 0; b < block; ++b)
-      for (int c = b + 1; c < block; ++c) {
-        V sum{};
-        for (int v = 0; v < w; ++v) sum += u[b * w + v] * u[c * w + v];
-        between[b][c] = K::total(sum);
-      }
-    panels(start / K::lanes, w, [&](int v, auto count) {
-      constexpr int NV = decltype(count)::value;
-      V z[block][NV] = {};
-      for (int i = start; i < n; ++i)
-        for (int c = 0; c < NV; ++c) {
-          V entry = x[i * w + v + c];
-          for (int b = 0; b < block; ++b) z[b][c] += K::at(u, w, b, i) * entry;
-        }
-      for (int b = block - 2; b >= 0; --b)
-        for (int d = b + 1; d < block; ++d)
-          for (int c = 0; c < NV; ++c) z[b][c] -= between[b][d] * z[d][c];
-      for (int i = start; i < n; ++i)
-        for (int c = 0; c < NV; ++c) {
-          V entry = x[i * w + v + c];
-          for (int b = 0; b < block; ++b) entry -= K::at(u, w, b, i) * z[b][c];
-          x[i * w + v + c] = entry;
-        }
-    });
-  }
+  std::memset(static_cast<void*>(x), 0, sizeof(typename K::Vector) * n * w);
+  for (int i = 0; i < n; ++i) K::set(x, w, i, i, typename K::Number{} + 1);
 }
 
 }  // namespace MATROOT_ISA

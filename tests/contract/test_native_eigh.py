@@ -1,0 +1,114 @@
+"""Divide and conquer in the compiled kernels: hard tridiagonal matrices, and threads on one matrix.
+
+A tridiagonal matrix passes the reduction to tridiagonal form as it is, but for signs.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+import matroot
+from matroot.kernels import native
+from matroot.screen import Thresholds
+from matroot.testing import random_spd
+
+pytestmark = pytest.mark.skipif(
+    not native.tasks.available(), reason="no C++ compiler at installation"
+)
+
+
+def glued(n, random):
+    """Wilkinson matrices of 21 rows, coupled by 1e-8: clusters of eigenvalues."""
+    i = np.arange(n) % 21
+    return np.abs(i - 10.0), np.where(i == 20, 1e-8, 1.0)
+
+
+def fading(n, random):
+    """Couplings of all sizes between equal entries."""
+    return np.ones(n), 10.0 ** (-20 * random.random(n))
+
+
+FAMILIES = {
+    "random": lambda n, random: (random.standard_normal(n), random.standard_normal(n)),
+    "wilkinson": lambda n, random: (np.abs(np.arange(n) - (n - 1) / 2), np.ones(n)),
+    "glued": glued,
+    "toeplitz": lambda n, random: (np.full(n, 2.0), np.ones(n)),
+    "graded": lambda n, random: (2.0 ** (-0.3 * np.arange(n)), 0.4 * 2.0 ** (-0.3 * np.arange(n))),
+    "graded upwards": lambda n, random: (
+        2.0 ** (-0.3 * np.arange(n, 0, -1)),
+        0.3 * 2.0 ** (-0.3 * np.arange(n, 0, -1)),
+    ),
+    "threefold": lambda n, random: (
+        np.arange(n) % 3 + 1e-13 * random.standard_normal(n),
+        0.01 * random.standard_normal(n) * (random.random(n) < 0.7),
+    ),
+    "fading": fading,
+    "all scales": lambda n, random: (
+        10.0 ** (-100 * random.random(n)),
+        10.0 ** (-100 * random.random(n)),
+    ),
+    "spikes": lambda n, random: (
+        np.where(random.random(n) < 0.1, 1.0, 1e-9 * random.standard_normal(n)),
+        np.where(random.random(n) < 0.1, 1.0, 1e-9),
+    ),
+    "diagonal": lambda n, random: (random.standard_normal(n), np.zeros(n)),
+    "zero": lambda n, random: (np.zeros(n), np.zeros(n)),
+}
+
+
+def eigenpairs(a):
+    """Eigenvalues in double precision and eigenvectors by the compiled kernel."""
+    vectors, info = torch.empty_like(a), native.tasks.info(a)
+    values = a.new_empty(a.shape[:-1], dtype=torch.float64)
+    limits = Thresholds(skew=1.0, indefinite=None, singular=None, null=0.0)
+    native.tasks.eigh(a, [], info, limits, vectors=vectors, values=values)
+    assert (info[..., 0] == 0).all()
+    return values, vectors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tridiagonal(family, dtype):
+    unit = torch.finfo(dtype).eps
+    for n in (25, 31, 32, 33, 57, 64, 100, 129, 256):
+        d, e = FAMILIES[family](n, np.random.default_rng(n))
+        full = torch.tensor(np.diag(d) + np.diag(e[:-1], 1) + np.diag(e[:-1], -1))
+        a = full.to(dtype)[None]
+        values, q = eigenpairs(a)
+        a, q = a[0].double(), q[0].double()
+        size = torch.linalg.matrix_norm(a, 2)
+        assert torch.linalg.matrix_norm(q.mT @ q - torch.eye(n), 2) < 8 * unit
+        residual = torch.linalg.matrix_norm(a @ q - q * values, 2)
+        assert residual <= 16 * unit * size
+        expected = torch.linalg.eigvalsh(a)
+        # Eigenvalues of float matrices are known beyond the precision of float.
+        beyond = 2**-38 if dtype == torch.float32 else 2**-47
+        assert (values[0].sort().values - expected).abs().max() <= beyond * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [25, 40, 100, 129, 200, 256])
+def test_bits_depend_on_the_matrix_alone(n, dtype):
+    """On neither threads nor neighbours, also where threads share one matrix."""
+    a = random_spd(n, 19, cond=1e3, dtype=dtype)
+    g = torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(n))
+
+    def whole(a, g):
+        x = a.clone().requires_grad_()
+        roots = matroot.sqrtm_pair(x)
+        return *(r.detach() for r in roots), *torch.autograd.grad(roots, x, (g, g))
+
+    threads = torch.get_num_threads()
+    try:
+        found = {}
+        for many in (1, 2, 3, 8):
+            torch.set_num_threads(many)
+            found[many] = [whole(a, g), whole(a[3:4], g[3:4]), whole(a[3:5], g[3:5])]
+    finally:
+        torch.set_num_threads(threads)
+    expected = found[1][0]
+    for batch, lone, two in found.values():
+        for x, y, z, same in zip(batch, lone, two, expected, strict=True):
+            assert torch.equal(x, same)
+            assert torch.equal(y, same[3:4])
+            assert torch.equal(z, same[3:5])
