@@ -20,15 +20,15 @@
 namespace matroot {
 namespace MATROOT_ISA {
 
-// Working memory, for one matrix or for one per lane.
+// Working memory, for `matrices` in one run: one per lane, or one after the other.
 template <class K>
 struct EighMemory {
   using T = typename K::Real;
   using V = typename K::Vector;
   using D = typename K::Double;
   using Wide = typename Convert<T>::Wide;
-  static constexpr int together = Simd<T>::lanes;            // matrices in one run of QL
-  static constexpr int groups = together / K::matrices;      // of K::matrices each
+  static constexpr int together = Simd<T>::lanes;        // matrices in one run of QL
+  static constexpr int groups = together / K::matrices;  // of K::matrices each
   Strips<D> a;
   typename D::Vector* work;
   V *x, *y, *scratch;
@@ -36,7 +36,7 @@ struct EighMemory {
   V* vectors;  // of each group: reflections after three rows of zeros, then Uᵀ
   Wide *d, *e;
 
-  EighMemory(Arena& arena, int n) {
+  EighMemory(Arena& arena, int n, int matrices = together) {
     const int w = K::width(n), dw = D::width(n);
     a = {arena.take<typename D::Vector>(std::size_t(n) * dw), n, dw};
     work = arena.take<typename D::Vector>(4 * dw + n);
@@ -44,7 +44,7 @@ struct EighMemory {
     y = arena.take<V>(std::size_t(n) * w);
     scratch = arena.take<V>(std::size_t(n) * w);
     spare = arena.take<V>(std::is_same_v<T, double> ? std::size_t(n) * w : 0);
-    vectors = arena.take<V>(std::size_t(groups) * (n + 3) * w);
+    vectors = arena.take<V>(std::size_t(matrices) / K::matrices * (n + 3) * w);
     d = arena.take<Wide>(n);
     e = arena.take<Wide>(n);
   }
@@ -71,8 +71,8 @@ struct Conquest {
   Matrix of[kMost];
   MergeMemory merge;
   Conquest() = default;
-  Conquest(Arena& arena, int n) : merge(arena, n) {
-    for (int l = 0; l < EighMemory<K>::groups; ++l) of[l] = Matrix(arena, n);
+  Conquest(Arena& arena, int n, int matrices) : merge(arena, n) {
+    for (int l = 0; l < matrices; ++l) of[l] = Matrix(arena, n);
   }
 };
 
@@ -355,9 +355,14 @@ struct EighSolver {
   EighMemory<K> m;
   Collected<K> rotations;
   Conquest<K> conquest;
-  EighSolver(Arena& arena, int n) : m(arena, n) {
+  // In one run: as many as have leaves for all lanes, or each a lane of QL.
+  static int matrices(int n) {
+    constexpr int together = EighMemory<K>::together;
+    return n <= kQlUpTo ? together : std::max(together / leaves(n), 1);
+  }
+  EighSolver(Arena& arena, int n) : m(arena, n, matrices(n)) {
     if (n <= kQlUpTo) rotations = Collected<K>(arena, n);
-    else conquest = Conquest<K>(arena, n);
+    else conquest = Conquest<K>(arena, n, matrices(n));
   }
 };
 

@@ -60,7 +60,7 @@ static Kernels kernels_of(int n) {
   const std::size_t products = sizeof(typename K::Vector) * Solver<K>::vectors(n) +
                                sizeof(double) * Solver<K>::doubles(n);
   return {{by_team<solve_minimax<K>, MinimaxTask>, products, K::matrices, false},
-          {by_team<solve_eigh<K>, EighTask>, bytes_of<EighSolver<K>>(n), EighMemory<K>::together, rows},
+          {by_team<solve_eigh<K>, EighTask>, bytes_of<EighSolver<K>>(n), EighSolver<K>::matrices(n), rows},
           {by_team<solve_spectral<K>, SpectralTask>, bytes_of<SpectralMemory<K>>(n), K::matrices, false},
           {by_team<solve_frechet<K>, FrechetTask>, bytes_of<FrechetMemory<K>>(n), K::matrices, false},
           {by_team<solve_distance<Double>, DistanceTask>, bytes_of<DistanceMemory<Double>>(n),

@@ -54,18 +54,26 @@ struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 
-// Working memory, which each thread keeps from call to call to avoid page faults.
-void* working_memory(std::size_t bytes) {
-  thread_local std::unique_ptr<void, Free> memory;
+using Memory = std::unique_ptr<void, Free>;
+
+Memory allocated(std::size_t bytes) {
+  return Memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+}
+
+// Calls f with working memory, null if there is none. Each thread keeps some from call to call to
+// avoid page faults, which take little of the time of large matrices.
+template <class F>
+void with_memory(std::size_t bytes, F f) {
+  constexpr std::size_t most = 16 << 20;
+  if (bytes > most) return f(allocated(bytes).get());
+  thread_local Memory memory;
   thread_local std::size_t size = 0;
   if (bytes > size) {
     memory.reset();
-    size = 0;
-    std::size_t whole = (bytes + 63) / 64 * 64;
-    memory.reset(std::aligned_alloc(64, whole));
-    if (memory) size = whole;
+    memory = allocated(bytes);
+    size = memory ? bytes : 0;
   }
-  return memory.get();
+  f(memory.get());
 }
 
 // The number of parts of a task: matrices, or rows of tiles of all matrices.
@@ -89,14 +97,14 @@ void run(const Task& task, const Kernel<Task>& kernel) {
   const int team = forked || 2 * packs > threads ? 1 : threads;
   std::atomic<bool> failed{false};
   auto one = [&](std::int64_t pack) {
-    void* memory = working_memory(kernel.bytes);
-    if (memory == nullptr && kernel.bytes > 0) {
-      failed = true;
-      return;
-    }
     const std::int64_t first = pack * step;
     const auto count = std::min<std::int64_t>(step, many - first);
-    kernel.solve(task, first, static_cast<int>(count), memory, team);
+    with_memory(kernel.bytes, [&](void* memory) {
+      if (memory != nullptr || kernel.bytes == 0)
+        kernel.solve(task, first, static_cast<int>(count), memory, team);
+      else
+        failed = true;
+    });
   };
   threads = static_cast<int>(std::min<std::int64_t>(threads, packs));
   if (threads <= 1 || team > 1 || forked) {

@@ -87,8 +87,10 @@ def test_what_declines_says_why():
 @built
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("n", [257, 300])
-def test_beyond_the_caches(n, dtype):
-    """LAPACK's eigensolver and PyTorch's products, with kernels between them."""
+@pytest.mark.parametrize("largest", [256, 512], ids=["by LAPACK", "by kernels"])
+def test_beyond_the_caches(n, dtype, largest, monkeypatch):
+    """Either by the kernels, or by LAPACK and PyTorch's products with kernels between them."""
+    monkeypatch.setattr(native.tasks, "LARGEST_BY_EIGENPAIRS", dict.fromkeys([dtype], largest))
     a = random_spd(n, 2, 3, cond=1e2, dtype=dtype)
     g = torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     for quantity in FUNCTIONS:

@@ -21,8 +21,8 @@ class Eigh(Method):
     Eigenvalues below zero count as zero. Eigenvalues that are zero to rounding are left out of the
     inverse root, which makes it the pseudo-inverse root.
 
-    On a CPU compiled kernels do all of it for real matrices up to n = 256, with the eigenvalues
-    found in double precision; without them single-precision matrices that may be singular are
+    On a CPU compiled kernels do all of it for real matrices up to n = 1024 (512 in double
+    precision), with the eigenvalues found in double precision; without them single-precision matrices that may be singular are
     decomposed in double precision, see ``matroot.spectrum.eigh``.
 
     Note:

@@ -43,7 +43,7 @@ def _by_divided_differences(
         if x is not None
     ]
     values, vectors = tasks.in_memory(values.to(torch.float64)), tasks.in_memory(vectors)
-    if n > tasks.LARGEST:
+    if n > tasks.LARGEST_BY_EIGENPAIRS[vectors.dtype]:
         r = torch.zeros_like(vectors)
         for known, y in given:
             r += _weighed(values, vectors.mT @ y @ vectors, known, limits)
@@ -125,7 +125,7 @@ def _divided(
     s, vectors = tasks.in_memory(s), tasks.in_memory(vectors)
     pair = root_pair(kept.functions, g)
     g_sqrt, g_inv = (None if x is None else tasks.in_memory(x) for x in pair)
-    if n > tasks.LARGEST:
+    if n > tasks.LARGEST_BY_EIGENPAIRS[vectors.dtype]:
         return _divided_by_passes(s, vectors, g_sqrt, g_inv, null)
     x = torch.empty_like(vectors)
     task = tasks.MODULE.SpectralTask(

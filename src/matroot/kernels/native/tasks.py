@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LARGEST",
+    "LARGEST_BY_EIGENPAIRS",
     "MODULE",
     "address",
     "available",
@@ -37,9 +38,11 @@ __all__ = [
     "thresholds",
 ]
 
-# Beyond, one matrix no longer fits the caches, nor the work one thread: LAPACK and PyTorch's
-# products do the work, and kernels only the passes between.
+# Beyond, one matrix no longer fits the caches.
 LARGEST = 256
+# For the kernels by eigenpairs. Beyond, LAPACK and PyTorch's products take no longer, and kernels
+# make only the passes between.
+LARGEST_BY_EIGENPAIRS = {torch.float32: 1024, torch.float64: 512}
 
 
 def _load() -> ModuleType | None:

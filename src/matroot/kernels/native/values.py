@@ -50,8 +50,9 @@ def _eigh_declines(request: Request, a: Tensor) -> str | None:
     rule = request.rule
     if rule is not None and type(rule) is not Spectral and not _is_exact(rule):
         return "its kernel for Eigh does not know what that gradient needs"
-    if not request.roots_only and a.shape[-1] > tasks.LARGEST:
-        return f"its kernel for functions other than roots holds matrices up to n = {tasks.LARGEST}"
+    largest = tasks.LARGEST_BY_EIGENPAIRS[request.computing_dtype]
+    if not request.roots_only and a.shape[-1] > largest:
+        return f"its kernel for functions other than roots holds matrices up to n = {largest}"
     return unknown_function(request)
 
 
@@ -59,7 +60,7 @@ def _by_eigh(request: Request, a: Tensor) -> Solved | None:
     if not tasks.have_memory(a):
         return None
     a = tasks.in_memory(a)
-    if a.shape[-1] > tasks.LARGEST:
+    if a.shape[-1] > tasks.LARGEST_BY_EIGENPAIRS[a.dtype]:
         return _by_lapack(request, a)
     info, wanted = tasks.info(a), tuple([torch.empty_like(a) for _ in request.solved])
     roots = vectors = values = None
