@@ -206,7 +206,7 @@ def test_what_is_refused(cls):
         distance.update(bad, real=True)
     assert torch.equal(distance.moments, before)
     distance.update(x[:1], real=False)
-    with pytest.raises(RuntimeError, match="more than 1 samples.*got 8 real and 1 generated"):
+    with pytest.raises(RuntimeError, match=r"more than 1 samples .* got 8 real and 1 generated"):
         distance.compute()
 
 
