@@ -157,6 +157,15 @@ def test_singular_matrices():
         matroot.barycenter(c[:2].float())
 
 
+def test_gradients_along_matrices_of_one_rank():
+    regular, x = random_spd(5, cond=4), torch.randn(2, 5, 2, dtype=DOUBLE, requires_grad=True)
+
+    def run(x):
+        return matroot.barycenter(torch.cat([x @ x.mT, regular[None]]))
+
+    assert torch.autograd.gradcheck(run, (x,))
+
+
 def spoilt():
     good = several(5, 3, 6)
     bad = good.clone()
