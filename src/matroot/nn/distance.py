@@ -140,7 +140,8 @@ class FrechetDistance(StreamedDistance, nn.Module):
         sync_on_compute: whether ``compute`` is of the samples of all processes, where
             ``torch.distributed`` is initialised: then all of them must call it.
         process_group: those processes; None: all.
-        device: where the moments are kept; samples from elsewhere are brought there.
+        device: where the moments are kept; samples from elsewhere are brought there. NCCL wants a
+            GPU.
 
     Attributes:
         moments: [[number, meanᵀ], [0, scatter]] of the real and of the generated samples, shape
