@@ -201,6 +201,7 @@ class _Point(NamedTuple):
         w: the weights, shape (b, k).
         sigma: Σ_i, shape (b, k, n).
         vh: V_iᴴ, shape (b, k, n, n).
+        h: w_i H_i, shape (b, k, n, n).
     """
 
     y: Tensor
@@ -208,6 +209,7 @@ class _Point(NamedTuple):
     w: Tensor
     sigma: Tensor
     vh: Tensor
+    h: Tensor
 
     @classmethod
     def of(cls, f: Tensor, rank: Tensor, w: Tensor, y: Tensor) -> _Point:
@@ -217,7 +219,8 @@ class _Point(NamedTuple):
         _, sigma, vh = spectrum.svd(f @ y[:, None])
         # Rounding of zeros is no divisor.
         sigma = torch.where(torch.arange(r.shape[-1], device=r.device) < rank[..., None], sigma, 0)
-        return cls(y, r, w, sigma, vh)
+        h = _by_sums(sigma, sigma[..., :, None] * sigma[..., None, :])
+        return cls(y, r, w, sigma, vh, w[..., None, None] * h)
 
     def mean(self) -> Tensor:
         """Σ w_i K_i."""
@@ -225,20 +228,14 @@ class _Point(NamedTuple):
 
     def curvature(self, x: Tensor) -> Tensor:
         """T(X)."""
-        product = self.sigma[..., :, None] * self.sigma[..., None, :]
-        return self._summed(self.w[..., None, None] * product * self.by_sums(self.turned(x)))
+        return self._summed(self.h * self.turned(x))
 
     def turned(self, x: Tensor) -> Tensor:
         """V_iᴴ X V_i."""
         return self.vh @ x[:, None] @ self.vh.mH
 
-    def by_sums(self, x: Tensor) -> Tensor:
-        """X_ab/(σ_a + σ_b), 0 where both are 0."""
-        sums = self.sigma[..., :, None] + self.sigma[..., None, :]
-        return torch.where(sums > 0, x / spd.positive_or_one(sums), 0.0)
-
     def _summed(self, x: Tensor) -> Tensor:
-        """Σ V_i X_i V_iᴴ, as one product, whose bits do not depend on the batch."""
+        """Σ V_i X_i V_iᴴ, the sum by the second product."""
         right = (x @ self.vh).flatten(1, 2)
         return spd.hermitian_part(self.vh.flatten(1, 2).mH @ right)
 
@@ -264,6 +261,12 @@ class _Point(NamedTuple):
             p = torch.where(live[:, None, None], z + turn[:, None, None] * p, p)
             size = torch.where(live, new, size)
         return x, size <= enough
+
+
+def _by_sums(sigma: Tensor, x: Tensor) -> Tensor:
+    """X_ab/(σ_a + σ_b), 0 where both are 0."""
+    sums = sigma[..., :, None] + sigma[..., None, :]
+    return torch.where(sums > 0, x / spd.positive_or_one(sums), 0.0)
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
@@ -322,7 +325,7 @@ def _adjoint(f: Tensor, rank: Tensor, w: Tensor, y: Tensor, g: Tensor) -> tuple[
     x, solved = point.solved(g, torch.full_like(w[:, 0], _ADJOINT_TOLERANCE), _ADJOINT_STEPS)
     x = torch.where(solved[:, None, None], x, torch.nan)
     turned = point.turned(x)
-    inner = point.vh.mH @ point.by_sums(turned) @ point.vh
+    inner = point.vh.mH @ _by_sums(point.sigma, turned) @ point.vh
     by_c = w[..., None, None] * (point.y[:, None] @ inner @ point.y[:, None].mH)
     by_w = (point.sigma * turned.diagonal(dim1=-2, dim2=-1).real).sum(-1)
     return spd.hermitian_part(by_c), by_w
