@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from matroot import gradients as gradients
     from matroot import methods as methods
     from matroot import nn as nn
+    from matroot.barycenters import barycenter as barycenter
     from matroot.distances import bures_wasserstein_distance as bures_wasserstein_distance
     from matroot.distances import frechet_distance as frechet_distance
     from matroot.distances import geometric_mean as geometric_mean
@@ -32,6 +33,7 @@ __version__ = "0.1.0.dev0"
 # for, and PyTorch with them: ``matroot --version`` and ``--help`` need neither.
 _MODULES = {
     "SqrtmResult": "functional",
+    "barycenter": "barycenters",
     "bures_wasserstein_distance": "distances",
     "explain": "plan",
     "expm": "functional",

@@ -22,9 +22,7 @@ from torch import Tensor
 from matroot import checks, context, errors, spd, spectrum
 from matroot.distances import finite_or_nan, frechet_distance
 from matroot.overrides import overridable
-
-# Samples that are taken at a time into a covariance.
-_ROWS = 4096
+from matroot.statistics import Sums
 
 
 @overridable
@@ -80,7 +78,10 @@ def frechet_distance_from_features(
     with context.no_autocast(x):
         wide = [_wide(given) for given in (x, y)]
         if eps or min(x.shape[-2], y.shape[-2]) >= n:
-            parts = [moment for given in wide for moment in _moments(given, correction)]
+            parts = []
+            for given in wide:
+                sums = Sums.of(given)
+                parts += [sums.mean, sums.scatter / (given.shape[-2] - correction)]
             distance = frechet_distance(*parts, squared=squared, eps=eps)
         else:
             distance = _by_samples(samples, wide, correction, squared)
@@ -103,17 +104,6 @@ def _check(name: str, x: Tensor, correction: int) -> None:
 def _wide(x: Tensor) -> Tensor:
     """In double precision; Apple's GPUs have none."""
     return spd.in_double(x) if x.device.type != "mps" else x.to(spd.computing_dtype(x.dtype))
-
-
-def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-    """Mean (..., n) and covariance (..., n, n)."""
-    mean = x.mean(-2)
-    rows = x.shape[-2] if x.requires_grad else _ROWS
-    total = x.new_zeros(())
-    for part in torch.split(x, rows, -2):
-        centered = part - mean[..., None, :]
-        total = total + centered.mT @ centered.conj()
-    return mean, total / (x.shape[-2] - correction)
 
 
 def _by_samples(names: Iterable[str], wide: list[Tensor], correction: int, squared: bool) -> Tensor:

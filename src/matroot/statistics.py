@@ -1,4 +1,4 @@
-"""Covariances of samples, their shrinkage, and the triangle of a symmetric matrix as a vector."""
+"""Covariances of samples, at once and batch by batch, their shrinkage, and triangles as vectors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from matroot import spd
 from matroot.overrides import overridable
 
 Shrinkage = Literal["ledoit_wolf", "oas"]
@@ -90,6 +91,67 @@ def moments(
         identity = torch.eye(d, dtype=x.dtype, device=x.device)
         covariance = (1 - share) * covariance + share * middle * identity
     return Moments(-minus_mean, covariance, centered, count)
+
+
+# Samples that are taken at a time into a sum.
+_ROWS = 4096
+
+
+class Sums(NamedTuple):
+    """What is kept of samples: how many, their mean and their scatter about it.
+
+    Attributes:
+        samples: their number, real, shape (...).
+        mean: shape (..., n).
+        scatter: Σ (x − mean)(x − mean)ᴴ, shape (..., n, n).
+    """
+
+    samples: Tensor
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Sums:
+        """Those of samples in the rows of x, shape (..., m, n)."""
+        *batch, _, n = x.shape
+        number = x.new_zeros(batch, dtype=spd.real_dtype(x.dtype))
+        sums = cls(number, x.new_zeros(*batch, n), x.new_zeros(*batch, n, n))
+        sums.include_(x)
+        return sums
+
+    def include_(self, x: Tensor) -> None:
+        """Take in further samples, shape (..., m, n), in place."""
+        # A derivative would have to be told of every part.
+        for rows in torch.split(x, x.shape[-2] if x.requires_grad else _ROWS, -2):
+            ones = rows.new_ones(rows.shape[:-1], dtype=self.samples.dtype)
+            numbers = torch.cat([self.samples[..., None], ones], -1)
+            means = torch.cat([self.mean[..., None, :], rows], -2)
+            number, mean, steps = joined(numbers, means)
+            self.samples.copy_(number)
+            self.mean.copy_(mean)
+            self.scatter.add_(steps.mT @ steps.conj())
+
+
+def joined(numbers: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number and mean of sets of samples together, and what their scatter has beyond theirs.
+
+    Σ s_i s_iᴴ with the steps s_i = √c_i (m_i − m): no difference of large numbers as in
+    Σ x xᴴ − c m mᴴ, which has no digits left where the mean is large beside the deviations.
+
+    Args:
+        numbers: c_i, shape (..., k); a set may be empty.
+        means: m_i, shape (..., k, n).
+
+    Returns:
+        Number (...), mean m (..., n) and steps (..., k, n).
+
+    References:
+        T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample variance, The
+        American Statistician 37 (1983).
+    """
+    number = numbers.sum(-1)
+    mean = (numbers[..., None] * means).sum(-2) / spd.positive_or_one(number)[..., None]
+    return number, mean, numbers.sqrt()[..., None] * (means - mean[..., None, :])
 
 
 def check_shrinkage(shrinkage: Shrinkage | float | None) -> None:

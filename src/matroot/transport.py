@@ -39,7 +39,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class _Root:
+class EigenRoot:
     """The root of one matrix (A + eps·I)/4ᵏ of a pair, in the basis of its eigenvectors.
 
     Attributes:
@@ -57,7 +57,7 @@ class _Root:
     status: Tensor
 
     @classmethod
-    def of(cls, call: Call, a: Tensor) -> _Root:
+    def of(cls, call: Call, a: Tensor) -> EigenRoot:
         """By eigenpairs of A."""
         scaled, k, status = _scaled(call, a)
         n = a.shape[-1]
@@ -165,7 +165,7 @@ def _by_svd(call: Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tensor, 
         b: shape (..., n, n), as many dimensions; those of the batch broadcast.
         gradients: whether they are wanted.
     """
-    first, second = _Root.of(call, a), _Root.of(call, b)
+    first, second = EigenRoot.of(call, a), EigenRoot.of(call, b)
     same = (a == b).all(-1).all(-1)[..., None, None]
     ok = ((first.status == Status.OK) & (second.status == Status.OK))[..., None, None]
     c = first.vectors.mH @ second.vectors
@@ -195,7 +195,9 @@ def _by_svd(call: Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tensor, 
     return (first.status, second.status, *found)
 
 
-def _gradient(first: _Root, second: _Root, c: Tensor, isometry: Tensor, k: Tensor) -> Tensor:
+def _gradient(
+    first: EigenRoot, second: EigenRoot, c: Tensor, isometry: Tensor, k: Tensor
+) -> Tensor:
     """The gradient of d² by the first matrix, of minimum norm where that is singular.
 
     With W the isometry from its range to that of the second, X = (S_a − S_b W) S_a⁺: I − M on the

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import matroot
-from matroot import features
+from matroot import statistics
 
 DOUBLE = torch.float64
 of_samples = matroot.frechet_distance_from_features
@@ -97,7 +97,7 @@ def test_single_precision_is_summed_in_double():
 def test_many_samples_are_taken_in_parts(monkeypatch):
     x, y = samples(50, 6), samples(70, 6, seed=1)
     whole = of_samples(x, y)
-    monkeypatch.setattr(features, "_ROWS", 16)
+    monkeypatch.setattr(statistics, "_ROWS", 16)
     torch.testing.assert_close(of_samples(x, y), whole, rtol=1e-12, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""Layers: whitening and covariance pooling as modules, computed by matroot's functions.
+"""Layers: whitening, covariance pooling and a metric as modules, computed by matroot's functions.
 
 A layer is public by its import here, ``import … as …`` so that type checkers let it pass on.
 """
@@ -6,6 +6,7 @@ A layer is public by its import here, ``import … as …`` so that type checker
 from matroot.nn import functional as functional
 from matroot.nn.coloring import WhiteningColoring2d as WhiteningColoring2d
 from matroot.nn.conversion import convert_batchnorm as convert_batchnorm
+from matroot.nn.distance import FrechetDistance as FrechetDistance
 from matroot.nn.pooling import CovariancePooling1d as CovariancePooling1d
 from matroot.nn.pooling import CovariancePooling2d as CovariancePooling2d
 from matroot.nn.pooling import CovariancePooling3d as CovariancePooling3d

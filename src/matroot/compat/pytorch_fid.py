@@ -1,0 +1,55 @@
+"""The function of pytorch-fid, which many a training code has copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matroot.distances import frechet_distance
+
+
+def calculate_frechet_distance(
+    mu1: Any, sigma1: Any, mu2: Any, sigma2: Any, eps: float = 1e-6
+) -> float:
+    """pytorch-fid's function of this name: the FID of two means and covariances, without SciPy.
+
+    d² of ``matroot.frechet_distance``. The original takes the root of the product of the matrices
+    by ``scipy.linalg.sqrtm(…, disp=False)``, an option that SciPy 1.18 no longer has.
+
+    Args:
+        mu1: mean, shape (n,), a NumPy array or whatever ``torch.tensor`` takes.
+        sigma1: covariance, shape (n, n).
+        mu2: mean, as ``mu1``.
+        sigma2: covariance, as ``sigma1``.
+        eps: taken and not used: singular covariances need no ridge here.
+
+    Returns:
+        d², in double precision; in single where one of the covariances is, whose rounding then says
+        how far it may be from semi-definite.
+
+    Raises:
+        ValueError: the shapes do not fit.
+        torch.linalg.LinAlgError: a number is not finite, or a covariance is not symmetric or
+            indefinite.
+
+    Example:
+        >>> from matroot.compat.pytorch_fid import calculate_frechet_distance
+        >>> covariance = [[1.0, 0.0], [0.0, 4.0]]
+        >>> calculate_frechet_distance([3.0, 0.0], covariance, [0.0, 0.0], covariance)
+        9.0
+    """
+    given = {"mu1": mu1, "sigma1": sigma1, "mu2": mu2, "sigma2": sigma2}
+    # Copies, since PyTorch warns of arrays that cannot be written to.
+    tensors = {name: x if isinstance(x, Tensor) else torch.tensor(x) for name, x in given.items()}
+    single = torch.float32 in (tensors["sigma1"].dtype, tensors["sigma2"].dtype)
+    dtype = torch.float32 if single else torch.float64
+    mean1, cov1, mean2, cov2 = (
+        x.to(dtype)[(None,) * ((2 if name.startswith("sigma") else 1) - x.ndim)]
+        for name, x in tensors.items()
+    )
+    if not mean1.shape == mean2.shape == cov1.shape[:1] or cov1.shape != cov2.shape:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+        raise ValueError(f"means must have shape (n,) and covariances (n, n), got {shapes}")
+    return float(frechet_distance(mean1, cov1, mean2, cov2))
