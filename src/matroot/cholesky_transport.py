@@ -1,4 +1,4 @@
-"""The distance of large regular matrices by Cholesky factors, one pair after the other.
+"""The distance of large matrices by Cholesky factors, one pair after the other.
 
 With A = L Lᴴ, B = R Rᴴ and the singular value decomposition Lᴴ R = U Σ Vᴴ, F = L U and T = R V have
 
@@ -9,6 +9,13 @@ is not so small that the traces would cancel, singular values are enough.
 
 Matrices of single precision are done in double precision, where the eigenvalues Σ² of Rᴴ A R and
 their vectors V have digits to spare; F is then A T Σ⁻¹.
+
+A singular matrix has a factor of as many columns as its rank, where rounding leaves no doubt of
+that. With U and V of min(rank A, rank B) columns
+
+    d² = ‖F − T‖_F² + ‖L − L U Uᴴ‖_F² + ‖R − R V Vᴴ‖_F²,
+
+and X with X L = L − R V Uᴴ is the gradient by A on its range.
 """
 
 from __future__ import annotations
@@ -25,12 +32,16 @@ from matroot import spd, spectrum
 _CANCELLED = 0.01
 
 
+# Columns of a pivoted factor that are found before the rest of the matrix is updated.
+_BLOCK = 64
+
+
 class Factor(NamedTuple):
-    """A regular matrix A and its Cholesky factor, scaled.
+    """A matrix A and its Cholesky factor, scaled.
 
     Attributes:
         matrix: A/4ᵏ, shape (n, n), in double precision.
-        lower: L/2ᵏ, lower triangular.
+        lower: L/2ᵏ, lower triangular; of a singular matrix shape (n, rank).
         k: (), an integer.
     """
 
@@ -40,7 +51,7 @@ class Factor(NamedTuple):
 
 
 def factor(scaled: Tensor, k: Tensor) -> Factor | None:
-    """The factor of a matrix that has no eigenvalue that is zero to rounding, else None.
+    """The factor of a matrix; None where it has none, or is singular or not within rounding.
 
     Args:
         scaled: A/4ᵏ, exactly Hermitian, shape (n, n), of single or double precision.
@@ -48,9 +59,56 @@ def factor(scaled: Tensor, k: Tensor) -> Factor | None:
     """
     wide = spd.in_double(scaled)
     if not spd.is_regular(wide, scaled.dtype):
-        return None
+        thin = _thin(wide, scaled.dtype)
+        return None if thin is None else Factor(wide, thin, k)
     lower, info = torch.linalg.cholesky_ex(wide)
     return None if info else Factor(wide, lower, k)
+
+
+def _thin(a: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """L with A = L Lᴴ, shape (n, rank), but for eigenvalues that are zero to rounding.
+
+    Pivots on the diagonal (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 10.3) find
+    the rank and the range. None where it is not certain that as many eigenvalues are zero to the
+    rounding of ``dtype`` as columns are missing.
+    """
+    n, share = a.shape[-1], spd.null_share(a.shape[-1], dtype)
+    norm, trace = spd.frobenius_norm(a)[0, 0], spd.trace(a)
+    if not trace > 0:
+        return None
+    null = share * norm.square() / trace  # The largest eigenvalue is at least that.
+    rest, diagonal = a.clone(), a.diagonal().real.clone()
+    eliminated = torch.zeros(n, dtype=torch.bool)
+    blocks: list[Tensor] = []  # of Lᴴ
+    done = False
+    while not done and sum(map(len, blocks)) < n:
+        block = a.new_empty(_BLOCK, n)
+        rows = 0
+        while rows < _BLOCK:
+            pivot = int(diagonal.argmax())
+            size = diagonal[pivot]
+            done = not size > null
+            if done:
+                break
+            row = rest[pivot] - block[:rows, pivot].conj() @ block[:rows]
+            row = row.masked_fill_(eliminated, 0.0).div_(size.sqrt())
+            block[rows] = row
+            diagonal -= row.abs().square()
+            eliminated[pivot], diagonal[pivot] = True, -torch.inf
+            rows += 1
+        blocks.append(block[:rows])
+        rest.addmm_(blocks[-1].mH, blocks[-1], alpha=-1)
+    # The pivots have the range to some times the rounding; a product with A more has it exactly.
+    q = torch.linalg.qr(a @ torch.cat(blocks).mH).Q
+    inner = spd.hermitian_part(q.mH @ a @ q)
+    if not spd.factorises(inner - 2 * share * norm * spd.identity_like(inner)):
+        return None
+    missing = torch.addmm(a, q @ inner, q.mH, alpha=-1)
+    if not spd.frobenius_norm(missing) <= null:
+        both = null * spd.identity_like(a) + torch.stack([missing, -missing])
+        if not spd.factorises(spd.hermitian_part(both)).all():
+            return None
+    return q @ torch.linalg.cholesky(inner)
 
 
 def squared_distance(
@@ -75,6 +133,8 @@ def squared_distance(
         square = _by_values(first, second, i, j, dtype, is_double)
         if square is not None:
             return _scaled_back(square, k)
+    if _are_thin(first, second):
+        return _by_thin(first, second, i, j, k, dtype, gradients=gradients)
     if is_double:
         u, sigma, vh = spectrum.svd(first.lower.mH @ second.lower)
         f, t = first.lower @ u, second.lower @ vh.mH
@@ -95,15 +155,62 @@ def squared_distance(
     return (*found, *by)
 
 
+def _are_thin(*factors: Factor) -> bool:
+    """Whether one of them has fewer columns than rows."""
+    return any(x.lower.shape[-1] < x.lower.shape[-2] for x in factors)
+
+
+def _by_thin(
+    first: Factor,
+    second: Factor,
+    i: Tensor,
+    j: Tensor,
+    k: Tensor,
+    dtype: torch.dtype,
+    *,
+    gradients: bool,
+) -> tuple[Tensor, ...]:
+    """``squared_distance`` where a matrix is singular; the gradients are of minimum norm."""
+    left, right = (spd.times_power_of_two(x.lower, scale) for x, scale in ((first, i), (second, j)))
+    u, sigma, vh = spectrum.svd(left.mH @ right)
+    f, t = left @ u, right @ vh.mH
+    legs = (f - t, left - f @ u.mH, right - t @ vh)
+    square = sum((spd.frobenius_norm(x)[0, 0].square() for x in legs), sigma.new_zeros(()))
+    found = _scaled_back(square, k)
+    if not gradients:
+        return found
+    # As between roots: of a product of computed factors singular values are known to n units.
+    share = spd.null_share(max(left.shape[-2], spd.NULL_UNITS), torch.float64)
+    largest = torch.linalg.matrix_norm(left, 2) * torch.linalg.matrix_norm(right, 2)
+    turn = (u * (sigma > share * largest)) @ vh
+    by_a, by_b = _on_range(left, right @ turn.mH), _on_range(right, left @ turn)
+    return (*found, by_a.to(dtype), by_b.to(dtype))
+
+
+def _on_range(x: Tensor, image: Tensor) -> Tensor:
+    """Hermitian G of minimum norm with G X = X − image on the range of X, shape (n, r)."""
+    step = x - image
+    if x.shape[-1] == x.shape[-2]:
+        return spd.hermitian_part(torch.linalg.solve(x, step, left=False))
+    q, r = torch.linalg.qr(x)
+    y = torch.linalg.solve_triangular(r, step, upper=True, left=False)
+    inner = q.mH @ y
+    y = y - q @ (inner - 0.5 * spd.hermitian_part(inner))
+    y = y @ q.mH
+    return y + y.mH
+
+
 def _by_values(
     first: Factor, second: Factor, i: Tensor, j: Tensor, dtype: torch.dtype, is_double: bool
 ) -> Tensor | None:
     """d²/4ᵏ by singular values alone; None where it would not be exact."""
     left, right = (spd.power_of_two(x, first.matrix) for x in (i, j))
-    traces = spd.trace(first.matrix) * left**2 + spd.trace(second.matrix) * right**2
-    if is_double:
+    # By the factors, of which nothing is left out that σ lacks.
+    norms = (spd.frobenius_norm(x.lower)[0, 0] for x in (first, second))
+    traces = sum(((x * y).square() for x, y in zip(norms, (left, right), strict=True)), left * 0)
+    if is_double or _are_thin(first, second):
         sigma = spectrum.singular_values(first.lower.mH @ second.lower)
-        least = _CANCELLED * traces
+        least = _CANCELLED * traces * (spd.real_eps(torch.float64) / spd.real_eps(dtype))
     else:
         n, unit = first.matrix.shape[-1], spd.real_eps(torch.float64)
         values = spectrum.eigenvalues(_congruence(first, second)).clamp(min=0)

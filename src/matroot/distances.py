@@ -49,7 +49,8 @@ def bures_wasserstein_distance(
         double precision, 4 products and 2 more for the gradients. Beyond n = 256 two Cholesky
         factors and a product leave one decomposition: eigenvalues in double precision for single,
         singular values for double, with vectors where a gradient may be asked for or the matrices
-        are close to each other, and 4 products for the gradients. Results of single precision are
+        are close to each other, and 4 products for the gradients. Factors of singular matrices have
+        as many columns as the rank, where that is certain. Results of single precision are
         then exact to some units of rounding, but for gradients at nearly equal, badly conditioned
         matrices (relative error 2e-5 at condition 1e5 and a step of 1e-7).
         Second derivatives and forward mode take a Lyapunov solve; inside torch.compile there are

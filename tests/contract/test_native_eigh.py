@@ -1,4 +1,4 @@
-"""QL and divide and conquer in the compiled kernels: hard tridiagonal matrices, and threads on one matrix.
+"""QL and divide and conquer in the compiled kernels: hard tridiagonal matrices, shared matrices.
 
 A tridiagonal matrix passes the reduction to tridiagonal form as it is, but for signs.
 """

@@ -22,8 +22,8 @@ class Eigh(Method):
     inverse root, which makes it the pseudo-inverse root.
 
     On a CPU compiled kernels do all of it for real matrices up to n = 1024 (512 in double
-    precision), with the eigenvalues found in double precision; without them single-precision matrices that may be singular are
-    decomposed in double precision, see ``matroot.spectrum.eigh``.
+    precision), with the eigenvalues found in double precision; elsewhere single-precision matrices
+    that may be singular are decomposed in double precision, see ``matroot.spectrum.eigh``.
 
     Note:
         One eigh (some 9 n³ flops at poor speed) and one product a root.
