@@ -108,7 +108,8 @@ def _thin(a: Tensor, dtype: torch.dtype) -> Tensor | None:
         both = null * spd.identity_like(a) + torch.stack([missing, -missing])
         if not spd.factorises(spd.hermitian_part(both)).all():
             return None
-    return q @ torch.linalg.cholesky(inner)
+    lower: Tensor = q @ torch.linalg.cholesky(inner)
+    return lower
 
 
 def squared_distance(
@@ -180,7 +181,7 @@ def _by_thin(
     if not gradients:
         return found
     # As between roots: of a product of computed factors singular values are known to n units.
-    share = spd.null_share(max(left.shape[-2], spd.NULL_UNITS), torch.float64)
+    share = spd.null_share(left.shape[-2], torch.float64)
     largest = torch.linalg.matrix_norm(left, 2) * torch.linalg.matrix_norm(right, 2)
     turn = (u * (sigma > share * largest)) @ vh
     by_a, by_b = _on_range(left, right @ turn.mH), _on_range(right, left @ turn)
@@ -197,7 +198,8 @@ def _on_range(x: Tensor, image: Tensor) -> Tensor:
     inner = q.mH @ y
     y = y - q @ (inner - 0.5 * spd.hermitian_part(inner))
     y = y @ q.mH
-    return y + y.mH
+    found: Tensor = y + y.mH
+    return found
 
 
 def _by_values(
@@ -206,8 +208,8 @@ def _by_values(
     """d²/4ᵏ by singular values alone; None where it would not be exact."""
     left, right = (spd.power_of_two(x, first.matrix) for x in (i, j))
     # By the factors, of which nothing is left out that σ lacks.
-    norms = (spd.frobenius_norm(x.lower)[0, 0] for x in (first, second))
-    traces = sum(((x * y).square() for x, y in zip(norms, (left, right), strict=True)), left * 0)
+    sizes = [spd.frobenius_norm(x.lower)[0, 0] for x in (first, second)]
+    traces = (sizes[0] * left).square() + (sizes[1] * right).square()
     if is_double or _are_thin(first, second):
         sigma = spectrum.singular_values(first.lower.mH @ second.lower)
         least = _CANCELLED * traces * (spd.real_eps(torch.float64) / spd.real_eps(dtype))
