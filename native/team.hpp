@@ -19,7 +19,7 @@ struct Team {
 // are; below some, starting threads would take longer.
 template <class F>
 inline void share(int parts, double work, F f) {
-  constexpr double least = 1 << 17;
+  constexpr double least = 1 << 18;
   if (team == 1 || parts == 1 || work < least) {
     for (int part = 0; part < parts; ++part) f(part);
     return;
