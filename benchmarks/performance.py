@@ -44,8 +44,12 @@ SIZES = [
     (256, 64),
     (64, 128),
     (16, 256),
+    (1, 32),
     (1, 64),
+    (1, 128),
+    (1, 256),
     (1, 512),
+    (1, 1024),
 ]
 PAPER = "paper, PyTorch's operations"
 AS_PUBLISHED = partial(baselines.paper, forward="pade")
@@ -251,37 +255,37 @@ def call_table(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row]) -> None:
-    """How many times faster the default is, against the size."""
-    drawing = figure(8, 4.5)
-    axes = drawing.subplots()
+    """How many times faster the default is, against the size: in batches, and one matrix."""
+    drawing = figure(10, 4.5)
     names = [name for name in CHOICES if name != "default"]
-    for cond, style in ((1e2, "-"), (1e4, "--")):
-        for i, name in enumerate(names):
-            points = []
-            for batch, n in SIZES:
-                if batch == 1 and n == 64:
-                    continue
-                found = {
-                    r["choice"]: r["ms"]
-                    for r in pick(rows, kind="speed", batch=batch, n=n, cond=cond)
-                }
-                if name in found:
-                    points.append((n, found[name] / found["default"]))
-            label = name if cond == 1e2 else None
-            axes.plot(*zip(*points, strict=True), style, marker="o", color=f"C{i}", label=label)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="n (batches as in the table)",
-        ylabel="time / time of the default",
-        title="Root and gradient, float32, two cores; κ = 1e2, dashed 1e4",
-    )
-    ticks = sorted({n for _, n in SIZES})
-    axes.set_xticks(ticks, [str(n) for n in ticks])
-    axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
-    axes.minorticks_off()
-    axes.legend(fontsize=8)
+    panels = {
+        "in batches as in the table": [size for size in SIZES if size[0] > 1],
+        "one matrix": [size for size in SIZES if size[0] == 1],
+    }
+    for axes, (title, sizes) in zip(
+        drawing.subplots(1, 2, sharey=True), panels.items(), strict=True
+    ):
+        for cond, style in ((1e2, "-"), (1e4, "--")):
+            for i, name in enumerate(names):
+                points = []
+                for batch, n in sizes:
+                    found = {
+                        r["choice"]: r["ms"]
+                        for r in pick(rows, kind="speed", batch=batch, n=n, cond=cond)
+                    }
+                    if name in found:
+                        points.append((n, found[name] / found["default"]))
+                label = name if cond == 1e2 else None
+                axes.plot(*zip(*points, strict=True), style, marker="o", color=f"C{i}", label=label)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlabel="n", title=title)
+        ticks = sorted({n for _, n in sizes})
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+        axes.minorticks_off()
+    drawing.axes[0].set_ylabel("time / time of the default")
+    drawing.axes[1].legend(fontsize=8)
+    drawing.suptitle("Root and gradient, float32, two cores; κ = 1e2, dashed 1e4")
     drawing.savefig(IMAGES / "performance.svg", metadata={"Date": None})
 
 
