@@ -148,11 +148,16 @@ def _divided_by_passes(
     s: Tensor, vectors: Tensor, g_sqrt: Tensor | None, g_inv: Tensor | None, null: float
 ) -> Tensor:
     """``_divided`` of large matrices, Z exact."""
+    n = vectors.shape[-1]
+    u = vectors.view(-1, n, n)
+
+    def between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
+        return tasks.symmetric_product(torch.bmm(left, x.view(u.shape)), right).view(vectors.shape)
 
     def rotated(g: Tensor) -> Tensor:
-        r = vectors.mT @ g @ vectors
-        tasks.symmetrise(r)
-        return r
+        g = g.clone()
+        tasks.symmetrise(g)
+        return between(u.mT, g, u)
 
     q = None if g_inv is None else rotated(g_inv)
     r = rotated(g_sqrt) if g_sqrt is not None else torch.zeros_like(vectors)
@@ -160,9 +165,7 @@ def _divided_by_passes(
         batch=tasks.batch(r), r=r.data_ptr(), q=tasks.address(q), roots=s.data_ptr(), null=null
     )
     tasks.MODULE.divide(task)
-    x = vectors @ r @ vectors.mT
-    tasks.symmetrise(x)
-    return x
+    return between(u, r, u.mT)
 
 
 SPECTRAL = (GradientKernel("spectral", _spectral_declines, _by_spectrum),)

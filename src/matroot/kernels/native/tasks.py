@@ -34,6 +34,7 @@ __all__ = [
     "known",
     "lookup",
     "outputs",
+    "symmetric_product",
     "symmetrise",
     "thresholds",
 ]
@@ -153,6 +154,26 @@ def outputs(functions: Functions, values: Iterable[Tensor]) -> list[MODULE.Outpu
         MODULE.Output(function=known(function), x=value.data_ptr())
         for function, value in zip(functions, values, strict=True)
     ]
+
+
+def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
+    """A B, shape (b, n, n), that is symmetric but for rounding: five eighths of it are computed."""
+    x = torch.empty_like(a)
+    _fill(x, a, b, halvings=2)
+    symmetrise(x)
+    return x
+
+
+def _fill(x: Tensor, a: Tensor, b: Tensor, halvings: int) -> None:
+    """X = A B where that is symmetric, for rows A and columns B."""
+    if not halvings:
+        torch.bmm(a, b, out=x)
+        return
+    h = x.shape[-1] // 2
+    _fill(x[:, :h, :h], a[:, :h], b[:, :, :h], halvings - 1)
+    _fill(x[:, h:, h:], a[:, h:], b[:, :, h:], halvings - 1)
+    torch.bmm(a[:, h:], b[:, :, :h], out=x[:, h:, :h])
+    x[:, :h, h:] = x[:, h:, :h].mT
 
 
 def symmetrise(x: Tensor) -> None:

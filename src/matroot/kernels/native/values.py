@@ -109,9 +109,8 @@ def _by_lapack(request: Request, a: Tensor) -> Solved:
     s = pairs.values.clamp(min=0).sqrt() * scale
 
     def assembled(eigenvalues: Tensor) -> Tensor:
-        root = torch.bmm(pairs.vectors * eigenvalues[:, None, :], pairs.vectors.mT)
-        tasks.symmetrise(root)
-        return root.view(a.shape)
+        scaled = pairs.vectors * eigenvalues[:, None, :]
+        return tasks.symmetric_product(scaled, pairs.vectors.mT).view(a.shape)
 
     values = roots_in_order(
         request.solved,
