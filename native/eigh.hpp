@@ -233,7 +233,12 @@ struct EighRun {
     V *u = vectors(group), *better = m.scratch;
     K::transpose(m.x, u, n);
     multiply_symmetric<K>(n, spare, u, m.x);
-    for (int i = 0; i < n; ++i) K::set(spare, w, i, i, K::at(spare, w, i, i) - T(1));
+    // Terms of one sign, whose sum one after the other would be off by some n units.
+    for (int i = 0; i < n; ++i) {
+      V sums[4] = {};
+      by_fours(w, [&](int v, int k) { sums[k] += u[i * w + v] * u[i * w + v]; });
+      K::set(spare, w, i, i, K::total((sums[0] + sums[1]) + (sums[2] + sums[3])) - T(1));
+    }
     V most{};
     for (int i = 0; i < n * w; ++i) {
       spare[i] = spare[i] * wanted;

@@ -232,7 +232,9 @@ constexpr int kRows = 8, kVectors = 3;  // 24 accumulators of 32 registers
 constexpr int kRows = 4, kVectors = 3;  // 12 of 16
 #endif
 
-// MR rows and NV vectors of columns of C = from + sign · A B, or of A B where from is null; A has
+constexpr int kPart = 64;  // terms of a sum
+
+// MR rows and NV vectors of columns of C = from + sign · A B, where null stands for 0; A has
 // `depth` columns, from column `column` on.
 template <class K, int MR, int NV>
 inline __attribute__((always_inline)) void tile(typename K::Vector* c, int wc,
@@ -241,20 +243,25 @@ inline __attribute__((always_inline)) void tile(typename K::Vector* c, int wc,
                                                 const typename K::Vector* b, int wb, int depth,
                                                 typename K::Real sign) {
   using Vector = typename K::Vector;
-  Vector acc[MR][NV];
-  for (int r = 0; r < MR; ++r)
-    for (int v = 0; v < NV; ++v) acc[r][v] = Vector{};
-  for (int k = 0; k < depth; ++k) {
-    Vector row[NV];
-    for (int v = 0; v < NV; ++v) row[v] = b[k * wb + v];
-    for (int r = 0; r < MR; ++r) {
-      auto x = K::at(a, wa, r, column + k);
-      for (int v = 0; v < NV; ++v) acc[r][v] += x * row[v];
+  // The sum in parts: rounding of many terms of one sign would add up.
+  for (int first = 0; first == 0 || first < depth; first += kPart) {
+    const int end = std::min(first + kPart, depth);
+    Vector acc[MR][NV];
+    for (int r = 0; r < MR; ++r)
+      for (int v = 0; v < NV; ++v) acc[r][v] = Vector{};
+    for (int k = first; k < end; ++k) {
+      Vector row[NV];
+      for (int v = 0; v < NV; ++v) row[v] = b[k * wb + v];
+      for (int r = 0; r < MR; ++r) {
+        auto x = K::at(a, wa, r, column + k);
+        for (int v = 0; v < NV; ++v) acc[r][v] += x * row[v];
+      }
     }
+    for (int r = 0; r < MR; ++r)
+      for (int v = 0; v < NV; ++v)
+        c[r * wc + v] = from ? from[r * wf + v] + sign * acc[r][v] : sign * acc[r][v];
+    from = c, wf = wc;
   }
-  for (int r = 0; r < MR; ++r)
-    for (int v = 0; v < NV; ++v)
-      c[r * wc + v] = from ? from[r * wf + v] + sign * acc[r][v] : acc[r][v];
 }
 
 template <class K, int NV>
@@ -292,7 +299,7 @@ inline void panels(int v, int w, F f) {
   }
 }
 
-// C = from + sign · A B, or A B where from is null; A is rows × depth, from column `column` on.
+// C = from + sign · A B, where null stands for 0; A is rows × depth, from column `column` on.
 template <class K>
 void multiply(int rows, int depth, int w, typename K::Vector* c, const typename K::Vector* from,
               const typename K::Vector* a, int wa, int column, const typename K::Vector* b,

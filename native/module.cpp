@@ -266,6 +266,8 @@ NB_MODULE(_native, m) {
   bind_structs(m);
   bind_solvers(m);
   bind_passes(m);
+  m.def("forked", [] { forked = true; },
+        "Says that this process was forked before this module was loaded.");
   m.def("instruction_set", [] { return std::string(instruction_set().name); },
         "The instruction set that the kernels run in.");
 }

@@ -146,11 +146,17 @@ void reflect(int n, const typename K::Vector* reflections, typename K::Vector* x
       panels(is_identity ? std::max(first, start / K::lanes) : first, end, [&](int v, auto count) {
         constexpr int NV = decltype(count)::value;
         V z[block][NV] = {};
-        for (int i = start; i < n; ++i)
-          for (int c = 0; c < NV; ++c) {
-            V entry = x[i * w + v + c];
-            for (int b = 0; b < block; ++b) z[b][c] += K::at(u, w, b, i) * entry;
-          }
+        // In parts: of many terms of one sign the sum would be off by a share of their number.
+        for (int first = start; first < n; first += 32) {
+          V part[block][NV] = {};
+          for (int i = first; i < std::min(first + 32, n); ++i)
+            for (int c = 0; c < NV; ++c) {
+              V entry = x[i * w + v + c];
+              for (int b = 0; b < block; ++b) part[b][c] += K::at(u, w, b, i) * entry;
+            }
+          for (int b = 0; b < block; ++b)
+            for (int c = 0; c < NV; ++c) z[b][c] += part[b][c];
+        }
         for (int b = block - 2; b >= 0; --b)
           for (int d = b + 1; d < block; ++d)
             for (int c = 0; c < NV; ++c) z[b][c] -= between[b][d] * z[d][c];

@@ -180,8 +180,8 @@ def _by_thin(
     found = _scaled_back(square, k)
     if not gradients:
         return found
-    # As between roots: of a product of computed factors singular values are known to n units.
-    share = spd.null_share(left.shape[-2], torch.float64)
+    # What the rounding of the matrices leaves of zeros decides nothing.
+    share = spd.null_share(left.shape[-2], dtype)
     largest = torch.linalg.matrix_norm(left, 2) * torch.linalg.matrix_norm(right, 2)
     turn = (u * (sigma > share * largest)) @ vh
     by_a, by_b = _on_range(left, right @ turn.mH), _on_range(right, left @ turn)

@@ -54,7 +54,8 @@ def bures_wasserstein_distance(
         then exact to some units of rounding, but for gradients at nearly equal, badly conditioned
         matrices (relative error 2e-5 at condition 1e5 and a step of 1e-7).
         Second derivatives and forward mode take a Lyapunov solve; inside torch.compile there are
-        first derivatives alone.
+        first derivatives alone. Second derivatives at singular matrices are finite, but not those
+        of a curve through matrices of that rank.
 
         Eigenvalues up to 4 units of rounding of the largest (in double precision max(8, n) units)
         count as 0. On null × null space of a singular matrix the gradient is 0 (minimum norm). The

@@ -210,3 +210,15 @@ def test_doubtful_ranks_are_left_to_roots(monkeypatch):
     zero = torch.zeros(N, N)
     assert relative_error(bures(zero, b), b.trace()) < 1e-6
     assert bures(zero, zero) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+def test_gradients_between_orthogonal_ranges(dtype):
+    """The rounding of zeros decides nothing: the gradients are projectors on the ranges."""
+    q = torch.linalg.qr(torch.randn(N, 100, dtype=DOUBLE)).Q
+    projectors = [symmetric(x @ x.mT).to(dtype) for x in (q[:, :50], q[:, 50:])]
+    square, *by = everything(*projectors)
+    unit = torch.finfo(dtype).eps
+    assert relative_error(square, torch.tensor(100.0)) < 32 * unit
+    for x, expected in zip(by, projectors, strict=True):
+        assert relative_error(x, expected.double()) < 64 * unit

@@ -226,6 +226,23 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @built
+def test_loaded_in_a_fork():
+    """The parent's threads have run, and the kernels are there only in the child."""
+    code = """
+import os, signal, torch, matroot
+torch.set_num_threads(2)
+a = 4 * torch.eye(300)
+(2 * torch.randn(4_000_000)).sin()
+child = os.fork()
+if child == 0:
+    signal.alarm(40)  # PyTorch's own parallel operations would hang.
+    os._exit(0 if matroot.sqrtm(a)[0, 0].item() == 2 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert python(code, OMP_NUM_THREADS="2") == "0"
+
+
+@built
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
     code = (

@@ -113,3 +113,21 @@ def test_bits_depend_on_the_matrix_alone(n, dtype):
             assert torch.equal(x, same)
             assert torch.equal(y, same[3:4])
             assert torch.equal(z, same[3:5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [24, 48, 64, 200, 256, 300, 512])
+def test_sums_of_one_sign(n, dtype):
+    """Equal correlations and a matrix of ones, whose rounding would add up in a product's sums."""
+    a = torch.full((n, n), 0.5, dtype=dtype) + 0.5 * torch.eye(n, dtype=dtype)
+    mean = torch.full((n, n), 1 / n, dtype=torch.float64)
+    identity = torch.eye(n, dtype=torch.float64)
+    unit = torch.finfo(dtype).eps
+    for p in (0.5, 1.7):
+        expected = 0.5**p * (identity - mean) + (0.5 + 0.5 * n) ** p * mean
+        found = matroot.powm(a, p)
+        # LAPACK's are off by up to 23 units (n = 257, double precision).
+        assert (found - expected).norm() < 32 * unit * expected.norm()
+    ones = torch.ones(n, n, dtype=dtype)
+    root = matroot.sqrtm(ones).double()
+    assert (root @ root - ones).norm() < 32 * unit * n

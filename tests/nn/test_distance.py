@@ -144,10 +144,26 @@ def test_state_dict():
     other.load_state_dict(model.state_dict())
     other[1].update(x, real=True)
     assert model[1].moments[:, 0, 0].tolist() == [40, 30]
-    with pytest.raises(ValueError, match="the state is of num_features=6, expected 5"):
+    with pytest.raises(ValueError, match=r"num_features=5, shape \(2, 6, 6\), got \(2, 7, 7\)"):
         nn.Sequential(nn.Linear(2, 2), FrechetDistance(5)).load_state_dict(state)
     # DistributedDataParallel would make buffers those of the first process.
     assert not [*model[1].buffers()]
+
+
+def test_the_state_of_the_metric_is_checked_too():
+    x = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    metric, other = compat.FrechetDistance(5), compat.FrechetDistance(5)
+    for m in (metric, other, wide := compat.FrechetDistance(6)):
+        m.persistent(True)
+    metric.update(x, real=True)
+    other.load_state_dict({k: v.half() for k, v in metric.state_dict().items()})
+    assert other.moments.dtype == torch.float64
+    other.load_state_dict(metric.state_dict())
+    assert torch.equal(other.moments, metric.moments)
+    with pytest.raises(ValueError, match="num_features=6"):
+        wide.load_state_dict(metric.state_dict())
+    with pytest.raises(ValueError, match="got NoneType"):
+        FrechetDistance(5).load_state_dict({"_extra_state": None})
 
 
 @either

@@ -84,3 +84,22 @@ def test_what_the_function_of_pytorch_fid_refuses():
         calculate_frechet_distance(mu, sigma, mu, -sigma)
     with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
         calculate_frechet_distance(mu, sigma, mu * np.nan, sigma)
+
+
+def test_fid_of_mixed_precision_keeps_the_means():
+    one = np.eye(3)
+    single = one.astype("float32")
+    far = np.full(3, 1e9)
+    assert calculate_frechet_distance(far, single, far + 1, one) == 3.0
+    near = calculate_frechet_distance(far * 1e-5, single, far * 1e-5 + 1e-3, single)
+    assert abs(near - 3e-6) < 1e-14
+
+
+def test_fid_takes_whatever_numpy_has():
+    one = np.eye(3)
+    zero = np.zeros(3, np.longdouble)
+    assert abs(calculate_frechet_distance(zero[::-1], one[::-1, ::-1], zero, 4 * one) - 3) < 1e-14
+    with pytest.raises(TypeError, match="sigma1 must be real"):
+        calculate_frechet_distance(zero, one + 0j, zero, one)
+    with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
+        calculate_frechet_distance(zero + np.nan, one, zero, one)

@@ -26,10 +26,11 @@ def calculate_frechet_distance(
         eps: taken and not used: singular covariances need no ridge here.
 
     Returns:
-        d², in double precision; in single where one of the covariances is, whose rounding then says
-        how far it may be from semi-definite.
+        d², in double precision; that of the covariances in single where one of them is, whose
+        rounding then says how far it may be from semi-definite.
 
     Raises:
+        TypeError: complex numbers.
         ValueError: the shapes do not fit.
         torch.linalg.LinAlgError: a number is not finite, or a covariance is not symmetric or
             indefinite.
@@ -41,15 +42,39 @@ def calculate_frechet_distance(
         9.0
     """
     given = {"mu1": mu1, "sigma1": sigma1, "mu2": mu2, "sigma2": sigma2}
-    # Copies, since PyTorch warns of arrays that cannot be written to.
-    tensors = {name: x if isinstance(x, Tensor) else torch.tensor(x) for name, x in given.items()}
+    tensors = {name: _tensor(name, x) for name, x in given.items()}
     single = torch.float32 in (tensors["sigma1"].dtype, tensors["sigma2"].dtype)
     dtype = torch.float32 if single else torch.float64
-    mean1, cov1, mean2, cov2 = (
-        x.to(dtype)[(None,) * ((2 if name.startswith("sigma") else 1) - x.ndim)]
-        for name, x in tensors.items()
+    # Of one feature they may be numbers.
+    mean1, mean2 = (x.double()[(None,) * (1 - x.ndim)] for x in (tensors["mu1"], tensors["mu2"]))
+    cov1, cov2 = (
+        x.to(dtype)[(None,) * (2 - x.ndim)] for x in (tensors["sigma1"], tensors["sigma2"])
     )
     if not mean1.shape == mean2.shape == cov1.shape[:1] or cov1.shape != cov2.shape:
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
         raise ValueError(f"means must have shape (n,) and covariances (n, n), got {shapes}")
-    return float(frechet_distance(mean1, cov1, mean2, cov2))
+    nothing = torch.zeros_like(cov1[0])
+    apart = (mean1 - mean2).square().sum()
+    if not apart.isfinite():
+        raise torch.linalg.LinAlgError("mu1 or mu2 is not finite, or they are too far apart")
+    return float(apart) + float(frechet_distance(nothing, cov1, nothing, cov2))
+
+
+def _tensor(name: str, x: Any) -> Tensor:
+    """Real numbers, without a derivative, in memory of their own."""
+    if isinstance(x, Tensor):
+        x = x.detach()
+    elif hasattr(x, "__array__"):
+        # PyTorch takes neither negative strides nor long doubles, and warns of what is read-only.
+        x = x.__array__()
+        x = torch.tensor(
+            (x.astype("float64") if x.dtype.kind == "f" and x.itemsize > 8 else x).copy()
+        )
+    else:
+        x = torch.tensor(x)
+    if x.is_complex():
+        raise TypeError(
+            f"{name} must be real, got {x.dtype}; matroot.frechet_distance takes complex numbers"
+        )
+    tensor: Tensor = x
+    return tensor

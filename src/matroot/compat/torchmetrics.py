@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 from torchmetrics import Metric
 
-from matroot.nn.distance import StreamedDistance, no_samples, pooled
+from matroot.nn.distance import StreamedDistance, loaded, no_samples, pooled
 
 
 class FrechetDistance(StreamedDistance, Metric):
@@ -83,6 +83,15 @@ class FrechetDistance(StreamedDistance, Metric):
         super().reset()
         zeros, self.moments = self.moments, kept
         self._reset(zeros)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """With the checks of ``matroot.nn.FrechetDistance``."""
+        name = prefix + "moments"
+        if name in state_dict:
+            state_dict = state_dict | {name: loaded(state_dict[name], self.moments)}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         """``to``, ``set_dtype`` and so on, but for the dtype of the moments."""

@@ -757,5 +757,8 @@ def product(task: ProductTask) -> None: ...
 
 def function(task: FunctionTask) -> None: ...
 
+def forked() -> None:
+    """Says that this process was forked before this module was loaded."""
+
 def instruction_set() -> str:
     """The instruction set that the kernels run in."""

@@ -239,12 +239,7 @@ class FrechetDistance(StreamedDistance, nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Those of a ``state_dict``."""
-        if state.shape != self.moments.shape:
-            raise ValueError(
-                f"the state is of num_features={len(state[0]) - 1}, expected {self.num_features}"
-            )
-        # A copy: the moments are changed in place.
-        self.moments = spd.in_double(state.detach().clone().to(self.moments.device))
+        self.moments = loaded(state, self.moments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """``to``, ``half`` and so on, but for the dtype of the moments."""
@@ -254,6 +249,21 @@ class FrechetDistance(StreamedDistance, nn.Module):
         same = moved.dtype == self.moments.dtype
         self.moments = moved if same else self.moments.to(moved.device)
         return self
+
+
+def loaded(state: Any, like: Tensor) -> Tensor:
+    """The moments of a ``state_dict``, a copy since they are changed in place.
+
+    Raises:
+        ValueError: they are of another number of features, or no moments.
+    """
+    if not isinstance(state, Tensor) or state.shape != like.shape:
+        came = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+        raise ValueError(
+            f"the state must be the moments of num_features={like.shape[-1] - 1}, shape "
+            f"{tuple(like.shape)}, got {came}"
+        )
+    return spd.in_double(state.detach().clone().to(like.device))
 
 
 def no_samples(n: int, device: torch.device | str | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from matroot import context, spd
+from matroot import _process, context, spd
 from matroot.functions import Exp, InvSqrt, Log, OnRange, Power, SpectralFunction, Sqrt
 from matroot.roots import Functions
 from matroot.screen import Thresholds
@@ -50,11 +51,14 @@ def _load() -> ModuleType | None:
     """The compiled module; None where it was not built."""
     name = "matroot.kernels._native"
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
         return None
+    if os.getpid() != _process:
+        module.forked()  # Before it was loaded, so that it cannot know.
+    return module
 
 
 # Type checkers read its stub.
