@@ -1,8 +1,9 @@
 """Square roots and other functions of symmetric positive semi-definite matrices."""
 
 from importlib import import_module
-from os import getpid
 from typing import TYPE_CHECKING
+
+from matroot import _process as _process
 
 # For type checkers, which so still find misspelt names.
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from matroot.plan import explain as explain
 
 __version__ = "0.1.0.dev0"
-
-# The process that imported this: kernels must know where they are first loaded in a fork of it.
-_process = getpid()
 
 # The module of each public name; a module is its own. They are loaded when they are first asked
 # for, and PyTorch with them: ``matroot --version`` and ``--help`` need neither.

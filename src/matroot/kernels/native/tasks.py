@@ -56,7 +56,7 @@ def _load() -> ModuleType | None:
         if error.name != name:
             raise
         return None
-    if os.getpid() != _process:
+    if os.getpid() != _process.PID:
         module.forked()  # Before it was loaded, so that it cannot know.
     return module
 
