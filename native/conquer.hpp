@@ -31,7 +31,7 @@ constexpr double kLeftOut = std::is_same_v<T, double> ? 0x1p-50 : 0x1p-44;
 // One matrix T, and the eigenpairs of its diagonal blocks as far as they are known.
 template <class T>
 struct Tridiagonal {
-  double* d = nullptr;      // the diagonal, then the eigenvalues of the blocks
+  double* d;      // the diagonal, then the eigenvalues of the blocks
   double* e;      // the off-diagonal: e[i] between rows i and i + 1
   double* first;  // the first component of each eigenvector of a block
   double* last;   // the last one

@@ -64,7 +64,7 @@ Memory allocated(std::size_t bytes) {
 // avoid page faults, which take little of the time of large matrices.
 template <class F>
 void with_memory(std::size_t bytes, F f) {
-  constexpr std::size_t most = 16 << 20;
+  constexpr std::size_t most = 32 << 20;
   if (bytes > most) return f(allocated(bytes).get());
   thread_local Memory memory;
   thread_local std::size_t size = 0;
