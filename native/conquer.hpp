@@ -50,6 +50,7 @@ struct Tridiagonal {
   }
 };
 
+// Where a leaf is.
 template <class T>
 struct Leaf {
   Tridiagonal<T>* matrix;
@@ -74,18 +75,15 @@ void solve_leaves(int n, int count, Which which, typename Convert<T>::Wide& unso
     for (int i = 0; i + 1 < size; ++i) put(e[i], l, matrix->e[start + i]);
     put(first[0], l, 1.0), put(last[size - 1], l, 1.0);
   }
-  auto rotate = [&](int i, const Wide& c, const Wide& s) {
-    const V cosine = Convert<T>::narrow(c), sine = Convert<T>::narrow(s);
+  auto rotate = [&](int i, const Wide& c, const Wide& s, const auto& on) {
+    const Wide wide_cosine = select(on, c, Wide{} + 1.0), wide_sine = select(on, s, Wide{});
+    const V cosine = Convert<T>::narrow(wide_cosine), sine = Convert<T>::narrow(wide_sine);
     V *upper = x + i * kLeaf, *lower = upper + kLeaf;
     for (int j = 0; j < kLeaf; ++j) turn(upper[j], lower[j], cosine, sine);
-    turn(first[i], first[i + 1], c, s);
-    turn(last[i], last[i + 1], c, s);
+    turn(first[i], first[i + 1], wide_cosine, wide_sine);
+    turn(last[i], last[i + 1], wide_cosine, wide_sine);
   };
-  auto rotate_where = [&](int i, const Wide& c, const Wide& s, const auto& on) {
-    rotate(i, select(on, c, Wide{} + 1.0), select(on, s, Wide{}));
-  };
-  auto failed =
-      implicit_ql(kLeaf, d, e, kLeftOut<T> / 8, [](const Wide&, const Wide&) {}, rotate_where);
+  auto failed = implicit_ql(kLeaf, d, e, kLeftOut<T> / 8, [](const Wide&, const Wide&) {}, rotate);
   const Wide wrong = select(failed, Wide{} + 1.0, Wide{});
   for (int l = 0; l < count; ++l) {
     const auto [matrix, place, number] = which(l);

@@ -100,14 +100,13 @@ def barycenter(covariances: Tensor, weights: Tensor | None = None, *, eps: float
             f"{tuple(covariances.shape)}"
         )
     eps = checks.ridge(eps, covariances.dtype)
-    *batch, k, n, _ = covariances.shape
+    k, n = covariances.shape[-3:-1]
     mps = covariances.device.type == "mps"  # Which has no double precision.
     with context.no_autocast(covariances):
         c = covariances.to(spd.computing_dtype(covariances.dtype))
         c = c if mps else spd.in_double(c)
         w, weighted = _weights(weights, c)
-        # PyTorch's function has no annotations.
-        batch = torch.broadcast_shapes(tuple(batch), w.shape[:-1])  # type: ignore[no-untyped-call]
+        batch = spd.broadcast_shapes(c.shape[:-3], w.shape[:-1])
         c, w = c.expand(*batch, k, n, n), w.expand(*batch, k)
         if c.numel() == 0:
             return c.sum(-3).to(covariances.dtype) * w.sum()

@@ -140,8 +140,7 @@ def frechet_distance(
     if squared:
         distance = parts.square().sum(-1) + by_square
     else:
-        # PyTorch's function has no annotations.
-        batch = torch.broadcast_shapes(parts.shape[:-1], by_root.shape)  # type: ignore[no-untyped-call]
+        batch = spd.broadcast_shapes(parts.shape[:-1], by_root.shape)
         legs = (parts.expand(*batch, -1), by_root.expand(batch)[..., None])
         distance = _norm(torch.cat(legs, -1))
     return distance.to(spd.real_dtype(mu1.dtype))

@@ -131,8 +131,7 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def forward(f: Tensor, g: Tensor) -> tuple[Tensor, ...]:
-        # PyTorch's function has no annotations.
-        batch = torch.broadcast_shapes(f.shape[:-2], g.shape[:-2])  # type: ignore[no-untyped-call]
+        batch = spd.broadcast_shapes(f.shape[:-2], g.shape[:-2])
         x, y = (z.expand(*batch, *z.shape[-2:]) for z in (f, g))
         u, sigma, vh = spectrum.svd(x @ y.mH)
         size = spd.frobenius_norm(x) * spd.frobenius_norm(y)

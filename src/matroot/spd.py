@@ -38,6 +38,13 @@ def null_share(n: int, dtype: torch.dtype) -> float:
     return null_units(n, dtype) * real_eps(dtype)
 
 
+def broadcast_shapes(*shapes: tuple[int, ...]) -> torch.Size:
+    """The shape that these broadcast to."""
+    # PyTorch's function has no annotations.
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return shape
+
+
 def hermitian_part(a: Tensor) -> Tensor:
     """(A + Aᴴ)/2, shape (..., n, n), each half by itself since the sum may overflow."""
     return torch.add(a * 0.5, a.mH, alpha=0.5)

@@ -122,8 +122,7 @@ _LARGE = 256
 def _one_by_one(call: Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tensor, ...]:
     """``evaluate`` for large matrices: by Cholesky factors where both are regular."""
     n = a.shape[-1]
-    # PyTorch's function has no annotations.
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
+    batch = spd.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     real = spd.real_dtype(a.dtype)
     found = [a.new_empty(batch, dtype=real) for _ in range(2)]
     found += [a.new_empty((*batch, n, n)) for _ in range(2 if gradients else 0)]

@@ -62,19 +62,14 @@ def calculate_frechet_distance(
 
 def _tensor(name: str, x: Any) -> Tensor:
     """Real numbers, without a derivative, in memory of their own."""
-    if isinstance(x, Tensor):
-        x = x.detach()
-    elif hasattr(x, "__array__"):
+    if hasattr(x, "__array__") and not isinstance(x, Tensor):
         # PyTorch takes neither negative strides nor long doubles, and warns of what is read-only.
         x = x.__array__()
-        x = torch.tensor(
-            (x.astype("float64") if x.dtype.kind == "f" and x.itemsize > 8 else x).copy()
-        )
-    else:
-        x = torch.tensor(x)
-    if x.is_complex():
+        x = (x.astype("float64") if x.dtype.kind == "f" and x.itemsize > 8 else x).copy()
+    found = x.detach() if isinstance(x, Tensor) else torch.tensor(x)
+    if found.is_complex():
         raise TypeError(
-            f"{name} must be real, got {x.dtype}; matroot.frechet_distance takes complex numbers"
+            f"{name} must be real, got {found.dtype}; matroot.frechet_distance takes complex "
+            "numbers"
         )
-    tensor: Tensor = x
-    return tensor
+    return found

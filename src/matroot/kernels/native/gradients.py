@@ -46,10 +46,8 @@ def _by_divided_differences(
     if n > tasks.LARGEST_BY_EIGENPAIRS[vectors.dtype]:
         r = torch.zeros_like(vectors)
         for known, y in given:
-            r += _weighed(values, vectors.mT @ y @ vectors, known, limits)
-        x = vectors @ r @ vectors.mT
-        tasks.symmetrise(x)
-        return x
+            r += _weighed(values, _turned(vectors, y), known, limits)
+        return _turned_back(vectors, r)
     x = torch.empty_like(vectors)
     task = tasks.MODULE.FrechetTask(
         batch=tasks.batch(x),
@@ -66,8 +64,7 @@ def _by_divided_differences(
 def _weighed(
     values: Tensor, r: Tensor, function: tasks.MODULE.Function, limits: Thresholds
 ) -> Tensor:
-    """f[λ_i, λ_j] r_ij, in the memory of R, of which the symmetric part is taken."""
-    tasks.symmetrise(r)
+    """f[λ_i, λ_j] r_ij, in the memory of R."""
     task = tasks.MODULE.WeighTask(
         batch=tasks.batch(r),
         r=r.data_ptr(),
@@ -148,24 +145,29 @@ def _divided_by_passes(
     s: Tensor, vectors: Tensor, g_sqrt: Tensor | None, g_inv: Tensor | None, null: float
 ) -> Tensor:
     """``_divided`` of large matrices, Z exact."""
-    n = vectors.shape[-1]
-    u = vectors.view(-1, n, n)
-
-    def between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
-        return tasks.symmetric_product(torch.bmm(left, x.view(u.shape)), right).view(vectors.shape)
-
-    def rotated(g: Tensor) -> Tensor:
-        g = g.clone()
-        tasks.symmetrise(g)
-        return between(u.mT, g, u)
-
-    q = None if g_inv is None else rotated(g_inv)
-    r = rotated(g_sqrt) if g_sqrt is not None else torch.zeros_like(vectors)
+    q = None if g_inv is None else _turned(vectors, g_inv)
+    r = torch.zeros_like(vectors) if g_sqrt is None else _turned(vectors, g_sqrt)
     task = tasks.MODULE.DivideTask(
         batch=tasks.batch(r), r=r.data_ptr(), q=tasks.address(q), roots=s.data_ptr(), null=null
     )
     tasks.MODULE.divide(task)
-    return between(u, r, u.mT)
+    return _turned_back(vectors, r)
+
+
+def _turned(vectors: Tensor, g: Tensor) -> Tensor:
+    """Uᵀ herm(G) U of large matrices, shape (..., n, n)."""
+    n = vectors.shape[-1]
+    g = g.clone()
+    tasks.symmetrise(g)
+    u, g = vectors.view(-1, n, n), g.view(-1, n, n)
+    return tasks.symmetric_product(torch.bmm(u.mT, g), u).view(vectors.shape)
+
+
+def _turned_back(vectors: Tensor, r: Tensor) -> Tensor:
+    """U R Uᵀ of large matrices and symmetric R."""
+    n = vectors.shape[-1]
+    u, r = vectors.view(-1, n, n), r.view(-1, n, n)
+    return tasks.symmetric_product(torch.bmm(u, r), u.mT).view(vectors.shape)
 
 
 SPECTRAL = (GradientKernel("spectral", _spectral_declines, _by_spectrum),)
