@@ -7,6 +7,7 @@ from matroot import _process as _process
 
 # For type checkers, which so still find misspelt names.
 if TYPE_CHECKING:
+    from matroot import distributed as distributed
     from matroot import gradients as gradients
     from matroot import methods as methods
     from matroot import nn as nn
@@ -37,6 +38,7 @@ _MODULES = {
     "SqrtmResult": "functional",
     "barycenter": "barycenters",
     "bures_wasserstein_distance": "distances",
+    "distributed": "distributed",
     "explain": "plan",
     "expm": "functional",
     "frechet_distance": "distances",

@@ -1,0 +1,1 @@
+"""Several processes: on torch.distributed's process groups and DTensors."""
