@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, checks, context, errors, screen, spd, spectrum
+from matroot.dtensors import per_matrix
 from matroot.overrides import overridable
 from matroot.transport import Call, EigenRoot
 
@@ -39,6 +40,7 @@ _ADJOINT_TOLERANCE = 1e-14
 
 
 @overridable
+@per_matrix(covariances=3, weights=1)
 def barycenter(covariances: Tensor, weights: Tensor | None = None, *, eps: float = 0.0) -> Tensor:
     """The Bures–Wasserstein barycentre of symmetric (Hermitian) positive semi-definite matrices.
 

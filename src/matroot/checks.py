@@ -55,7 +55,7 @@ def _dense(name: str, a: object) -> Tensor:
         raise TypeError(
             f"{name} must have dtype {known}; got {str(a.dtype).removeprefix('torch.')}"
         )
-    if type(a) not in context.PLAIN and _is_dtensor(a):
+    if context.is_dtensor(a):
         raise TypeError(
             f"{name} must be an ordinary tensor, got a DTensor: give its to_local(), where only "
             "batch dimensions are sharded, or its full_tensor()"
@@ -63,16 +63,6 @@ def _dense(name: str, a: object) -> Tensor:
     if a.layout is not torch.strided:
         raise TypeError(f"{name} must be dense (strided), got {a.layout}")
     return a
-
-
-def _is_dtensor(a: Tensor) -> bool:
-    """Whether this is a tensor that is distributed over processes."""
-    if not torch.distributed.is_available():
-        return False
-    # Slow to load, and asked of subclasses alone.
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(a, DTensor)
 
 
 def same_kind(name: str, a: Tensor, other: str, b: Tensor) -> None:

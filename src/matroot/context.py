@@ -122,6 +122,16 @@ def is_plain(a: Tensor) -> bool:
     )
 
 
+def is_dtensor(a: object) -> bool:
+    """Whether this is a tensor that is distributed over processes."""
+    if type(a) in PLAIN or not isinstance(a, Tensor) or not torch.distributed.is_available():
+        return False
+    # Slow to load, and asked of subclasses alone.
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(a, DTensor)
+
+
 def stands_for_others(a: Tensor) -> bool:
     """Whether this is of a subclass that says itself what operations do, such as DTensor."""
     if type(a) in PLAIN:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, call, checks, context, errors, screen, spd
+from matroot.dtensors import per_matrix
 from matroot.overrides import overridable
 from matroot.plan import Plan, resolve
 from matroot.roots import BOTH, SQRT, Functions
@@ -14,6 +15,7 @@ from matroot.transport import Call, differentiable, evaluate
 
 
 @overridable
+@per_matrix()
 def bures_wasserstein_distance(
     a: Tensor, b: Tensor, *, squared: bool = True, eps: float = 0.0
 ) -> Tensor:
@@ -78,6 +80,7 @@ def bures_wasserstein_distance(
 
 
 @overridable
+@per_matrix(mu1=1, mu2=1)
 def frechet_distance(
     mu1: Tensor,
     cov1: Tensor,
@@ -147,6 +150,7 @@ def frechet_distance(
 
 
 @overridable
+@per_matrix()
 def transport_map(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """The optimal transport map between centred Gaussians with covariances A and B.
 
@@ -216,6 +220,7 @@ def _is_regular(a: Tensor, eps: float) -> Tensor:
 
 
 @overridable
+@per_matrix()
 def geometric_mean(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """The geometric mean of positive definite matrices.
 

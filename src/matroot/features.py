@@ -21,11 +21,13 @@ from torch import Tensor
 
 from matroot import checks, context, errors, spd, spectrum
 from matroot.distances import finite_or_nan, frechet_distance
+from matroot.dtensors import per_matrix
 from matroot.overrides import overridable
 from matroot.statistics import Sums
 
 
 @overridable
+@per_matrix()
 def frechet_distance_from_features(
     x: Tensor, y: Tensor, *, squared: bool = True, eps: float = 0.0, correction: int = 1
 ) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matroot import call, checks, context, errors, spd
+from matroot.dtensors import per_matrix
 from matroot.functions import Exp, InvSqrt, Log, OnRange, power
 from matroot.gradients import GradientRule
 from matroot.methods import Method
@@ -29,6 +30,7 @@ _OF_FUNCTION = replace(_NAMED, otherwise='or take it on its range with singular=
 
 
 @overridable
+@per_matrix()
 def sqrtm(
     a: Tensor,
     *,
@@ -96,6 +98,7 @@ def sqrtm(
 
 
 @overridable
+@per_matrix()
 def inv_sqrtm(
     a: Tensor,
     *,
@@ -157,6 +160,7 @@ def inv_sqrtm(
 
 
 @overridable
+@per_matrix()
 def sqrtm_pair(
     a: Tensor,
     *,
@@ -207,6 +211,7 @@ def sqrtm_pair(
 
 
 @overridable
+@per_matrix()
 def powm(
     a: Tensor,
     p: float,
@@ -289,6 +294,7 @@ def powm(
 
 
 @overridable
+@per_matrix()
 def logm(
     a: Tensor,
     *,
@@ -344,6 +350,7 @@ def logm(
 
 
 @overridable
+@per_matrix()
 def expm(
     a: Tensor,
     *,
@@ -412,6 +419,7 @@ class SqrtmResult(NamedTuple):
 
 
 @overridable
+@per_matrix()
 def sqrtm_ex(
     a: Tensor,
     *,

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, checks, context, errors, screen, spd
+from matroot.dtensors import per_matrix
 from matroot.lyapunov_solvers import BySmith, Solver
 from matroot.overrides import overridable
 from matroot.screen import Status
 
 
 @overridable
+@per_matrix()
 def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) -> Tensor:
     """The solution X of the Lyapunov equation S X + X S = G for symmetric positive definite S.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, checks, context, spd
+from matroot.dtensors import per_matrix
 from matroot.functions import Power, SpectralFunction, power
 from matroot.gradients import GRADIENTS, ExplicitRule, GradientRule, Lyapunov, Spectral
 from matroot.kernels import (
@@ -268,6 +269,7 @@ def _check_known(functions: Functions, method: Method, rule: GradientRule) -> No
             raise ValueError(f"gradient {name_of(rule)!r} does not know {function!r}; {known} do")
 
 
+@per_matrix()
 def explain(
     a: Tensor,
     *,
