@@ -66,7 +66,8 @@ def _sharded_dim(a: Any, mesh_dim: int) -> int | None:
 
     placement = a.placements[mesh_dim]
     if type(placement) is Shard:
-        return int(placement.dim) % a.ndim
+        dim: int = placement.dim % a.ndim
+        return dim
     if type(placement) is Replicate:
         return None
     raise ValueError(
@@ -78,7 +79,7 @@ def _sharded_dim(a: Any, mesh_dim: int) -> int | None:
 def _locally(function: Callable[..., R], dims: dict[str, int], given: dict[str, Any]) -> R:
     """The call by the tensors' local parts, and its result as DTensors."""
     name = function.__name__
-    tensors = {key: a for key, a in given.items() if isinstance(a, Tensor)}
+    tensors: dict[str, Any] = {key: a for key, a in given.items() if isinstance(a, Tensor)}
     mesh = _mesh(name, tensors)
     least = {key: dims.get(key, 2) for key in tensors}
     for key, a in tensors.items():
@@ -98,10 +99,11 @@ def _locally(function: Callable[..., R], dims: dict[str, int], given: dict[str, 
     split = [_split_dim(name, tensors, least, batch, i) for i in range(mesh.ndim)]
     parts = dict(given)
     for key, a in tensors.items():
-        place, gradient = [], []
+        place: list[Any] = []
+        gradient: list[Any] = []
         for from_end in split:
-            own = None if from_end is None else len(batches[key]) - from_end
-            if own is not None and own >= 0 and batches[key][own] == batch[len(batch) - from_end]:
+            own = -1 if from_end is None else len(batches[key]) - from_end
+            if own >= 0 and batches[key][own] == batch[own - len(batches[key])]:
                 place.append(Shard(own))
                 gradient.append(Shard(own))
             else:
@@ -127,7 +129,7 @@ def _locally(function: Callable[..., R], dims: dict[str, int], given: dict[str, 
     return result(agreed(mesh, lambda: function(**parts)))  # type: ignore[no-any-return]
 
 
-def _mesh(name: str, tensors: dict[str, Tensor]) -> Any:
+def _mesh(name: str, tensors: dict[str, Any]) -> Any:
     """The mesh of all of them."""
     meshes = {key: a.device_mesh if context.is_dtensor(a) else None for key, a in tensors.items()}
     (first, mesh), *others = meshes.items()
@@ -143,7 +145,7 @@ def _mesh(name: str, tensors: dict[str, Tensor]) -> Any:
 
 def _split_dim(
     name: str,
-    tensors: dict[str, Tensor],
+    tensors: dict[str, Any],
     least: dict[str, int],
     batch: Sequence[int],
     mesh_dim: int,
@@ -216,10 +218,10 @@ def agreed(mesh: Any, call: Callable[[], R]) -> R:
     if culprit == none:
         return result
     if failed is not None and culprit == rank:
-        text = str(failed).encode()[:_TEXT]
+        told = str(failed).encode()[:_TEXT]
         word[0] = 1 if isinstance(failed, LinAlgError) else 0
-        word[1] = len(text)
-        word[2 : 2 + len(text)] = torch.tensor(list(text), dtype=torch.int64)
+        word[1] = len(told)
+        word[2 : 2 + len(told)] = torch.tensor(list(told), dtype=torch.int64)
     for group in groups:
         distributed.all_reduce(word, distributed.ReduceOp.MAX, group=group)
     if failed is not None and not isinstance(failed, LinAlgError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from matroot.overrides import overridable
 from matroot.plan import resolve, roots_of_roots
 from matroot.request import Singular
 from matroot.residuals import residuals
-from matroot.roots import BOTH, INV_SQRT, ROOTS, SQRT, Root, root_pair
+from matroot.roots import BOTH, INV_SQRT, ROOTS, SQRT, Root, Wanted, root_pair, wanted_roots
 from matroot.screen import Converged
 
 _NAMED = errors.Named(
@@ -29,8 +29,54 @@ _NAMED = errors.Named(
 _OF_FUNCTION = replace(_NAMED, otherwise='or take it on its range with singular="pinv"')
 
 
+def _whole_sqrtm(a: Any, **options: Any) -> Any:
+    """``sqrtm`` of one matrix in blocks."""
+    return _whole("sqrtm", a, Wanted(True, False), **options).sqrt
+
+
+def _whole_inv_sqrtm(a: Any, **options: Any) -> Any:
+    return _whole("inv_sqrtm", a, Wanted(False, True), **options).inv_sqrt
+
+
+def _whole_sqrtm_pair(a: Any, **options: Any) -> Any:
+    found = _whole("sqrtm_pair", a, Wanted(True, True), **options)
+    return found.sqrt, found.inv_sqrt
+
+
+def _whole_powm(a: Any, p: float, **options: Any) -> Any:
+    count = {0.5: 0, 0.25: 1, 0.125: 2}.get(abs(p))
+    if count is None:
+        raise ValueError(
+            f"powm: a is sharded on its own dimensions; the powers ±1/2, ±1/4 and ±1/8 are made "
+            f"of products alone, got {p}"
+        )
+    wanted = Wanted(p > 0, p < 0)
+    found = _whole("powm", a, wanted, further=count, **options)
+    return found.inv_sqrt if p == -0.5 else found.sqrt
+
+
+def _whole_sqrtm_ex(a: Any, root: Root = "sqrt", **options: Any) -> SqrtmResult:
+    checks.one_of("root", root, tuple(ROOTS))
+    found = _whole("sqrtm_ex", a, wanted_roots(ROOTS[root]), measured=True, **options)
+    return SqrtmResult(
+        found.sqrt,
+        found.inv_sqrt,
+        found.residual,
+        found.inv_residual,
+        found.steps,
+        found.converged,
+    )
+
+
+def _whole(*args: Any, **options: Any) -> Any:
+    """Loaded when it is needed: PyTorch's DTensor takes half a second."""
+    from matroot.distributed import whole
+
+    return whole.roots(*args, **options)
+
+
 @overridable
-@per_matrix()
+@per_matrix(_whole_sqrtm)
 def sqrtm(
     a: Tensor,
     *,
@@ -98,7 +144,7 @@ def sqrtm(
 
 
 @overridable
-@per_matrix()
+@per_matrix(_whole_inv_sqrtm)
 def inv_sqrtm(
     a: Tensor,
     *,
@@ -160,7 +206,7 @@ def inv_sqrtm(
 
 
 @overridable
-@per_matrix()
+@per_matrix(_whole_sqrtm_pair)
 def sqrtm_pair(
     a: Tensor,
     *,
@@ -211,7 +257,7 @@ def sqrtm_pair(
 
 
 @overridable
-@per_matrix()
+@per_matrix(_whole_powm)
 def powm(
     a: Tensor,
     p: float,
@@ -419,7 +465,7 @@ class SqrtmResult(NamedTuple):
 
 
 @overridable
-@per_matrix()
+@per_matrix(_whole_sqrtm_ex)
 def sqrtm_ex(
     a: Tensor,
     *,

@@ -171,14 +171,18 @@ def upper_bound(a: Tensor, square: Tensor | None = None) -> Tensor:
     The smallest of ‖A‖_F, ‖A‖_∞ and the bound of Wolkowicz and Styan (1980),
     m + √((n−1)(‖A‖_F²/n − m²)) with m = tr A / n, inflated by what rounding may take from the sums.
     """
-    n = a.shape[-1]
-    frobenius = frobenius_norm(a)
     rows = a.abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
-    mean = trace(a)[..., None, None] / n
-    spread = ((n - 1) * (frobenius.square() / n - mean.square()).clamp(min=0)).sqrt()
-    bound = torch.minimum(torch.minimum(frobenius, rows), mean + spread)
-    bound = bound * (1 + (8 + n) * real_eps(a.dtype))
+    total = trace(a)[..., None, None]
+    bound = upper_bound_by(frobenius_norm(a), rows, total, a.shape[-1], real_eps(a.dtype))
     return bound if square is None else torch.minimum(bound, upper_bound(square).sqrt())
+
+
+def upper_bound_by(frobenius: Tensor, row: Tensor, trace: Tensor, n: int, unit: float) -> Tensor:
+    """``upper_bound`` by ‖A‖_F, ‖A‖_∞ and tr A, with the rounding unit of their sums."""
+    mean = trace / n
+    spread = ((n - 1) * (frobenius.square() / n - mean.square()).clamp(min=0)).sqrt()
+    bound = torch.minimum(torch.minimum(frobenius, row), mean + spread)
+    return bound * (1 + (8 + n) * unit)
 
 
 def largest_at_least(a: Tensor) -> Tensor:
