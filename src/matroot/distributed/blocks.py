@@ -13,6 +13,8 @@ from torch import Tensor, distributed
 
 # A panel is at least so wide, for products of small matrices are slow.
 _LEAST_WIDTH = 64
+# Of a sum in double precision, at a time.
+_NUMBERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class Grid:
 
     def _panels(self) -> list[tuple[int, int]]:
         """First and last of each panel, which lies in one part of rows and one of columns."""
-        width = max(_LEAST_WIDTH, -(-self.n // (8 * max(self.rows.parts, self.columns.parts))))
+        width = max(_LEAST_WIDTH, -(-self.n // (16 * max(self.rows.parts, self.columns.parts))))
         cuts = sorted({*self.rows.bounds, *self.columns.bounds, *range(0, self.n, width)})
         return list(itertools.pairwise(cuts))
 
@@ -246,10 +248,11 @@ class Grid:
 def _squares(x: Tensor, minus: Tensor | None = None) -> Tensor:
     """Σ x², or Σ (x − y)², in double precision and without a copy of the block."""
     total = x.new_zeros((), dtype=torch.float64)
-    for i in range(0, x.shape[0], 256):
-        part = x[i : i + 256].double()
+    rows = max(1, _NUMBERS // max(x.shape[1], 1))
+    for i in range(0, x.shape[0], rows):
+        part = x[i : i + rows].double()
         if minus is not None:
-            part = part - minus[i : i + 256]
+            part = part - minus[i : i + rows]
         total += part.square().sum()
     return total
 

@@ -212,16 +212,25 @@ def _found(
     if not kept:
         return Whole(steps=steps, bad=_broken(method, eps or relative_eps))
     found = Whole(steps=steps, converged=enough)
-    if run.sqrt is not None:
-        found.sqrt = _finished(grid, run.sqrt, sign * k // count, a.dtype)
-        run.sqrt = None
-    if run.inv_sqrt is not None:
-        found.inv_sqrt = _finished(grid, run.inv_sqrt, -k // count, a.dtype)
-        run.inv_sqrt = None
+    for root in ("sqrt", "inv_sqrt"):
+        x = getattr(run, root)
+        setattr(run, root, None)
+        if x is not None:
+            # Hermitian to the bit.
+            y = grid.transposed(x).mul_(0.5).add_(x, alpha=0.5)
+            del x
+            setattr(found, root, y)
+            del y
     if measured:
         h = _hermitian(grid, local, k)[0]
         grid.diagonal(h).add_(ridge)
-        _measure(grid, h, k // 2, found, a.dtype)
+        blocks = [h]
+        del h
+        _measure(grid, blocks, found, a.dtype)
+    for root, power in (("sqrt", sign * k // count), ("inv_sqrt", -k // count)):
+        x = getattr(found, root)
+        if x is not None:
+            setattr(found, root, _times_power_of_two_(x, power).to(a.dtype))
     return found
 
 
@@ -240,24 +249,19 @@ def _exponent(grid: Grid, local: Tensor, eps: float, multiple: int) -> tuple[int
     return -(-k // multiple) * multiple, ""
 
 
-def _times_power_of_two(x: Tensor, k: int) -> Tensor:
-    """X · 2ᵏ, in two factors since 2ᵏ alone may overflow."""
-    return x * 2.0 ** (k // 2) * 2.0 ** (k - k // 2)
+def _times_power_of_two_(x: Tensor, k: int) -> Tensor:
+    """X · 2ᵏ in place, in two factors since 2ᵏ alone may overflow."""
+    return x.mul_(2.0 ** (k // 2)).mul_(2.0 ** (k - k // 2))
 
 
 def _hermitian(grid: Grid, local: Tensor, k: int) -> tuple[Tensor, float]:
     """(A + Aᵀ)/2ᵏ⁺¹, and the share that the skew part has of the norm."""
-    x = _times_power_of_two(local.to(spd.computing_dtype(local.dtype)), -k)
+    x = local.to(spd.computing_dtype(local.dtype), copy=True)
+    _times_power_of_two_(x, -k)
     other = grid.transposed(x)
     norm = grid.norm(x)
     skew = 0.5 * grid.norm(x, other)
     return other.mul_(0.5).add_(x, alpha=0.5), skew / norm if norm > 0 else 0.0
-
-
-def _finished(grid: Grid, x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
-    """A root, Hermitian to the bit, in the units and the dtype of A."""
-    y = grid.transposed(x).mul_(0.5).add_(x, alpha=0.5)
-    return _times_power_of_two(y, k).to(dtype)
 
 
 def _broken(method: Minimax, ridge: float) -> str:
@@ -295,7 +299,7 @@ def _iterated(
         wanted: which of the roots.
     """
     h = blocks.pop()
-    unit = spd.real_eps(h.dtype)
+    n, unit = grid.n, spd.real_eps(h.dtype)
     square = grid.product(h, h)
     high = min(_upper_bound(grid, h), _upper_bound(grid, square) ** 0.5)
     if not 0 < high < math.inf:
@@ -325,9 +329,11 @@ def _iterated(
         grid.diagonal(d).add_(1)
         final = step == steps - 1
         if final:
-            # Of P's eigenvalues those in the bounds are as far from 1 as the step before left them.
-            left = 2.1 * schedule[step - 1][3] + 10 * unit * (high / low) ** 0.5
-            kept = grid.norm(d) <= grid.n**0.5 * left**2 + 10 * unit * grid.n**0.5
+            # Eigenvalues in the bounds are as far from 1 as the step before left them, but for
+            # rounding; one below zero, or far below the bound, is farther from 1 than all of them
+            # together.
+            left = 2.1 * schedule[step - 1][3] + unit * (max(n, 100) * high / low) ** 0.5
+            kept = grid.norm(d) <= n**0.5 * (left**2 + 10 * unit)
         d.mul_(c).add_(p, alpha=(2 * c + b) / high)
         del p
         grid.diagonal(d).add_(a - 1 - c)
@@ -364,19 +370,28 @@ def _schedule(ratio: float) -> list[list[float]]:
     return rows
 
 
-def _measure(grid: Grid, h: Tensor, half: int, found: Whole, dtype: torch.dtype) -> None:
-    """Put in the residuals of ``matroot.SqrtmResult``, for H = A/4^half."""
-    n, norm = grid.n, grid.norm(h)
-    unit = spd.real_eps(h.dtype)
-    input_unit = spd.real_eps(dtype) if dtype != h.dtype else 0.0
-    ratio = 0.0
+def _measure(grid: Grid, blocks: list[Tensor], found: Whole, dtype: torch.dtype) -> None:
+    """Put in the residuals of ``matroot.SqrtmResult``, of roots that are to be of a dtype.
+
+    Args:
+        grid: …
+        blocks: H, which is taken out.
+        found: its roots.
+        dtype: …
+    """
+    h = blocks.pop()
+    n, norm, unit = grid.n, grid.norm(h), spd.real_eps(h.dtype)
+    input_unit, ratio = spd.real_eps(dtype) if dtype != h.dtype else 0.0, 0.0
     if found.sqrt is not None:
-        s = _times_power_of_two(found.sqrt.to(h.dtype), -half)
+        s = found.sqrt.to(dtype).to(h.dtype)
         found.residual = grid.norm(grid.product(s, s).sub_(h)) / norm
         ratio = found.residual / (16 * n**0.5 * unit + input_unit)
+        del s
     if found.inv_sqrt is not None:
-        z = _times_power_of_two(found.inv_sqrt.to(h.dtype), half)
-        p = grid.product(grid.product(z, h), z)
+        z = found.inv_sqrt.to(dtype).to(h.dtype)
+        p = grid.product(z, h)
+        del h
+        p = grid.product(p, z)
         grid.diagonal(p).sub_(1)
         found.inv_residual = grid.norm(p) / n**0.5
         level = (2 * unit + input_unit) * norm * grid.norm(z) ** 2 / n**0.5
