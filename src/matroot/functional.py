@@ -93,7 +93,8 @@ def sqrtm(
 
     Args:
         a: shape (..., n, n), float16, bfloat16, float32, float64, complex64 or complex128. The
-            Hermitian part is used; half precision is computed in float32.
+            Hermitian part is used; half precision is computed in float32. A DTensor is taken as
+            ``matroot.distributed`` says, as by every function.
         eps: ridge added to the diagonal, at least 0, in the units of ``a``.
         relative_eps: ridge relative to the norm, at least 0: relative_eps·‖A‖_F·I is added too.
             ‖A‖_F lies between λ_max and √rank times that. It is part of the function that is
