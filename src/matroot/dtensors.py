@@ -28,7 +28,8 @@ def per_matrix(
 
     Args:
         whole: does the call where the first argument is sharded on the matrices' own dimensions.
-        dims: by argument, how many dimensions are no batch dimensions; 2 where it is not named.
+        dims: by argument, how many dimensions are no batch dimensions; 2 where it is not named, and
+            −k stands for all but k.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -82,6 +83,7 @@ def _locally(function: Callable[..., R], dims: dict[str, int], given: dict[str, 
     tensors: dict[str, Any] = {key: a for key, a in given.items() if isinstance(a, Tensor)}
     mesh = _mesh(name, tensors)
     least = {key: dims.get(key, 2) for key in tensors}
+    least = {key: d if d > 0 else tensors[key].ndim + d for key, d in least.items()}
     for key, a in tensors.items():
         if a.ndim < least[key]:
             raise ValueError(

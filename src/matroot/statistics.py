@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matroot import spd
+from matroot.dtensors import per_matrix
 from matroot.overrides import overridable
 
 Shrinkage = Literal["ledoit_wolf", "oas"]
@@ -194,6 +195,7 @@ def _share(shrinkage: Shrinkage | float, c: Tensor, centered: Tensor, m: int) ->
 
 
 @overridable
+@per_matrix()
 def pack_triangle(a: Tensor, *, scaled: bool = False) -> Tensor:
     """The upper triangle of symmetric matrices, row by row, as vectors.
 
@@ -223,6 +225,7 @@ def pack_triangle(a: Tensor, *, scaled: bool = False) -> Tensor:
 
 
 @overridable
+@per_matrix(v=1)
 def unpack_triangle(v: Tensor, *, scaled: bool = False) -> Tensor:
     """The symmetric matrices that ``pack_triangle`` packed into these vectors.
 

@@ -63,6 +63,16 @@ CALLS = {
     ),
     "barycenter": (matroot.barycenter, lambda *b: [spd_matrices(*b, 3)]),
 }
+LAYERS = {
+    "inverse_root": (lambda a: matroot.nn.functional.inverse_root(a, 1e-3), CALLS["sqrtm"][1]),
+    "power_normalization": (matroot.nn.functional.power_normalization, CALLS["sqrtm"][1]),
+    "pack_triangle": (matroot.nn.pack_triangle, CALLS["sqrtm"][1]),
+    "unpack_triangle": (matroot.nn.unpack_triangle, lambda *b: [vectors(*b, 10)[..., 0]]),
+    "whiten_and_color": (
+        matroot.nn.functional.whiten_and_color,
+        lambda *b: [vectors(*b, N, 3), vectors(*b, N, 3, seed=1)],
+    ),
+}
 # No tensor function of matrices.
 OTHER = {"SqrtmResult", "explain", "distributed", "gradients", "methods", "nn"}
 
@@ -89,7 +99,7 @@ def derivatives(result, inputs, second=True):
 
 def compare(name, batch, mesh, placements):
     """The largest error of values and derivatives against one process, and the placements."""
-    function, make = CALLS[name]
+    function, make = (CALLS | LAYERS)[name]
     here = [a.requires_grad_() for a in make(*batch)]
     there = [distribute_tensor(a.detach(), mesh, placements).requires_grad_() for a in here]
     result, wanted = function(*there), function(*here)
@@ -117,6 +127,8 @@ def two_processes(rank):
         found[name, "replicate"] = compare(name, (2,), mesh, [Replicate()])
         found[name, "empty"] = compare(name, (1,), mesh, [Shard(0)])
         found[name, "2-D"] = compare(name, (4, 3), flat, [Shard(1), Shard(0)])
+    for name in LAYERS:
+        found[name] = compare(name, (5,), mesh, [Shard(0)])
 
     a, b = spd_matrices(5), spd_matrices(seed=1).requires_grad_()
     # One matrix for all, whose gradient is the sum of the shares'.
@@ -180,6 +192,13 @@ def two(tmp_path_factory):
 def test_values_derivatives_and_placements_are_those_of_one_process(two, name, placed):
     error, kept = two[str((name, placed))]
     assert error < 1e-11
+    assert kept
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_functions_of_layers(two, name):
+    error, kept = two[name]
+    assert error < 1e-10
     assert kept
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matroot import call, checks, context, errors, spd
+from matroot.dtensors import per_matrix
 from matroot.gradients import GradientRule, Lyapunov
 from matroot.kernels import TRITON_DOUBLE, Family, ValueKernel
 from matroot.methods import Method, Minimax
@@ -21,6 +22,7 @@ from matroot.statistics import Moments, Shrinkage, moments
 
 
 @overridable
+@per_matrix()
 def inverse_root(
     covariance: Tensor,
     eps: float,
@@ -184,6 +186,7 @@ def _bounds(a: Tensor, fused: Family) -> Tensor | None:
 
 
 @overridable
+@per_matrix()
 def power_normalization(
     a: Tensor, *, rank: int = 1, steps: int = 1, root: Literal["sqrt", "inv_sqrt"] = "sqrt"
 ) -> Tensor:
@@ -247,6 +250,7 @@ def power_normalization(
 
 
 @overridable
+@per_matrix(content=-1, style=-1, blending=-1)
 def whiten_and_color(
     content: Tensor,
     style: Tensor,
