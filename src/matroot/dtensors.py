@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -37,11 +37,7 @@ def per_matrix(
 
         @functools.wraps(function)
         def calling(*args: P.args, **kwargs: P.kwargs) -> R:
-            for a in (*args, *kwargs.values()):
-                # Most are plain tensors and options, of which is_dtensor need not be asked.
-                if type(a) not in context.PLAIN and isinstance(a, Tensor) and context.is_dtensor(a):
-                    break
-            else:
+            if not (_has_dtensor(args) or _has_dtensor(kwargs.values())):
                 return function(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments
             first = next(iter(given.values()))
@@ -54,6 +50,18 @@ def per_matrix(
         return calling
 
     return decorate
+
+
+# Of most arguments, which need not be asked.
+_NO_DTENSORS = frozenset({*context.PLAIN, float, int, str, bool, type(None)})
+
+
+def _has_dtensor(arguments: Iterable[object]) -> bool:
+    # A generator takes longer than all of it.
+    for a in arguments:  # noqa: SIM110
+        if type(a) not in _NO_DTENSORS and context.is_dtensor(a):
+            return True
+    return False
 
 
 def _is_split(a: Any) -> bool:

@@ -13,8 +13,6 @@ from torch import Tensor, distributed
 
 # A panel is at least so wide, for products of small matrices are slow.
 _LEAST_WIDTH = 64
-# Of a sum in double precision, at a time.
-_NUMBERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -238,6 +236,7 @@ class Grid:
             else:
                 place, came = _cut(out, rows, self.rows.start, columns, self.columns.start), given
             place.copy_(came)
+            del given, came  # Before there are others.
         return out
 
     def _of(self, axis: Axis, part: int) -> tuple[int, int]:
@@ -248,7 +247,8 @@ class Grid:
 def _squares(x: Tensor, minus: Tensor | None = None) -> Tensor:
     """Σ x², or Σ (x − y)², in double precision and without a copy of the block."""
     total = x.new_zeros((), dtype=torch.float64)
-    rows = max(1, _NUMBERS // max(x.shape[1], 1))
+    # A few rows at a time: 1/64 of the block.
+    rows = -(-x.shape[0] // 64) or 1
     for i in range(0, x.shape[0], rows):
         part = x[i : i + rows].double()
         if minus is not None:
