@@ -193,7 +193,7 @@ def shrunk(
 
 
 def _middle(c: Tensor) -> Tensor:
-    """tr C / d, shape (..., 1, 1)."""
+    """Tr C / d, shape (..., 1, 1)."""
     return c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
 
 

@@ -59,7 +59,7 @@ def pooled_moments(
         shrinkage: see ``matroot.statistics.moments``.
         name: of the layer, for errors.
         double: whether the layer is in double precision, whatever x is.
-        invalid: x stands for an input that is none; all processes get an error.
+        invalid: x, of NaN, stands for an input that is none; all processes get an error.
 
     Returns:
         Moments, the same bits in all processes but for ``centered`` and ``offset``, which are those
@@ -83,7 +83,7 @@ def pooled_moments(
     own, centered, scatter = scatter_of(x, count, over_batch=True)
     own, scatter = own.to(wide), scatter.to(wide)
     finite = scatter.isfinite().all() & own.isfinite().all()
-    said = torch.where(finite, _FINE, _NOT_FINITE) if not invalid else finite.new_tensor(_INVALID)
+    said = torch.where(finite, _FINE, _INVALID if invalid else _NOT_FINITE)
     here = torch.arange(processes(group), device=x.device) == distributed.get_rank(group)
     head = (own.new_full((1,), count), torch.where(here, said, 0).to(wide))
 
@@ -135,7 +135,7 @@ def _raise_if_bad(name: str, samples: Tensor, flags: Tensor, group: Any) -> None
     """
     if not checks.checking(None, flags):
         return
-    said = flags.tolist()
+    said = flags.detach().tolist()
     if _INVALID in said:
         raise ValueError(
             f"{name}: the input in {_ranks(said, _INVALID, group)} has a wrong shape or dtype, see "
@@ -146,7 +146,7 @@ def _raise_if_bad(name: str, samples: Tensor, flags: Tensor, group: Any) -> None
             f"the covariance of the input of {name} is not finite (NaN or infinity): the input in "
             f"{_ranks(said, _NOT_FINITE, group)}"
         )
-    if samples < 2:
+    if samples.detach() < 2:
         raise ValueError(
             f"{name}: expected at least 2 samples a channel in all processes together, got "
             f"{int(samples)}"

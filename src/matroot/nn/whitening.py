@@ -398,16 +398,16 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
         ValueError: an option is out of range.
 
     Note:
-        With a ``process_group`` of R processes, each of which may have any number of samples, a step
-        has one all-reduce forward and one backward, of groups·(n (n + 1)/2 + n) + 1 + R numbers of
-        8 bytes with n = group_size. In double precision two forward, of groups·n + 1 + R numbers
-        and the others, and one backward: the differences of large numbers would show. Another of
-        groups numbers, forward and backward, is what ``shrinkage="ledoit_wolf"`` takes, and one of
-        groups·n² numbers in the dtype of the covariance where processes share the work of the
-        roots: on CPUs, from groups·n³ = 2²⁴ on. Running statistics are the same in all processes.
-        All of them must go forward and backward together. As in torch.nn.SyncBatchNorm, the
-        gradient by the input is that of the sum of all losses, those of weight and bias are of this
-        process's loss.
+        With a ``process_group`` of R processes, each of which may have any number of samples, a
+        step has one all-reduce forward and one backward, of groups·(n (n + 1)/2 + n) + 1 + R
+        numbers of 8 bytes with n = group_size. In double precision two forward, of groups·n + 1 + R
+        numbers first, and one backward: see ``matroot.nn.synchronised``. Another one of groups
+        numbers, forward and backward, is what ``shrinkage="ledoit_wolf"`` takes, and one of
+        groups·n² numbers of the covariance's dtype where the processes share the work of the roots:
+        on CPUs, from groups·n³ = 2²⁴ on. Running statistics are the same in all processes. All of
+        them must go forward and backward together. As in torch.nn.SyncBatchNorm, the gradient by
+        the input is that of the sum of all losses, those of weight and bias are of this process's
+        loss.
 
         Covariances are computed in float32 at least, also under autocast, and their roots in
         float64. Cost: two products of the group's matrix with all samples, and the root. It is not
