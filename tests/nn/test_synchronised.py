@@ -198,6 +198,17 @@ def test_after_an_error_training_can_go_on(ranks, dtype):
     assert all(one["errors"][f"unchanged, {dtype}"] for one in ranks)
 
 
+def test_processes_may_have_samples_of_different_dtypes(ranks):
+    last = len(ranks) - 1
+    x = [torch.randn(9, 8, generator=torch.Generator().manual_seed(r)) for r in range(len(ranks))]
+    x = [t if r == last else t.to(torch.bfloat16) for r, t in enumerate(x)]
+    expected = DecorrelatedBatchNorm1d(8)(torch.cat([t.float() for t in x])).split(9)
+    for rank, found in enumerate(ranks):
+        y = found["errors"]["mixed dtypes"]
+        assert y.dtype == (torch.float64 if rank == last else torch.bfloat16)
+        assert distance(y, expected[rank]) < (1e-6 if rank == last else 1e-2)
+
+
 @pytest.mark.parametrize("dtype", ["torch.float32", "torch.float64"])
 def test_samples_are_counted_over_all_processes(ranks, dtype):
     for name, count in (("no sample", 0), ("one sample", 1)):

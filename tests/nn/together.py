@@ -191,6 +191,8 @@ def errors(rank, world):
             given = x[:count].to(dtype)
             found[f"{name}, {dtype}"] = error_of(lambda layer=layer, given=given: layer(given))
         found[f"afterwards, {dtype}"] = layer(x.to(dtype)).detach()
+    layer = DecorrelatedBatchNorm1d(CHANNELS, process_group="world")
+    found["mixed dtypes"] = layer(x.to(torch.float64 if last else torch.bfloat16)).detach()
     bare = DecorrelatedBatchNorm1d(
         CHANNELS, affine=False, track_running_stats=False, process_group="world"
     )

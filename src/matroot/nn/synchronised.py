@@ -36,7 +36,7 @@ def pooled_moments(
     *,
     shrinkage: Shrinkage | float | None = None,
     name: str = "pooled_moments",
-    double: bool = False,
+    twice: bool = False,
     invalid: bool = False,
 ) -> Moments:
     """``matroot.statistics.moments`` of the samples of all processes, over the batch.
@@ -49,7 +49,7 @@ def pooled_moments(
     Each process centres its samples by their own mean. What remains is a sum over the processes in
     double precision, so that samples in single precision lose nothing with c = 0: their own
     rounding, u·|μ| against deviations σ, is larger than that of the difference by a factor of
-    10⁹·σ/|μ|. Samples in double precision would lose (μ/σ)² units. For them c is the mean of
+    10⁹·σ/|μ|. Samples in double precision lose (μ/σ)² units, unless ``twice`` makes c the mean of
     all, from a first sum that needs no derivative, since the result does not depend on c.
 
     Args:
@@ -58,7 +58,7 @@ def pooled_moments(
         group: a process group; all its processes call this.
         shrinkage: see ``matroot.statistics.moments``.
         name: of the layer, for errors.
-        double: whether the layer is in double precision, whatever x is.
+        twice: whether to find c first; the same in all processes, which x.dtype might not be.
         invalid: x, of NaN, stands for an input that is none; all processes get an error.
 
     Returns:
@@ -74,9 +74,9 @@ def pooled_moments(
 
     Note:
         One all-reduce forward and one backward of k·(n (n + 1)/2 + n) + 1 + R numbers of 8 bytes
-        for R processes. In double precision two forward, of k·n + 1 + R and
-        k·(n (n + 1)/2 + n) numbers, and one backward, of the latter. Ledoit–Wolf's shrinkage needs
-        another of k numbers, forward and backward.
+        for R processes. ``twice``: two forward, of k·n + 1 + R and k·(n (n + 1)/2 + n) numbers, and
+        one backward, of the latter. Ledoit–Wolf's shrinkage needs another of k numbers, forward and
+        backward.
     """
     wide = torch.float64
     count = x.shape[0] * x.shape[-1]
@@ -91,7 +91,7 @@ def pooled_moments(
         step = own - origin
         return pack_triangle(scatter + count * step * step.mT), count * step
 
-    if double or x.dtype == wide:
+    if twice:
         first, m, flags = _sums((count * own.detach(), *head), group)
         _raise_if_bad(name, m, flags, group)
         m = _enough(m)

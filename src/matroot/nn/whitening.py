@@ -115,18 +115,19 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         # Not before it is used: PyTorch may have been built without it.
         from matroot.nn import synchronised
 
+        # By the layer where possible, which is the same in all processes whatever they are given.
         return synchronised.pooled_moments(
             x,
             group,
             shrinkage=self.shrinkage,
             name=type(self).__name__,
-            double=any(t.dtype == torch.float64 for t in self._own_tensors()),
+            twice=self._like(x).dtype == torch.float64,
             invalid=invalid,
         )
 
-    def _own_tensors(self) -> list[Tensor]:
-        """Parameters and buffers of this layer that have the dtype it was made with."""
-        return [t for t in (self.weight, self.running_mean) if t is not None]
+    def _like(self, x: Tensor) -> Tensor:
+        """A tensor with the dtype and device of this layer; x where it has none."""
+        return next((t for t in (self.weight, self.running_mean) if t is not None), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Whiten, then scale and shift.
@@ -243,14 +244,12 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         try:
             self._check(x, least=0)
         except (TypeError, ValueError):
-            tensors = [*self._own_tensors(), *([x] if isinstance(x, Tensor) else [])]
-            real = isinstance(x, Tensor) and x.is_floating_point()
-            dtype = spd.computing_dtype(x.dtype) if real else torch.float32
+            x = x if isinstance(x, Tensor) else torch.empty(())
             stand_in = torch.full(
                 (1, self.groups, self.group_size, 1),
                 math.nan,
-                dtype=dtype,
-                device=tensors[0].device if tensors else None,
+                dtype=spd.computing_dtype(x.dtype) if x.is_floating_point() else torch.float32,
+                device=self._like(x).device,
             )
             with contextlib.suppress(ValueError):
                 self._pooled(stand_in, group, invalid=True)
@@ -400,14 +399,14 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
     Note:
         With a ``process_group`` of R processes, each of which may have any number of samples, a
         step has one all-reduce forward and one backward, of groups·(n (n + 1)/2 + n) + 1 + R
-        numbers of 8 bytes with n = group_size. In double precision two forward, of groups·n + 1 + R
-        numbers first, and one backward: see ``matroot.nn.synchronised``. Another one of groups
-        numbers, forward and backward, is what ``shrinkage="ledoit_wolf"`` takes, and one of
-        groups·n² numbers of the covariance's dtype where the processes share the work of the roots:
-        on CPUs, from groups·n³ = 2²⁴ on. Running statistics are the same in all processes. All of
-        them must go forward and backward together. As in torch.nn.SyncBatchNorm, the gradient by
-        the input is that of the sum of all losses, those of weight and bias are of this process's
-        loss.
+        numbers of 8 bytes with n = group_size. A layer in double precision takes two forward, of
+        groups·n + 1 + R numbers first, and one backward, since differences of large numbers would
+        show. Another one of groups numbers, forward and backward, is what
+        ``shrinkage="ledoit_wolf"`` takes, and one of groups·n² numbers of the covariance's dtype
+        where the processes share the work of the roots: on CPUs, from groups·n³ = 2²⁴ on. Running
+        statistics are the same in all processes. All of them must go forward and backward together.
+        As in torch.nn.SyncBatchNorm, the gradient by the input is that of the sum of all losses,
+        those of weight and bias are of this process's loss.
 
         Covariances are computed in float32 at least, also under autocast, and their roots in
         float64. Cost: two products of the group's matrix with all samples, and the root. It is not
