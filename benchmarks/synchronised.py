@@ -1,9 +1,9 @@
-"""What synchronised whitening costs, and when sharing its roots pays: two processes, one thread each.
+"""The cost of synchronised whitening, and when sharing its roots pays: two processes of one thread.
 
     OMP_WAIT_POLICY=passive python benchmarks/synchronised.py
 
-A step, forward and backward, of one whitening layer of k groups of n channels on 16·n samples in each
-process: with statistics of its own, of both, and of both with shared roots. Medians in
+A step, forward and backward, of one whitening layer of k groups of n channels on 16·n samples in
+each process: with statistics of its own, of both, and of both with shared roots. Medians in
 milliseconds of interleaved steps; the last column is the exponent of 2 in k·n³.
 """
 
@@ -25,6 +25,7 @@ TURNS = 15
 
 
 def step(layer: torch.nn.Module, x: torch.Tensor) -> float:
+    """Milliseconds of one, begun by both processes together."""
     dist.barrier()
     start = time.perf_counter()
     layer(x).square().sum().backward()
@@ -32,6 +33,7 @@ def step(layer: torch.nn.Module, x: torch.Tensor) -> float:
 
 
 def measure(rank: int, store: str) -> None:
+    """What each process does; the first prints."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for k, n in CASES:
