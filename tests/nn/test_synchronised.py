@@ -255,6 +255,22 @@ def test_an_error_in_a_shared_root_is_that_of_all(ranks):
     assert "(batch index 3)" in text
 
 
+def test_any_error_in_a_shared_root_is_that_of_all(ranks):
+    told = {found["roots"][f"{k}, odd"] for found in ranks for k in ("shared", "not shared")}
+    ((kind, text),) = told
+    assert kind == "ValueError"
+    assert "needs a spectral method" in text
+
+
+def test_a_subclass_with_its_own_statistics_is_left_alone(ranks):
+    for rank, found in enumerate(ranks):
+        y, collectives, error = found["own"]
+        x = torch.randn(20, 20, generator=torch.Generator().manual_seed(rank))
+        assert torch.equal(y, together.Own(20, group_size=4)(x))
+        assert collectives == []
+        assert (error is not None) == (rank == 0)
+
+
 @pytest.fixture(scope="module")
 def one_step():
     """Gradients and buffers of one process with all pictures, by the number of processes."""

@@ -233,9 +233,31 @@ def roots(rank, world):
             found[name] = step(layer, x, g), layer.running_covariance
             x = torch.where(torch.arange(20) // 4 == 3, 1.0, x)
             found[f"{name}, singular"] = error_of(lambda layer=layer, x=x: layer(x))
+            # It has no eigenvalues to leave out, which is found out where the root is taken.
+            odd = DecorrelatedBatchNorm1d(
+                20, group_size=4, process_group="world", rtol=1e-3, method="pade"
+            )
+            found[f"{name}, odd"] = error_of(lambda odd=odd, x=x: odd(x))
             two = DecorrelatedBatchNorm1d(8, group_size=4, process_group="world")
             found[f"{name}, fewer than processes"] = step(two, x[:, :8], g[:, :8])
     return found
+
+
+class Own(DecorrelatedBatchNorm1d):
+    """With its own statistics: of the first half of the samples."""
+
+    def statistics(self, x):
+        half = super().statistics(x[..., : x.shape[-1] // 2])
+        return half._replace(centered=x - half.mean)
+
+
+def own_statistics(rank, world):
+    """A layer that communicates nothing, whatever its process group is."""
+    x = torch.randn(20, 20, generator=torch.Generator().manual_seed(rank))
+    layer = convert_sync_whitening(Own(20, group_size=4))
+    with Counted() as counted, sharing_from(0):
+        y = layer(x).detach()
+    return y, counted.found, error_of(lambda: layer(x[0])) if rank == 0 else None
 
 
 class Network(nn.Module):
@@ -361,6 +383,7 @@ def everything(rank, world, folder):
     found["told"] = [str(w.message) for w in told]
     found["errors"] = errors(rank, world)
     found["roots"] = roots(rank, world)
+    found["own"] = own_statistics(rank, world)
     found["ways"] = ways(rank, world)
     found["second"] = second_derivatives(rank, world)
     found["part"] = part_of_all(rank, world)

@@ -111,7 +111,8 @@ def convert_sync_whitening(
 
     Note:
         Communication: see ``process_group`` of DecorrelatedBatchNorm2d. Without
-        torch.distributed, or in one process, layers compute as they did.
+        torch.distributed, or in one process, layers compute as they did, and so do subclasses with
+        a method ``statistics`` of their own.
 
     Example:
         >>> from torch import nn

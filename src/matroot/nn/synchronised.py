@@ -35,7 +35,7 @@ def pooled_moments(
     group: Any,
     *,
     shrinkage: Shrinkage | float | None = None,
-    name: str = "pooled_moments",
+    name: str,
     twice: bool = False,
     invalid: bool = False,
 ) -> Moments:
@@ -106,7 +106,7 @@ def pooled_moments(
     covariance = unpack_triangle(triangle) / m - delta * delta.mT
     offset = (own - origin - delta).to(x.dtype)
     if shrinkage is not None:
-        fourth = functools.partial(_pooled_fourth_powers, centered + offset, group)
+        fourth = functools.partial(_pooled_fourth_powers, centered, offset, group)
         covariance = shrunk(covariance, shrinkage, m, fourth)
     mean = origin + delta
     return Moments(mean.to(x.dtype), covariance.to(x.dtype), centered, m, offset)
@@ -124,8 +124,10 @@ def _enough(m: Tensor) -> Tensor:
     return torch.where(m < 2, math.nan, m)
 
 
-def _pooled_fourth_powers(centered: Tensor, group: Any, unit: Tensor) -> Tensor:
-    return summed(fourth_powers(centered, unit.to(centered.dtype)).to(unit.dtype), group)
+def _pooled_fourth_powers(centered: Tensor, offset: Tensor, group: Any, unit: Tensor) -> Tensor:
+    """``fourth_powers`` of the samples of all processes about the mean of all."""
+    own = fourth_powers(centered + offset, unit.to(centered.dtype))
+    return summed(own.to(unit.dtype), group)
 
 
 def _raise_if_bad(name: str, samples: Tensor, flags: Tensor, group: Any) -> None:
@@ -182,10 +184,10 @@ def shared(function: Callable[[Tensor], Tensor], a: Tensor, group: Any) -> Tenso
     if len(part):
         try:
             part = function(part)
-        except torch.linalg.LinAlgError:
-            # The others wait for this process: they hear of it by NaN.
+        except Exception:
+            # The others wait for this process, whatever happened: they hear of it by NaN.
             part = torch.full_like(part, math.nan)
     before, after = (a.new_zeros(k, n, n) for k in (begin, many - begin - len(part)))
     found = summed(torch.cat([before, part, after]), group)
-    # Where one has an error every process gets it, with the index in the whole batch.
+    # Where one has an error each finds all of them, and gets it with the index in the whole batch.
     return found if bool(found.isfinite().all()) else function(a)

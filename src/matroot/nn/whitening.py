@@ -94,7 +94,8 @@ class _DecorrelatedBatchNorm(RunningStatistics):
     def statistics(self, x: Tensor) -> Moments:
         """Mean and covariance of one batch, x of shape (N, groups, group_size, positions).
 
-        The only place where samples of a batch are combined, in training over ``process_group``.
+        The only place where samples of a batch are combined, in training over ``process_group``; a
+        subclass may do it in its own way, and then sees to other processes itself.
         """
         group = self._group()
         if group is None:
@@ -102,8 +103,11 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         return self._pooled(x, group)
 
     def _group(self) -> Any:
-        """The processes whose samples count in training; None: this one alone."""
-        if self.process_group is None or not self.training:
+        """The processes whose samples count in training; None: this one alone.
+
+        A subclass with its own statistics sums over processes itself, if it does.
+        """
+        if self.process_group is None or not self.training or self._has_own_statistics:
             return None
         if not (distributed.is_available() and distributed.is_initialized()):
             return None

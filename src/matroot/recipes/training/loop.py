@@ -167,7 +167,7 @@ def train(
         raise ValueError(f"{len(training)} items for training make no batch of {config.batch_size}")
     record = Record()
     if processes > 1 and hasattr(module, "DISTRIBUTED_STRATEGY"):
-        trainer["strategy"] = module.DISTRIBUTED_STRATEGY
+        trainer.setdefault("strategy", module.DISTRIBUTED_STRATEGY)
     loop = _trainer(
         config,
         folder,
