@@ -82,7 +82,7 @@ def moments(
     mean, centered, scatter = scatter_of(x, count, center=center, over_batch=over_batch)
     covariance = scatter / count
     if shrinkage is not None:
-        fourth = functools.partial(fourth_powers, centered)
+        fourth = functools.partial(_fourth_powers, centered)
         covariance = shrunk(covariance, shrinkage, count, fourth)
     return Moments(mean, covariance, centered, count)
 
@@ -186,7 +186,8 @@ def shrunk(
         c: C, shape (..., d, d).
         shrinkage: see ``moments``.
         samples: their number.
-        fourth: Σ ‖x‖⁴ of the centred samples in squares of a unit: see ``fourth_powers``.
+        fourth: Σ ‖x‖⁴ of the centred samples in squares of a unit that it is given, shape
+            (..., 1, 1) as this, which only ``"ledoit_wolf"`` asks for.
     """
     share = _share(shrinkage, c, samples, fourth)
     return (1 - share) * c + share * _middle(c) * spd.identity_like(c)
@@ -227,7 +228,7 @@ def _share(
     return share.clamp(0.0, 1.0)
 
 
-def fourth_powers(centered: Tensor, unit: Tensor) -> Tensor:
+def _fourth_powers(centered: Tensor, unit: Tensor) -> Tensor:
     """Σ_k ‖x_k‖⁴/unit² of samples (..., d, m) or (N, ..., d, m), shape (..., 1, 1) as the unit."""
     fourth = (centered / unit.sqrt()).square().sum(-2).square().sum(-1)[..., None, None]
     return fourth.sum(0) if fourth.dim() > unit.dim() else fourth

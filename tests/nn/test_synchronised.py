@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,22 @@ STARTS = {
     params=[pytest.param(k, marks=() if k == "2" else SLOW) for k in STARTS],
 )
 def ranks(request, tmp_path_factory):
-    """What each process has found."""
+    """What each process has found. Of several workers of pytest one starts the processes."""
     start, world = STARTS[request.param]
-    folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
-    start(world, folder)
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / f"synchronised-{request.param}"
+    done = folder / "done"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not done.exists():
+            time.sleep(0.1)
+    else:
+        try:
+            start(world, folder)
+        finally:
+            done.touch()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
@@ -142,7 +155,7 @@ def test_collectives_and_their_bytes_are_as_documented(ranks, name):
     if case.dtype == torch.float64:
         forward, backward = [k * n + counts, packed], [packed]
     if case.options.get("shrinkage") == "ledoit_wolf":
-        forward, backward = [*forward, k], [k, *backward]
+        forward, backward = [k * n + counts, packed + k], [packed + k, k * n + counts]
     for found in ranks:
         assert found[name]["forward"] == [("all_reduce", 8 * x) for x in forward]
         assert found[name]["backward"] == [("all_reduce", 8 * x) for x in backward]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,6 @@ from matroot.distributed.collectives import processes, summed
 from matroot.statistics import (
     Moments,
     Shrinkage,
-    fourth_powers,
     pack_triangle,
     scatter_of,
     shrunk,
@@ -51,6 +49,7 @@ def pooled_moments(
     rounding, u·|μ| against deviations σ, is larger than that of the difference by a factor of
     10⁹·σ/|μ|. Samples in double precision lose (μ/σ)² units, unless ``twice`` makes c the mean of
     all, from a first sum that needs no derivative, since the result does not depend on c.
+    Ledoit–Wolf's share depends on Σ ‖x − μ‖⁴ and so on c = μ: there the first sum has one.
 
     Args:
         x: shape (N, k, n, positions) of k groups of channels, float32 or float64. N may differ
@@ -75,8 +74,8 @@ def pooled_moments(
     Note:
         One all-reduce forward and one backward of k·(n (n + 1)/2 + n) + 1 + R numbers of 8 bytes
         for R processes. ``twice``: two forward, of k·n + 1 + R and k·(n (n + 1)/2 + n) numbers, and
-        one backward, of the latter. Ledoit–Wolf's shrinkage needs another of k numbers, forward and
-        backward.
+        one backward, of the latter. Ledoit–Wolf's shrinkage: the same with k further numbers in the
+        second, and both backward.
     """
     wide = torch.float64
     count = x.shape[0] * x.shape[-1]
@@ -87,27 +86,28 @@ def pooled_moments(
     here = torch.arange(processes(group), device=x.device) == distributed.get_rank(group)
     head = (own.new_full((1,), count), torch.where(here, said, 0).to(wide))
 
-    def parts(origin: Tensor | float) -> tuple[Tensor, Tensor]:
+    def parts(origin: Tensor) -> tuple[Tensor, Tensor]:
         step = own - origin
         return pack_triangle(scatter + count * step * step.mT), count * step
 
-    if twice:
-        first, m, flags = _sums((count * own.detach(), *head), group)
-        _raise_if_bad(name, m, flags, group)
-        m = _enough(m)
+    fourth = own.new_zeros(())  # Ledoit–Wolf alone asks for it.
+    if shrinkage == "ledoit_wolf":
+        first, m = _checked(name, _sums((count * own, *head), group), group)
+        origin = first / m
+        powers = _fourth_powers(centered + (own - origin).to(x.dtype))
+        triangle, steps, fourth = _sums((*parts(origin), powers), group)
+    elif twice:
+        first, m = _checked(name, _sums((count * own.detach(), *head), group), group)
         origin = first / m
         triangle, steps = _sums(parts(origin), group)
     else:
         origin = torch.zeros_like(own)
-        triangle, steps, m, flags = _sums((*parts(origin), *head), group)
-        _raise_if_bad(name, m, flags, group)
-        m = _enough(m)
+        triangle, steps, m = _checked(name, _sums((*parts(origin), *head), group), group)
     delta = steps / m
     covariance = unpack_triangle(triangle) / m - delta * delta.mT
-    offset = (own - origin - delta).to(x.dtype)
     if shrinkage is not None:
-        fourth = functools.partial(_pooled_fourth_powers, centered, offset, group)
-        covariance = shrunk(covariance, shrinkage, m, fourth)
+        covariance = shrunk(covariance, shrinkage, m, lambda unit: fourth / unit.square())
+    offset = (own - origin - delta).to(x.dtype)
     mean = origin + delta
     return Moments(mean.to(x.dtype), covariance.to(x.dtype), centered, m, offset)
 
@@ -119,40 +119,37 @@ def _sums(parts: tuple[Tensor, ...], group: Any) -> list[Tensor]:
     return [total.view_as(part) for total, part in zip(each, parts, strict=True)]
 
 
-def _enough(m: Tensor) -> Tensor:
-    """The number of samples; NaN below two, of which there is no covariance."""
-    return torch.where(m < 2, math.nan, m)
+def _fourth_powers(centered: Tensor) -> Tensor:
+    """Σ ‖x‖⁴ over the batch and positions, shape (k, 1, 1), in double precision for its range."""
+    squares = centered.square().sum(-2, keepdim=True).to(torch.float64)
+    return squares.square().sum((0, -1))[..., None]
 
 
-def _pooled_fourth_powers(centered: Tensor, offset: Tensor, group: Any, unit: Tensor) -> Tensor:
-    """``fourth_powers`` of the samples of all processes about the mean of all."""
-    own = fourth_powers(centered + offset, unit.to(centered.dtype))
-    return summed(own.to(unit.dtype), group)
+def _checked(name: str, sums: list[Tensor], group: Any) -> list[Tensor]:
+    """The sums but for the flags, the last of them, and with NaN for a number of samples below two.
 
-
-def _raise_if_bad(name: str, samples: Tensor, flags: Tensor, group: Any) -> None:
-    """The same error in every process, where errors are checked; it names the processes.
-
-    A process with an invalid input raises its own in place of this one.
+    Where errors are checked, every process raises the same one, which names processes. That with
+    an invalid input raises its own in place of it.
     """
-    if not checks.checking(None, flags):
-        return
-    said = flags.detach().tolist()
-    if _INVALID in said:
-        raise ValueError(
-            f"{name}: the input in {_ranks(said, _INVALID, group)} has a wrong shape or dtype, see "
-            "the error there; statistics are of all processes together"
-        )
-    if _NOT_FINITE in said:
-        raise torch.linalg.LinAlgError(
-            f"the covariance of the input of {name} is not finite (NaN or infinity): the input in "
-            f"{_ranks(said, _NOT_FINITE, group)}"
-        )
-    if samples.detach() < 2:
-        raise ValueError(
-            f"{name}: expected at least 2 samples a channel in all processes together, got "
-            f"{int(samples)}"
-        )
+    *rest, m, flags = sums
+    if checks.checking(None, flags):
+        said = flags.detach().tolist()
+        if _INVALID in said:
+            raise ValueError(
+                f"{name}: the input in {_ranks(said, _INVALID, group)} has a wrong shape or dtype, "
+                "see the error there; statistics are of all processes together"
+            )
+        if _NOT_FINITE in said:
+            raise torch.linalg.LinAlgError(
+                f"the covariance of the input of {name} is not finite (NaN or infinity): the input "
+                f"in {_ranks(said, _NOT_FINITE, group)}"
+            )
+        if m.detach() < 2:
+            raise ValueError(
+                f"{name}: expected at least 2 samples a channel in all processes together, got "
+                f"{int(m)}"
+            )
+    return [*rest, torch.where(m < 2, math.nan, m)]
 
 
 def _ranks(said: list[float], what: int, group: Any) -> str:

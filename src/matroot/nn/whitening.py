@@ -405,9 +405,9 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
         step has one all-reduce forward and one backward, of groups·(n (n + 1)/2 + n) + 1 + R
         numbers of 8 bytes with n = group_size. A layer in double precision takes two forward, of
         groups·n + 1 + R numbers first, and one backward, since differences of large numbers would
-        show. Another one of groups numbers, forward and backward, is what
-        ``shrinkage="ledoit_wolf"`` takes, and one of groups·n² numbers of the covariance's dtype
-        where the processes share the work of the roots: on CPUs, from groups·n³ = 2²⁴ on. Running
+        show; one with ``shrinkage="ledoit_wolf"`` the same two, with groups further numbers, also
+        backward. Another of groups·n² numbers of the covariance's dtype, both ways, is taken where
+        the processes share the work of the roots: on CPUs, from groups·n³ = 2²⁴ on. Running
         statistics are the same in all processes. All of them must go forward and backward together.
         As in torch.nn.SyncBatchNorm, the gradient by the input is that of the sum of all losses,
         those of weight and bias are of this process's loss.
