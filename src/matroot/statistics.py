@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,14 +24,16 @@ class Moments(NamedTuple):
     Attributes:
         mean: shape (..., d, 1).
         covariance: (1/m) Σ (x − mean)(x − mean)ᵀ, shrunk if asked for, shape (..., d, d).
-        centered: x − mean, shape (..., d, m).
-        samples: m, their number.
+        centered: x − mean − offset, shape (..., d, m).
+        samples: m, their number; a tensor where only the device knows it.
+        offset: shape (..., d, 1); None: 0. What is centred at one place of a mean of several.
     """
 
     mean: Tensor
     covariance: Tensor
     centered: Tensor
-    samples: int
+    samples: int | Tensor
+    offset: Tensor | None = None
 
 
 @overridable
@@ -76,22 +80,27 @@ def moments(
         x = x.float()
     if over_batch:
         count *= x.shape[0]
+    mean, centered, scatter = scatter_of(x, count, center=center, over_batch=over_batch)
+    covariance = scatter / count
+    if shrinkage is not None:
+        fourth = functools.partial(_fourth_powers, centered)
+        covariance = shrunk(covariance, shrinkage, count, fourth)
+    return Moments(mean, covariance, centered, count)
+
+
+def scatter_of(
+    x: Tensor, count: int, *, center: bool = True, over_batch: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (0 with ``center=False``), x − mean, and Σ (x − mean)(x − mean)ᵀ: see ``moments``."""
     # As a sum and a product, whose derivatives need no tensor as large as x.
     minus_mean = torch.zeros_like(x[..., :1])
     if center:
-        minus_mean = x.sum(-1, keepdim=True) * (-1 / count)
+        minus_mean = x.sum(-1, keepdim=True) * (-1 / max(count, 1))
     if over_batch:
         minus_mean = minus_mean.sum(0)
     centered = x + minus_mean if center else x
-    covariance = centered @ centered.mT / count
-    if over_batch:
-        covariance = covariance.sum(0)
-    if shrinkage is not None:
-        share = _share(shrinkage, covariance, centered, count)
-        middle = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-        identity = torch.eye(d, dtype=x.dtype, device=x.device)
-        covariance = (1 - share) * covariance + share * middle * identity
-    return Moments(-minus_mean, covariance, centered, count)
+    scatter = centered @ centered.mT
+    return -minus_mean, centered, scatter.sum(0) if over_batch else scatter
 
 
 # Samples that are taken at a time into a sum.
@@ -166,25 +175,51 @@ def check_shrinkage(shrinkage: Shrinkage | float | None) -> None:
         )
 
 
-def _share(shrinkage: Shrinkage | float, c: Tensor, centered: Tensor, m: int) -> Tensor | float:
+def shrunk(
+    c: Tensor,
+    shrinkage: Shrinkage | float,
+    samples: int | Tensor,
+    fourth: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """(1 − ρ) C + ρ (tr C / d) I.
+
+    Args:
+        c: C, shape (..., d, d).
+        shrinkage: see ``moments``.
+        samples: their number.
+        fourth: Σ ‖x‖⁴ of the centred samples in squares of a unit that it is given, shape
+            (..., 1, 1) as this, which only ``"ledoit_wolf"`` asks for.
+    """
+    share = _share(shrinkage, c, samples, fourth)
+    return (1 - share) * c + share * _middle(c) * spd.identity_like(c)
+
+
+def _middle(c: Tensor) -> Tensor:
+    """Tr C / d, shape (..., 1, 1)."""
+    return c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+
+
+def _share(
+    shrinkage: Shrinkage | float,
+    c: Tensor,
+    m: int | Tensor,
+    fourth: Callable[[Tensor], Tensor],
+) -> Tensor | float:
     """ρ, shape (..., 1, 1)."""
     check_shrinkage(shrinkage)
     if not isinstance(shrinkage, str):
         return shrinkage
     d = c.shape[-1]
     # In units of tr C / d, so that fourth powers neither over- nor underflow.
-    unit = c.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    unit = _middle(c)
     unit = torch.where(unit > 0, unit, 1.0)
-    c, centered = c / unit, centered / unit.sqrt()
+    c = c / unit
     square = c.square().sum((-2, -1), keepdim=True)  # tr C²
     trace = c.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     distance = square - trace.square() / d  # ‖C − μI‖_F², μ = tr C / d
     if shrinkage == "ledoit_wolf":
         # Mean of ‖x_k x_kᵀ − C‖_F² over the samples, over their number.
-        fourth = centered.square().sum(-2).square().sum(-1)[..., None, None] / m
-        if fourth.dim() > c.dim():
-            fourth = fourth.sum(0)
-        above, below = (fourth - square) / m, distance
+        above, below = (fourth(unit) / m - square) / m, distance
     else:
         above = (1 - 2 / d) * square + trace.square()
         below = (m + 1 - 2 / d) * distance
@@ -192,6 +227,12 @@ def _share(shrinkage: Shrinkage | float, c: Tensor, centered: Tensor, m: int) ->
     positive = below > 0
     share = torch.where(positive, above / torch.where(positive, below, 1.0), 1.0)
     return share.clamp(0.0, 1.0)
+
+
+def _fourth_powers(centered: Tensor, unit: Tensor) -> Tensor:
+    """Σ_k ‖x_k‖⁴/unit² of samples (..., d, m) or (N, ..., d, m), shape (..., 1, 1) as the unit."""
+    fourth = (centered / unit.sqrt()).square().sum(-2).square().sum(-1)[..., None, None]
+    return fourth.sum(0) if fourth.dim() > unit.dim() else fourth
 
 
 @overridable

@@ -1,7 +1,9 @@
 """``matroot train`` on the command line."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,6 +78,8 @@ def test_the_command_ends_with_the_result(tmp_path):
         (["dbn", "--set", "epochs=0"], "epochs: Input should be greater than or equal to 1"),
         (["dbn", "--set", "batch_size=100000"], "items for training make no batch of 100000"),
         (["dbn", "--devices", "none"], "should be an int"),
+        (["gcp", "--sync-whitening"], "--sync-whitening does nothing with gcp, which has no"),
+        (["sovit", "--no-sync-whitening"], "--no-sync-whitening does nothing with sovit"),
         (["sovit", "--set", "heads=5"], "no network of sovit can be built like this: dim"),
         (["gcp", "--set", "backbone=x"], "no network of gcp can be built like this: Unknown model"),
         (["dbn", "--config", "cifar10-resnet18"], "give it with --data-root"),
@@ -100,8 +104,15 @@ def program(folder):
     return [sys.executable, str(script)]
 
 
-@pytest.mark.parametrize("name", ["style", pytest.param("gcp", marks=SLOW)])
-def test_two_processes_give_one_result(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "synchronised"),
+    [
+        pytest.param("dbn", True, marks=SLOW),
+        pytest.param("gcp", None, marks=SLOW),
+        ("style", None),
+    ],
+)
+def test_two_processes_give_one_result(name, synchronised, tmp_path):
     changes = QUICK[name] | {"epochs": 1}
     told = [f"--set={k}={json.dumps(v)}" for k, v in changes.items()]
     options = ["--devices=2", "--accelerator=cpu", "--no-progress", f"-o{tmp_path / 'run'}"]
@@ -109,7 +120,37 @@ def test_two_processes_give_one_result(name, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("result {") == 1
-    assert json.loads((tmp_path / "run/result.json").read_text())["epochs"] == 1
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert (result["epochs"], result["sync_whitening"]) == (1, synchronised)
+    assert "mean and covariance of this process's samples" not in done.stderr
+
+
+@SLOW
+@pytest.mark.parametrize("launch", ["torchrun", "two machines"])
+def test_other_launchers_start_the_same_run(launch, tmp_path):
+    told = [f"--set={k}={json.dumps(v)}" for k, v in (QUICK["dbn"] | {"epochs": 1}).items()]
+    arguments = ["train", "dbn", *told, "--accelerator=cpu", "--no-progress", f"-o{tmp_path / 'a'}"]
+    script = program(tmp_path)
+    if launch == "torchrun":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        commands = [([*torchrun, "--nproc-per-node=2", script[1], *arguments, "--devices=2"], {})]
+    else:
+        # As torchrun starts one process on each.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        one = [*script, *arguments, "--devices=1", "--num-nodes=2"]
+        places = [{"NODE_RANK": str(i), "LOCAL_RANK": "0", "WORLD_SIZE": "2"} for i in range(2)]
+        commands = [(one, where | place) for place in places]
+    running = [
+        subprocess.Popen(command, env=os.environ | place, stdout=subprocess.PIPE, text=True)
+        for command, place in commands
+    ]
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running)
+    results = [line for text in said for line in text.splitlines() if line.startswith("result {")]
+    (result,) = results
+    assert json.loads(result.removeprefix("result "))["sync_whitening"] is True
 
 
 @pytest.mark.parametrize(

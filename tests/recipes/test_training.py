@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
+from matroot.nn import whitening
 from matroot.recipes import compare, embedded, gcp
-from matroot.recipes.catalogue import APPLICATIONS, configurations
+from matroot.recipes.catalogue import APPLICATIONS, application, configurations
 from matroot.recipes.methods import NAMES
 from matroot.recipes.style.learner import rate_schedule as style_rate_schedule
+from matroot.recipes.training import loop
 from matroot.recipes.training.classifier import Classifier, rate_schedule
 from matroot.recipes.training.configuration import load_config
 from recipes.short import quick
@@ -255,6 +258,47 @@ def test_another_precision_is_another_run(tmp_path):
     quick("gcp", tmp_path, changes={"epochs": 1})
     with pytest.raises(ValueError, match="holds a run with another precision"):
         quick("gcp", tmp_path, changes={"epochs": 1}, precision="bf16-mixed")
+
+
+def test_a_run_stays_with_one_kind_of_statistics(tmp_path, monkeypatch):
+    def told(processes, epochs, **options):
+        monkeypatch.setattr(loop, "_processes", lambda _: processes)
+        changes = {"epochs": epochs}
+        return quick("dbn", tmp_path, changes=changes, **options)["sync_whitening"]
+
+    assert told(1, 1) is None
+    assert told(2, 2) is True
+    message = r"holds a run with another sync_whitening \(True there, False asked for\)"
+    with pytest.raises(ValueError, match=message):
+        told(2, 3, sync_whitening=False)
+    # In one process there is no difference, but it is not forgotten.
+    assert told(1, 3, sync_whitening=False) is True
+    with pytest.raises(ValueError, match=message):
+        told(2, 4, sync_whitening=False)
+    # Of before it was recorded.
+    description = tmp_path / "run/run.json"
+    known = json.loads(description.read_text())
+    del known["sync_whitening"]
+    description.write_text(json.dumps(known))
+    with pytest.raises(ValueError, match=r"sync_whitening \(False there, True asked for\)"):
+        told(2, 4)
+    assert told(2, 4, sync_whitening=False) is False
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_whitening_layers_are_known_of_and_synchronised(name, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(loop, "_processes", lambda _: 2)
+    monkeypatch.setattr(loop, "_fit", lambda trainer, model, *_: made.append(model))
+    monkeypatch.setattr(loop, "_result", lambda *_: {})
+    monkeypatch.setattr(
+        loop, "_trainer", lambda *_, **__: SimpleNamespace(is_global_zero=False, current_epoch=0)
+    )
+    quick(name, tmp_path)
+    (model,) = made
+    layers = [m for m in model.modules() if isinstance(m, whitening._DecorrelatedBatchNorm)]
+    assert bool(layers) == hasattr(application(name), "WHITENS")
+    assert all(layer.process_group == "world" for layer in layers)
 
 
 def test_a_run_without_its_result_gets_it_when_resumed(tmp_path):

@@ -6,6 +6,7 @@ A layer is public by its import here, ``import … as …`` so that type checker
 from matroot.nn import functional as functional
 from matroot.nn.coloring import WhiteningColoring2d as WhiteningColoring2d
 from matroot.nn.conversion import convert_batchnorm as convert_batchnorm
+from matroot.nn.conversion import convert_sync_whitening as convert_sync_whitening
 from matroot.nn.distance import FrechetDistance as FrechetDistance
 from matroot.nn.pooling import CovariancePooling1d as CovariancePooling1d
 from matroot.nn.pooling import CovariancePooling2d as CovariancePooling2d

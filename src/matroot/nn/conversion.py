@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -15,7 +15,11 @@ from matroot.nn.whitening import (
     DecorrelatedBatchNorm3d,
     DecorrelatedBatchNormAct,
     _DecorrelatedBatchNorm,
+    check_group,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _COUNTERPARTS: dict[type[nn.Module], type[_DecorrelatedBatchNorm]] = {
     nn.BatchNorm1d: DecorrelatedBatchNorm1d,
@@ -36,7 +40,8 @@ def convert_batchnorm(
     diagonal matrix of the running variances. Parameters, statistics, dtype, device and mode are
     kept, hooks are not. Checkpoints of the original model can be loaded into the new one.
 
-    ``torch.nn.SyncBatchNorm`` becomes a DecorrelatedBatchNorm, with statistics of each process.
+    ``torch.nn.SyncBatchNorm`` becomes a DecorrelatedBatchNorm with the same process group, or
+    ``"world"`` where it has none.
     Batch normalisation that holds an activation, as timm's does (modules ``drop`` and ``act``
     after it), becomes a DecorrelatedBatchNormAct with the same ones.
 
@@ -84,6 +89,45 @@ def convert_batchnorm(
     return module
 
 
+def convert_sync_whitening(
+    module: nn.Module, process_group: ProcessGroup | None = None
+) -> nn.Module:
+    """Let a model's whitening layers take their statistics over several processes in training.
+
+    It does for them what ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` does for batch
+    normalisation, which it leaves alone, and like it is silent where there is nothing to convert.
+
+    Args:
+        module: the model, or a layer; changed in place. Before it is wrapped for parallel training
+            or after.
+        process_group: whose samples are counted; None: those of all processes.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: not a process group.
+        ValueError: one that this process does not belong to.
+
+    Note:
+        Communication: see ``process_group`` of DecorrelatedBatchNorm2d. Without
+        torch.distributed, or in one process, layers compute as they did, and so do subclasses with
+        a method ``statistics`` of their own.
+
+    Example:
+        >>> from torch import nn
+        >>> from matroot.nn import DecorrelatedBatchNorm1d, convert_sync_whitening
+        >>> model = nn.Sequential(nn.Linear(4, 8), DecorrelatedBatchNorm1d(8), nn.ReLU())
+        >>> convert_sync_whitening(model)[1].process_group
+        'world'
+    """
+    check_group("convert_sync_whitening: process_group", process_group)
+    for layer in module.modules():
+        if isinstance(layer, _DecorrelatedBatchNorm):
+            layer.process_group = "world" if process_group is None else process_group
+    return module
+
+
 def _converted(name: str, old: Any, options: dict[str, Any]) -> _DecorrelatedBatchNorm:
     kind = _COUNTERPARTS.get(type(old))
     held = dict(old.named_children())
@@ -106,6 +150,8 @@ def _converted(name: str, old: Any, options: dict[str, Any]) -> _DecorrelatedBat
         "bias": old.bias is not None,
         "track_running_stats": tracked,
     }
+    if isinstance(old, nn.SyncBatchNorm):
+        same["process_group"] = old.process_group or "world"
     try:
         new = kind(old.num_features, **{**same, **where, **options})
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class RunningStatistics(Leaf):
     # Defaults of the class, for layers pickled before these existed.
     _kept: _Kept | None = None
     rtol: float | None = None
+    process_group: Any = None
 
     num_features: int
     groups: int
@@ -104,6 +106,15 @@ class RunningStatistics(Leaf):
     def __getstate__(self) -> dict[str, Any]:
         """All that is copied and pickled, which excludes the cached whitening matrix."""
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """As Python does, but for a process group, which is nobody's own and not copied."""
+        memo[id(self.process_group)] = self.process_group
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        # PyTorch leaves it without types.
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        return new
 
     # PyTorch leaves the type of the method open.
     def _load_from_state_dict(

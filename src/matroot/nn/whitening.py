@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import warnings
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,6 +18,9 @@ from matroot.nn.functional import _inverse_root, power_normalization
 from matroot.nn.running import Running, RunningStatistics
 from matroot.plan import check_names
 from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _DecorrelatedBatchNorm(RunningStatistics):
@@ -46,6 +50,7 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         normalization: Literal["sqrt", "power"] = "sqrt",
         bias: bool = True,
         rtol: float | None = None,
+        process_group: ProcessGroup | Literal["world"] | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -60,6 +65,8 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         checks.one_of(f"{name}: normalization", normalization, ("sqrt", "power"))
         check_shrinkage(shrinkage)
         check_names(method, gradient)
+        check_group(f"{name}: process_group", process_group)
+        self.process_group = process_group
         self.eps = eps
         self.momentum = momentum
         self.affine = affine
@@ -87,10 +94,44 @@ class _DecorrelatedBatchNorm(RunningStatistics):
     def statistics(self, x: Tensor) -> Moments:
         """Mean and covariance of one batch, x of shape (N, groups, group_size, positions).
 
-        The only place where samples of a batch are combined: a subclass that sums over processes
-        overrides it.
+        The only place where samples of a batch are combined, in training over ``process_group``; a
+        subclass may do it in its own way, and then sees to other processes itself.
         """
-        return moments(x, shrinkage=self.shrinkage, over_batch=True)
+        group = self._group()
+        if group is None:
+            return moments(x, shrinkage=self.shrinkage, over_batch=True)
+        return self._pooled(x, group)
+
+    def _group(self) -> Any:
+        """The processes whose samples count in training; None: this one alone.
+
+        A subclass with its own statistics sums over processes itself, if it does.
+        """
+        if self.process_group is None or not self.training or self._has_own_statistics:
+            return None
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return None
+        world = isinstance(self.process_group, str)
+        group = distributed.group.WORLD if world else self.process_group
+        return group if distributed.get_world_size(group) > 1 else None
+
+    def _pooled(self, x: Tensor, group: Any, *, invalid: bool = False) -> Moments:
+        # Not before it is used: PyTorch may have been built without it.
+        from matroot.nn import synchronised
+
+        # By the layer where possible, which is the same in all processes whatever they are given.
+        return synchronised.pooled_moments(
+            x,
+            group,
+            shrinkage=self.shrinkage,
+            name=type(self).__name__,
+            twice=self._like(x).dtype == torch.float64,
+            invalid=invalid,
+        )
+
+    def _like(self, x: Tensor) -> Tensor:
+        """A tensor with the dtype and device of this layer; x where it has none."""
+        return next((t for t in (self.weight, self.running_mean) if t is not None), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Whiten, then scale and shift.
@@ -102,29 +143,36 @@ class _DecorrelatedBatchNorm(RunningStatistics):
             The shape, dtype and memory format of ``x``.
 
         Raises:
-            ValueError: another number of dimensions or channels; one sample in training.
-            torch.linalg.LinAlgError: where errors are checked (see ``inv_sqrtm``), NaN or infinity.
+            ValueError: another number of dimensions or channels; one sample in training. With a
+                ``process_group``, where errors are checked, the other processes get one too.
+            torch.linalg.LinAlgError: where errors are checked (see ``inv_sqrtm``), NaN or infinity;
+                with a ``process_group`` in every process, with the ranks whose input it is.
         """
         traced: Tensor | None = self.recorded(x)
         if traced is not None:
             return traced
-        self._check(x)
-        if self.training and _processes() > 1 and not self._sees_all_processes:
+        group = self._group()
+        if group is None:
+            self._check(x)
+        else:
+            self._check_together(x, group)
+        alone = self.process_group is None and not self._has_own_statistics
+        if self.training and alone and _processes() > 1:
             _warn_of_processes()
         # Half precision has too few digits for a covariance, and so has autocast.
         with context.no_autocast(x):
             samples = self._samples(x.to(spd.computing_dtype(x.dtype)))
             if self.training or self.running_mean is None:
                 found = self.statistics(samples)
-                whitening = self._whitening("the covariance of the input", found.covariance)
+                whitening = self._batch_whitening(found.covariance, group)
                 if self.training and self.track_running_stats:
                     self._update(found, whitening)
-                centered = found.centered
+                centered, offset = found.centered, found.offset
             else:
                 mean = self.running_mean.to(samples.dtype)
                 centered = samples - mean.view(self.groups, self.group_size, 1)
-                whitening = self._running_whitening(samples.dtype)
-            y = self._colored(whitening, centered)
+                whitening, offset = self._running_whitening(samples.dtype), None
+            y = self._colored(whitening, centered, offset)
             if y.shape[0] == x.shape[0]:
                 y = y.reshape(x.shape)
             else:
@@ -141,6 +189,15 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         if x.dim() > 2 and (context.exporting() or positions >= self.group_size):
             return x.reshape(n, self.groups, self.group_size, positions)
         return x.transpose(0, 1).reshape(1, self.groups, self.group_size, n * positions)
+
+    def _batch_whitening(self, covariance: Tensor, group: Any) -> Tensor:
+        """The whitening matrices of a batch, shared among the processes of a group."""
+        found = functools.partial(self._whitening, "the covariance of the input")
+        if group is None or self.normalization == "power":
+            return found(covariance)
+        from matroot.nn import synchronised
+
+        return synchronised.shared(found, covariance, group)
 
     def _whitening(self, what: str, covariance: Tensor, rounding: float | Tensor = 1.0) -> Tensor:
         """(C + eps·I)^{-1/2} of each group, finite with fewer samples than channels."""
@@ -161,14 +218,18 @@ class _DecorrelatedBatchNorm(RunningStatistics):
             ),
         )
 
-    def _colored(self, whitening: Tensor, centered: Tensor) -> Tensor:
-        """W x, scaled and shifted; the scale goes into the matrix."""
+    def _colored(self, whitening: Tensor, centered: Tensor, offset: Tensor | None) -> Tensor:
+        """W (x + offset), scaled and shifted; the scale goes into the matrix."""
         n, groups, size, positions = centered.shape
         weight, bias = (
             None if p is None else p.to(centered.dtype).view(groups, size, 1)
             for p in (self.weight, self.bias)
         )
         matrix = whitening if weight is None else weight * whitening
+        if offset is not None:
+            # One more column for the matrix, no other pass over the samples.
+            moved = matrix @ offset
+            bias = moved if bias is None else bias + moved
         matrix = matrix.expand(n, -1, -1, -1).flatten(0, 1)
         batch = centered.reshape(n * groups, size, positions)
         if bias is None:
@@ -178,11 +239,27 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         return y.view_as(centered)
 
     @property
-    def _sees_all_processes(self) -> bool:
+    def _has_own_statistics(self) -> bool:
         """Whether a subclass has its own statistics, which may sum over processes."""
         return type(self).statistics is not _DecorrelatedBatchNorm.statistics
 
-    def _check(self, x: Tensor) -> None:
+    def _check_together(self, x: Tensor, group: Any) -> None:
+        """``_check``, of which the other processes hear: they wait for this one's samples."""
+        try:
+            self._check(x, least=0)
+        except (TypeError, ValueError):
+            x = x if isinstance(x, Tensor) else torch.empty(())
+            stand_in = torch.full(
+                (1, self.groups, self.group_size, 1),
+                math.nan,
+                dtype=spd.computing_dtype(x.dtype) if x.is_floating_point() else torch.float32,
+                device=self._like(x).device,
+            )
+            with contextlib.suppress(ValueError):
+                self._pooled(stand_in, group, invalid=True)
+            raise
+
+    def _check(self, x: Tensor, least: int | None = None) -> None:
         name = type(self).__name__
         checks.floating(f"{name}: the input", x)
         if x.dim() not in self._dimensions:
@@ -193,7 +270,8 @@ class _DecorrelatedBatchNorm(RunningStatistics):
                 f"{name}: expected {self.num_features} channels, got shape {tuple(x.shape)}"
             )
         count = x.numel() // self.num_features
-        least = 2 if self.training or self.running_mean is None else 0
+        if least is None:
+            least = 2 if self.training or self.running_mean is None else 0
         if count < least:
             raise ValueError(
                 f"{name}: expected at least {least} samples a channel, got shape {tuple(x.shape)}"
@@ -201,18 +279,20 @@ class _DecorrelatedBatchNorm(RunningStatistics):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return (
+        shown = (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}, groups={self.groups}, "
             f"method={self.method!r}"
         )
+        if self.process_group is None:
+            return shown
+        return f"{shown}, process_group={self.process_group!r}"
 
 
 class DecorrelatedBatchNorm(_DecorrelatedBatchNorm):
     """ZCA-whitens the channels of (N, C) to (N, C, D, H, W); see DecorrelatedBatchNorm2d.
 
-    ``torch.nn.SyncBatchNorm``, which takes any number of dimensions, is converted to it. The
-    statistics are those of each process.
+    ``torch.nn.SyncBatchNorm``, which takes any number of dimensions, is converted to it.
 
     Example:
         >>> import torch
@@ -312,8 +392,26 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
         bias: False leaves β out.
         rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
             instead of adding a ridge for rounding; see ``matroot.inv_sqrtm``.
+        process_group: in training, whose samples μ and Σ are of: None: this process's; ``"world"``:
+            those of all processes of torch.distributed, where it is initialised; or those of a
+            ``ProcessGroup``. See also ``convert_sync_whitening``.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
 
     Note:
+        With a ``process_group`` of R processes, each of which may have any number of samples, a
+        step has one all-reduce forward and one backward, of groups·(n (n + 1)/2 + n) + 1 + R
+        numbers of 8 bytes with n = group_size. A layer in double precision takes two forward, of
+        groups·n + 1 + R numbers first, and one backward, since differences of large numbers would
+        show; one with ``shrinkage="ledoit_wolf"`` the same two, with groups further numbers, also
+        backward. Another of groups·n² numbers of the covariance's dtype, both ways, is taken where
+        the processes share the work of the roots: on CPUs, from groups·n³ = 2²⁴ on. Running
+        statistics are the same in all processes. All of them must go forward and backward together.
+        As in torch.nn.SyncBatchNorm, the gradient by the input is that of the sum of all losses,
+        those of weight and bias are of this process's loss.
+
         Covariances are computed in float32 at least, also under autocast, and their roots in
         float64. Cost: two products of the group's matrix with all samples, and the root. It is not
         a subclass of PyTorch's batch normalisation: ``torch.optim.swa_utils.update_bn`` skips it.
@@ -359,6 +457,20 @@ def number_of_groups(name: str, features: int, groups: int | None, group_size: i
     return divisor if what == "groups" else features // divisor
 
 
+def check_group(name: str, group: object) -> None:
+    """Raise unless this is None, ``"world"`` or a process group that this process belongs to."""
+    if group is None or (isinstance(group, str) and group == "world"):
+        return
+    if isinstance(group, str):
+        raise ValueError(f"{name} must be None, 'world' or a ProcessGroup, got {group!r}")
+    if distributed.is_available():
+        if isinstance(group, distributed.ProcessGroup):
+            return
+        if group == distributed.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError(f"{name} is a group that this process does not belong to")
+    raise TypeError(f"{name} must be None, 'world' or a ProcessGroup, got {type(group).__name__}")
+
+
 def _as_before(y: Tensor, x: Tensor) -> Tensor:
     """The tensor in the memory format of x."""
     # Under vmap PyTorch cannot tell formats apart.
@@ -384,7 +496,7 @@ def _warn_of_processes() -> None:
         "whitening layers take mean and covariance of this process's samples, not of all "
         "processes', and torch.nn.SyncBatchNorm.convert_sync_batchnorm does not change that; "
         "running statistics differ between processes unless DistributedDataParallel sends those "
-        "of the first to all. What helps: more samples a process, smaller groups (group_size=), "
-        "or a subclass whose statistics() sums over the processes",
+        "of the first to all. matroot.nn.convert_sync_whitening(model) takes them over all "
+        "processes",
         stacklevel=3,
     )

@@ -30,7 +30,15 @@ _Changes = Annotated[
     typer.Option("--set", help="Another value for a field of the configuration: epochs=3."),
 ]
 _Accelerator = Annotated[str, typer.Option(help="cpu, gpu … as Lightning knows them.")]
-_Devices = Annotated[str, typer.Option(help="How many, or which.")]
+_Devices = Annotated[str, typer.Option(help="How many on each machine, or which.")]
+_Nodes = Annotated[int, typer.Option(min=1, help="How many machines.")]
+_SyncWhitening = Annotated[
+    bool | None,
+    typer.Option(
+        "--sync-whitening/--no-sync-whitening",
+        help="Whitening statistics of all devices together or of each; together by default.",
+    ),
+]
 _Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed …")]
 
 
@@ -53,6 +61,8 @@ def train(
     change: _Changes = None,
     accelerator: _Accelerator = "auto",
     devices: _Devices = "auto",
+    num_nodes: _Nodes = 1,
+    sync_whitening: _SyncWhitening = None,
     precision: _Precision = "32-true",
     progress: Annotated[bool, typer.Option(help="Show a bar.")] = True,
     tensorboard: Annotated[
@@ -90,6 +100,8 @@ def train(
             tensorboard=tensorboard,
             accelerator=accelerator,
             devices=devices,
+            num_nodes=num_nodes,
+            sync_whitening=sync_whitening,
             precision=precision,
         )
     say("result " + json.dumps(result))
@@ -114,6 +126,8 @@ def compare(
     change: _Changes = None,
     accelerator: _Accelerator = "auto",
     devices: _Devices = "auto",
+    num_nodes: _Nodes = 1,
+    sync_whitening: _SyncWhitening = None,
     precision: _Precision = "32-true",
     progress: Annotated[bool, typer.Option(help="Show which run is under way, and a bar.")] = True,
 ) -> None:
@@ -156,6 +170,8 @@ def compare(
             progress=progress,
             accelerator=accelerator,
             devices=devices,
+            num_nodes=num_nodes,
+            sync_whitening=sync_whitening,
             precision=precision,
         )
     if rows:

@@ -28,6 +28,9 @@ from matroot.recipes.data import (
 )
 from matroot.recipes.training.configuration import Config
 
+WHITENS = True
+"""That there are whitening layers, whose statistics several processes may share."""
+
 
 class Settings(Config):
     """``data``: ``"digits"`` (embedded), ``"cifar10"``, ``"cifar100"``, or ``"folder"``.

@@ -32,7 +32,8 @@ class RunFolder:
         """The description of the run that the folder holds; empty where it holds none.
 
         Args:
-            asked: what is asked for now. A larger number of epochs continues the run.
+            asked: what is asked for now. A larger number of epochs continues the run; where
+                ``sync_whitening`` is None it fits any run.
 
         Raises:
             ValueError: the folder holds another run; both values are named.
@@ -43,6 +44,8 @@ class RunFolder:
         old, new = known.get("config"), asked["config"]
         if not isinstance(old, dict):
             raise ValueError(f"{self.description}: expected what 'matroot train' has written there")
+        # Until it was described each process had its own statistics.
+        known.setdefault("sync_whitening", False)
         pairs = [(name, known.get(name), asked[name]) for name in asked if name != "config"]
         pairs += [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
         different = [
@@ -50,6 +53,7 @@ class RunFolder:
             for name, there, wanted in pairs
             if there != wanted
             and not (name == "epochs" and isinstance(there, int) and there < wanted)
+            and not (name == "sync_whitening" and None in (there, wanted))
         ]
         if different:
             raise ValueError(

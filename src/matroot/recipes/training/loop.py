@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import statistics
@@ -26,6 +25,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from matroot.nn import convert_sync_whitening
 from matroot.recipes.catalogue import application
 from matroot.recipes.methods import layer_options
 from matroot.recipes.training.classifier import Classifier
@@ -92,6 +92,7 @@ def train(
     gradient: str | None = None,
     seed: int = 0,
     root: Path | None = None,
+    sync_whitening: bool | None = None,
     progress: bool = True,
     tensorboard: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -109,10 +110,13 @@ def train(
         gradient: see ``layer_options``.
         seed: of the weights, the order and what is random in the data.
         root: folder of data that are not embedded.
+        sync_whitening: whether whitening layers take the statistics of all processes together, see
+            ``matroot.nn.convert_sync_whitening``; None: yes.
         progress: whether to show a bar.
         tensorboard: whether to write TensorBoard's logs in addition to those in CSV.
         callbacks: more of Lightning's.
-        trainer: options of ``lightning.Trainer``: ``accelerator``, ``devices``, ``precision`` …
+        trainer: options of ``lightning.Trainer``: ``accelerator``, ``devices``, ``num_nodes``,
+            ``precision`` …
 
     Returns:
         Metrics, seconds of training, and what was asked for.
@@ -127,9 +131,14 @@ def train(
     options = layer_options(method, gradient, config.eps)
     precision = str(trainer.get("precision", "32-true"))
     asked = _asked(name, config, method, gradient, seed, precision)
+    processes = _processes(trainer)
+    asked["sync_whitening"] = _synchronised(name, module, sync_whitening, processes)
     check_folder(output)
     folder = RunFolder(output)
     known = folder.earlier_run(asked)
+    if asked["sync_whitening"] is None:
+        # One process goes on with a run of several.
+        asked["sync_whitening"] = known.get("sync_whitening")
     finished, resumed = folder.result.exists(), folder.checkpoint.exists()
     complete = finished and known["config"]["epochs"] == config.epochs
     place = None if root is None else str(root.resolve())
@@ -150,17 +159,20 @@ def train(
         more = f" to {config.epochs} epochs" if finished else ""
         say(f"going on from {folder.checkpoint}{more}")
     model = _network(name, module, config, classes, options, seed)
+    if asked["sync_whitening"]:
+        convert_sync_whitening(model)
     data = Data(training, test, config, seed)
     batches = len(data.train_dataloader())
     if not batches:
         raise ValueError(f"{len(training)} items for training make no batch of {config.batch_size}")
     record = Record()
+    if processes > 1 and hasattr(module, "DISTRIBUTED_STRATEGY"):
+        trainer.setdefault("strategy", module.DISTRIBUTED_STRATEGY)
     loop = _trainer(
-        module,
         config,
         folder,
         [record, *callbacks],
-        batches=batches,
+        batches=max(1, batches // processes),
         progress=progress,
         tensorboard=tensorboard,
         options=trainer,
@@ -211,8 +223,23 @@ def _network(
         raise ValueError(f"no network of {name} can be built like this: {reason}") from None
 
 
+def _synchronised(
+    name: str, module: ModuleType, wanted: bool | None, processes: int
+) -> bool | None:
+    """Whether whitening statistics are those of all processes; None where it is all the same.
+
+    Raises:
+        ValueError: wanted or not for a network that does not whiten.
+    """
+    if not hasattr(module, "WHITENS"):
+        if wanted is not None:
+            option = "--sync-whitening" if wanted else "--no-sync-whitening"
+            raise ValueError(f"{option} does nothing with {name}, which has no whitening layer")
+        return None
+    return None if processes == 1 else wanted is not False
+
+
 def _trainer(
-    module: ModuleType,
     config: Common,
     folder: RunFolder,
     callbacks: Sequence[Callback],
@@ -222,7 +249,7 @@ def _trainer(
     tensorboard: bool,
     options: dict[str, Any],
 ) -> lightning.Trainer:
-    """Lightning's, as configured; ValueError where its options do not fit."""
+    """Lightning's, as configured."""
     # After each epoch, over the one before. (``save_last`` alone saves at the end only.)
     checkpoint = ModelCheckpoint(
         folder.path,
@@ -239,8 +266,7 @@ def _trainer(
     loggers: list[Logger] = [CSVLogger(folder.path, name="logs")]
     if tensorboard:
         loggers.append(TensorBoardLogger(folder.path, name="tensorboard"))
-    build = functools.partial(
-        lightning.Trainer,
+    return _built(
         max_epochs=config.epochs,
         callbacks=watching,
         logger=loggers,
@@ -249,14 +275,22 @@ def _trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=min(50, batches),
         default_root_dir=folder.path,
+        **options,
     )
+
+
+def _processes(options: dict[str, Any]) -> int:
+    """How many processes Lightning's options mean, on all nodes."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    return _built(**quiet, enable_progress_bar=False, **options).world_size
+
+
+def _built(**options: Any) -> lightning.Trainer:
+    """Lightning's trainer; ValueError where its options do not fit."""
     try:
-        loop = build(**options)
-        if loop.world_size > 1 and hasattr(module, "DISTRIBUTED_STRATEGY"):
-            loop = build(strategy=module.DISTRIBUTED_STRATEGY, **options)
+        return lightning.Trainer(**options)
     except (MisconfigurationException, TypeError, RuntimeError) as error:
         raise ValueError(" ".join(str(error).split())) from None
-    return loop
 
 
 def _fit(
