@@ -30,9 +30,8 @@ def main() -> None:
     total = torch.cat([y.T @ y, torch.full((1, 8), float(len(y)))])
     distributed.all_reduce(total)
     covariance = total[:8] / total[8, 0]
-    say(
-        f"whitened samples of {processes} processes: {distance(covariance, torch.eye(8)):.0e} from I"
-    )
+    error = distance(covariance, torch.eye(8))
+    say(f"samples of {processes} processes whitened: covariance {error:.0e} from the identity")
 
     # A batch in shares, with its gradient.
     batch = distribute_tensor(covariances, mesh, [Shard(0)]).requires_grad_()
@@ -64,7 +63,7 @@ def main() -> None:
 
 
 def distance(x: torch.Tensor, y: torch.Tensor) -> float:
-    return float((x - y).norm() / y.norm())
+    return float((x - y).detach().norm() / y.norm())
 
 
 def say(text: str) -> None:

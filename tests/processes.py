@@ -30,7 +30,7 @@ def run(
         lost: processes that end before they return anything.
         timeout: how many seconds a process waits for the others.
     """
-    start = (function, count, str(folder), args, timeout)
+    start = (function, count, str(folder), args, timeout, bool(lost))
     context = torch.multiprocessing.spawn(_process, start, nprocs=count, join=not lost)
     if lost:
         for rank, process in enumerate(context.processes):
@@ -47,6 +47,7 @@ def _process(
     folder: str,
     args: tuple[Any, ...],
     timeout: float,
+    lost: bool,
 ) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
@@ -58,10 +59,10 @@ def _process(
     )
     try:
         torch.save(function(rank, *args), os.path.join(folder, f"{rank}.pt"))
+        if not lost:
+            distributed.barrier()  # So that none is gone while another is still connected.
     finally:
-        # Where another process is lost there is nobody to say good-bye to.
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        distributed.destroy_process_group()
 
 
 def error(call: Callable[[], Any]) -> str:

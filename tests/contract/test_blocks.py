@@ -183,7 +183,7 @@ def test_nothing_is_gathered(two):
 def test_six_blocks_are_held_at_most(two):
     # The argument's, five more, and some rows.
     for blocks, rows in two["held"]:
-        assert 3 < blocks < 6
+        assert 3 < blocks <= 6
         assert rows < 150
 
 
@@ -309,7 +309,7 @@ def test_a_large_matrix_on_four_processes(tmp_path):
         for used, *found in processes.run(large, 4, folder, shape, placements, tmp_path):
             print(shape, used, *map(relative, found, right), *one_errors)
             assert all(map(operator.le, map(relative, found, right), one_errors))
-            assert used[0] < 5
+            assert used[0] <= 5
 
 
 def interrupted(rank):
