@@ -12,6 +12,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+from torch.autograd import forward_ad
 from torch.distributed.tensor.debug import CommDebugMode
 
 import matroot
@@ -337,6 +338,11 @@ def test_results_have_memory_of_their_own():
     assert x.untyped_storage().nbytes() == 16 * 4
 
 
+def test_a_compiled_program_calls_it_as_it_is():
+    compiled = torch.compile(lambda a: over_ranks(matroot.sqrtm, [4 * a])[0] + 1)
+    assert torch.equal(compiled(torch.eye(2)), 2 * torch.eye(2) + 1)
+
+
 def test_rounding_is_averaged_away():
     (x,) = over_ranks(torch.linalg.inv, [gram(40)])
     assert torch.equal(x, x.mT)
@@ -347,6 +353,12 @@ def test_errors_of_one_process():
         over_ranks(matroot.sqrtm, INDEFINITE)
     with pytest.raises(ValueError, match="requires a gradient"):
         over_ranks(matroot.sqrtm, [torch.eye(2, requires_grad=True)])
+    with pytest.raises(ValueError, match=r"torch\.func transform"):
+        torch.func.jvp(
+            lambda a: over_ranks(matroot.sqrtm, [a])[0], (torch.eye(2),), (torch.eye(2),)
+        )
+    with forward_ad.dual_level(), pytest.raises(ValueError, match="no derivative"):
+        over_ranks(matroot.sqrtm, [forward_ad.make_dual(torch.eye(2), torch.eye(2))])
     with pytest.raises(TypeError, match=r"must be real or complex, got torch\.int64"):
         over_ranks(matroot.sqrtm, [torch.eye(2, dtype=torch.int64)])
     with pytest.raises(TypeError, match=r"layout torch\.sparse_coo"):

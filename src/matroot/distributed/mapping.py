@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from matroot import context, screen, spd
+from matroot import autodiff, context, screen, spd
 from matroot.distributed.collectives import processes
 from matroot.statistics import pack_triangle, unpack_triangle
 
@@ -94,10 +94,10 @@ def map(
         The results in the order of ``matrices``, each on the device of its matrix.
 
     Raises:
-        ValueError: not square matrices; one requires a gradient (there is no derivative); processes
-            differ in what they hold; this process is not in the group; results of another shape, or
-            not symmetric: a skew part above 1e-3 of the norm (1e-2 in half precision). Below, it is
-            rounding, and is averaged away.
+        ValueError: not square matrices; one requires a gradient (there is no derivative, nor
+            torch.func's transforms); processes differ in what they hold; this process is not in the
+            group; results of another shape, or not symmetric: a skew part above 1e-3 of the norm
+            (1e-2 in half precision). Below, it is rounding, and is averaged away.
         TypeError: no tensors, tensors that stand for others (DTensor), or results of another dtype.
         torch.linalg.LinAlgError: what ``function`` raises for bad matrices. An error of one process
             is raised in all of them, with its rank; types other than these become RuntimeError.
@@ -106,7 +106,7 @@ def map(
         Two collectives: an all-gather of 2 kB a process, which tells of errors before anybody waits
         for a result, and one of the results as packed triangles, filled up to those of the process
         with most. Without a group, the same steps without them. A process that dies ends the others
-        with the group's own error, after its timeout at the latest.
+        with the group's own error, after its timeout at the latest. torch.compile runs it as it is.
 
     Example:
         >>> import torch, matroot
@@ -114,6 +114,16 @@ def map(
         >>> [root.tolist() for root in roots]
         [[[2.0, 0.0], [0.0, 2.0]], [[3.0]]]
     """
+    results: list[Tensor] = _mapped(function, matrices, process_group)
+    return results
+
+
+# PyTorch leaves it without types.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _mapped(
+    function: Callable[[Tensor], Tensor], matrices: Sequence[Tensor], process_group: Any
+) -> list[Tensor]:
+    """See ``map``."""
     ranks = processes(process_group)
     if ranks < 1:
         raise ValueError(f"{_NAME}: this process is not in the process group that was given")
@@ -185,10 +195,11 @@ def _checked(matrices: Sequence[Tensor]) -> list[Tensor]:
             raise ValueError(f"matrices[{i}] must have shape (n, n), got {tuple(a.shape)}")
         if not (a.is_floating_point() or a.is_complex()):
             raise TypeError(f"matrices[{i}] must be real or complex, got {a.dtype}")
-        if a.requires_grad and torch.is_grad_enabled():
+        if autodiff.differentiated(a):
             raise ValueError(
-                f"matrices[{i}] requires a gradient, and there is no derivative through what other "
-                "processes compute: detach() it, or call under torch.no_grad()"
+                f"matrices[{i}] requires a gradient, or a torch.func transform is running, and "
+                "there is no derivative through what other processes compute: detach() it, or call "
+                "under torch.no_grad()"
             )
     return found
 
