@@ -153,13 +153,7 @@ def scale(
     for title, table in scale_report.tables(found).items():
         if table.body:
             _show(title, table.head, [[cell.text for cell in line] for line in table.cells])
-    for plot in scale_report.plots(found):
-        file = path.with_suffix("") / f"{plot.name}.svg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        plot.figure.savefig(file, metadata={"Date": None})
-    console().print(
-        f"rows in {path}, plots in {path.with_suffix('')}", markup=False, soft_wrap=True
-    )
+    _point_to(path)
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from matplotlib.lines import Line2D
 
 from matroot.bench import scale_model
-from matroot.bench.layout import Group, Table, three_digits, two_digits
+from matroot.bench.layout import Group, Section, Table, three_digits, two_digits
 from matroot.bench.plots import Plot, finish, panel
 from matroot.bench.rows import Row, pick
 from matroot.bench.scale_model import PUBLISHED, HugePlan, Link, Traffic
@@ -25,6 +26,19 @@ RATES = {"float32": PUBLISHED["FP32"].value, "three in TF32": PUBLISHED["TF32"].
 # Groups and channels of each.
 LAYERS = ((1, 64), (8, 64), (1, 512))
 RANKS = (8, 64, 512)
+
+
+def processes(group: Group, palette: object) -> Iterator[Section]:
+    """All of it as a section of the report."""
+    measured = [
+        row
+        for name in ("collectives", "balance", *EXPERIMENTS)
+        for row in pick(group.rows, experiment=name)
+    ]
+    if measured:
+        shown = [replace(table, caption=title) for title, table in tables(measured).items()]
+        text = "Model: time = operations/rate + messages·α + bytes/β, see docs/scaling.md."
+        yield Section("Several processes", text, [t for t in shown if t.body], plots(measured))
 
 
 def links(rows: Sequence[Row]) -> dict[str, Link]:
