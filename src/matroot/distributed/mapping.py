@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -237,7 +238,13 @@ def _packed(y: Tensor, batch: Batch) -> Tensor:
         raise ValueError(f"expected shape {shape} from the function, got {tuple(y.shape)}")
     if y.dtype != batch.dtype:
         raise TypeError(f"expected {batch.dtype} from the function, got {y.dtype}")
-    limit = screen.thresholds(batch.n, batch.dtype).skew
+    if not torch.equal(y, y.mH):
+        y = _symmetrised(y, screen.thresholds(batch.n, batch.dtype).skew)
+    return pack_triangle(y).flatten().view(torch.uint8)
+
+
+def _symmetrised(y: Tensor, limit: float) -> Tensor:
+    """The Hermitian part. Raises if the rest is more than rounding."""
     skew, norm = spd.frobenius_norm(y - y.mH) / 2, spd.frobenius_norm(y)
     # Of NaN neither is true: a matrix that has no result is NaN.
     bad = (skew > limit * norm).flatten().nonzero().flatten().tolist()
@@ -248,7 +255,7 @@ def _packed(y: Tensor, batch: Batch) -> Tensor:
             f"{_some(bad)}: the skew part is {worst:.1e} of the norm, tolerance "
             f"{limit:g}; functions of symmetric matrices are"
         )
-    return pack_triangle(spd.hermitian_part(y)).flatten().view(torch.uint8)
+    return spd.hermitian_part(y)
 
 
 def _transport(group: Any, matrices: Sequence[Tensor]) -> torch.device:
@@ -308,16 +315,22 @@ def _results(shares: list[list[Batch]], rows: Tensor, number: int) -> list[Tenso
     results: dict[int, Tensor] = {}
     for share, row in zip(shares, rows, strict=True):
         begin = 0
+        # Those of one kind together: where each number goes is found once.
+        kinds: dict[object, tuple[list[int], list[Tensor]]] = {}
         for batch in share:
             packed = row[begin : begin + batch.length].to(batch.device).view(batch.dtype)
-            length = batch.n * (batch.n + 1) // 2
-            count = len(batch.indices)
-            x = unpack_triangle(packed[: count * length].view(count, length))
+            shape = (len(batch.indices), batch.n * (batch.n + 1) // 2)
+            kind = (batch.n, batch.dtype, batch.device)
+            indices, triangles = kinds.setdefault(kind, ([], []))
+            indices += batch.indices
+            triangles.append(packed[: math.prod(shape)].view(shape))
+            begin += batch.length
+        for indices, triangles in kinds.values():
+            x = unpack_triangle(torch.cat(triangles))
             if x.is_complex():
                 x = x.triu() + x.triu(1).mH
             # Each in memory of its own: whoever keeps or saves one keeps no others.
-            results |= {i: y.clone() for i, y in zip(batch.indices, x, strict=True)}
-            begin += batch.length
+            results |= {i: y.clone() for i, y in zip(indices, x, strict=True)}
     return [results[i] for i in range(number)]
 
 
