@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -313,24 +312,22 @@ def _digest(matrices: Sequence[Tensor]) -> bytes:
 def _results(shares: list[list[Batch]], rows: Tensor, number: int) -> list[Tensor]:
     """The matrices of all processes' triangles, in their order."""
     results: dict[int, Tensor] = {}
+    places: dict[tuple[int, torch.device], Tensor] = {}
     for share, row in zip(shares, rows, strict=True):
         begin = 0
-        # Those of one kind together: where each number goes is found once.
-        kinds: dict[object, tuple[list[int], list[Tensor]]] = {}
         for batch in share:
             packed = row[begin : begin + batch.length].to(batch.device).view(batch.dtype)
-            shape = (len(batch.indices), batch.n * (batch.n + 1) // 2)
-            kind = (batch.n, batch.dtype, batch.device)
-            indices, triangles = kinds.setdefault(kind, ([], []))
-            indices += batch.indices
-            triangles.append(packed[: math.prod(shape)].view(shape))
             begin += batch.length
-        for indices, triangles in kinds.values():
-            x = unpack_triangle(torch.cat(triangles))
-            if x.is_complex():
-                x = x.triu() + x.triu(1).mH
-            # Each in memory of its own: whoever keeps or saves one keeps no others.
-            results |= {i: y.clone() for i, y in zip(indices, x, strict=True)}
+            n, length = batch.n, batch.n * (batch.n + 1) // 2
+            # Which number of a triangle each entry is, found once for a size.
+            if (n, batch.device) not in places:
+                numbers = torch.arange(length, device=batch.device)
+                places[n, batch.device] = unpack_triangle(numbers).flatten()
+            # One by one, each in memory of its own: whoever keeps or saves one keeps no others.
+            for k, i in enumerate(batch.indices):
+                triangle = packed[k * length : (k + 1) * length]
+                x = triangle.index_select(0, places[n, batch.device]).view(n, n)
+                results[i] = x.triu() + x.triu(1).mH if x.is_complex() else x
     return [results[i] for i in range(number)]
 
 
