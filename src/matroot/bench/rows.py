@@ -202,7 +202,9 @@ _TEXT = (str, "a string")
 FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(("batch", "n", "cond", "x", "threads", "memory", "input"), _NUMBER),
     **dict.fromkeys(("error", "gradient_error", "gate", "mae"), _NUMBER),
-    **dict.fromkeys(("ranks", "size", "local_ms", "spread", "spread_by_formula"), _NUMBER),
+    **dict.fromkeys(
+        ("ranks", "size", "local_ms", "panel_ms", "spread", "spread_by_formula"), _NUMBER
+    ),
     **dict.fromkeys(("ms", "curve", "traffic"), (dict, "an object")),
     "loads": (list, "a list"),
     **dict.fromkeys(("passed", "quick"), (bool, "true or false")),

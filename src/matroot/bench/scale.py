@@ -332,6 +332,9 @@ def _huge(n: int, ranks: int, settings: Settings) -> list[Row]:
                 for dtype in _DTYPES
                 for name, (m, inner, columns) in _usual(k, counter, dtype)
             )
+            if k > 1:
+                (name, _), *_ = _usual(k, counter, a.dtype)
+                row["panel_ms"] = times[f"{name}, sent"][0] / _PANELS - times[name][0]
         rows.append(row)
     return rows
 
@@ -357,6 +360,21 @@ def _products(
             x, y = torch.randn(m, inner, dtype=dtype), torch.randn(inner, columns, dtype=dtype)
             out = torch.zeros(m, columns, dtype=dtype)
             yield name, (ranks, functools.partial(out.addmm_, x, y, beta=0))
+            if ranks > 1:
+                yield f"{name}, sent", (ranks, functools.partial(_sent, out, x, y))
+
+
+# Panels that are sent and multiplied in one go.
+_PANELS = 16
+
+
+def _sent(out: Tensor, x: Tensor, y: Tensor) -> None:
+    """Products, while the rows for the next one are on their way, as in those of blocks."""
+    rows = [torch.empty_like(y) for _ in range(_PANELS)]
+    for panel, coming in enumerate(rows):
+        work: Any = distributed.broadcast(coming, panel % TIMED, async_op=True)
+        out.addmm_(x, y)
+        work.wait()
 
 
 def _residual(a: Tensor, root: Any) -> float:

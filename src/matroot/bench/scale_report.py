@@ -59,9 +59,14 @@ def predicted(row: Row, known: dict[str, Link]) -> float | None:
     """Milliseconds by the model; None where the row or the collectives were not timed."""
     if row.get("local_ms") is None or not known:
         return None
-    exchanged = sum(known[name].seconds(_traffic(row, name)) for name in row["traffic"])
     local: float = row["local_ms"]
-    return local + 1e3 * exchanged
+    for name, sent in row["traffic"].items():
+        if name == "broadcast" and row.get("panel_ms") is not None:
+            # Measured beside products, which leave no processor to those who send.
+            local += sent["calls"] * row["panel_ms"]
+        else:
+            local += 1e3 * known[name].seconds(_traffic(row, name))
+    return local
 
 
 def _traffic(row: Row, name: str) -> Traffic:
