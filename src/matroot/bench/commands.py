@@ -1,9 +1,10 @@
-"""``matroot bench``: paper, peers, report and compare."""
+"""``matroot bench``: paper, peers, scale, report and compare."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -119,6 +120,53 @@ def peers(
     if known:
         _show("Who can do what", ("", "version", "can", "cannot, or has not"), _abilities(known))
     _point_to(path)
+
+
+@app.command(
+    epilog="Experiments: collectives, map, balance, whitening, huge. The model needs collectives. "
+    "After Ctrl-C the same command continues where it was."
+)
+def scale(
+    quick: Quick = False,
+    output: Output = None,
+    only: Only = None,
+    fresh: Fresh = False,
+) -> None:
+    """Several processes on this machine, and a model that says what more of them would take.
+
+    Starts processes of one thread each, connected by gloo: one and two are timed in turns, with
+    four and eight results are checked and collectives and bytes counted. Collectives of two give
+    latency and bandwidth; map takes Shampoo's 300 matrices, balance their shares one after the
+    other; whitening is a training step with the statistics of all, huge one matrix in blocks. The
+    model (time = operations/rate + messages·α + bytes/β) is shown beside each time, and what it
+    says of GPUs by published constants. An idle machine with two cores gives times worth having.
+    """
+    from matroot.bench import rows, scale_report
+    from matroot.bench.scale import EXPERIMENTS
+
+    chosen = _chosen(only, EXPERIMENTS)
+    with _one_thread():
+        settings = _settings(DeviceName.CPU, DtypeName.FLOAT32, quick)
+        path = output or _default("scale", settings)
+        _measure([c for make in chosen for c in make(settings)], path, settings, fresh=fresh)
+    found = rows.load(path)[0]
+    for title, table in scale_report.tables(found).items():
+        if table.body:
+            _show(title, table.head, [[cell.text for cell in line] for line in table.cells])
+    _point_to(path)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As the processes that are started have, and as their rows say."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @app.command()

@@ -153,6 +153,12 @@ def _check(row: object) -> None:
     for phase, triple in (row.get("ms") or {}).items():
         if not _numbers(triple) or len(triple) != 3 or min(triple) <= 0:
             raise ValueError(f"ms[{phase!r}] must be three positive numbers, got {triple!r:.60}")
+    for kind, sent in (row.get("traffic") or {}).items():
+        parts = [sent.get(name) for name in SENT] if isinstance(sent, dict) else None
+        if not _numbers(parts):
+            raise ValueError(f"traffic[{kind!r}] must hold {', '.join(SENT)}, got {sent!r:.60}")
+    if row.get("loads") is not None and not (_numbers(row["loads"]) and row["loads"]):
+        raise ValueError(f"loads must be numbers, got {row['loads']!r:.60}")
     curve = row.get("curve")
     if curve is not None:
         x, y = curve.get("x"), curve.get("y")
@@ -165,6 +171,9 @@ def _numbers(value: object) -> bool:
         isinstance(x, int | float) and not isinstance(x, bool) for x in value
     )
 
+
+# What a row says of each kind of collective.
+SENT = ("calls", "messages", "bytes")
 
 # Fields that the report needs of a row, by experiment.
 REQUIRED: dict[str, tuple[str, ...]] = {
@@ -180,6 +189,11 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "capability": ("probe", "question", "answer"),
     "accuracy": ("cond", "root", "dtype"),
     "speed": ("batch", "n", "root"),
+    "collectives": ("operation", "size", "ms", "traffic"),
+    "map": ("ranks", "traffic"),
+    "whitening": ("ranks", "traffic"),
+    "huge": ("ranks", "traffic", "n"),
+    "balance": ("ranks", "loads", "spread", "spread_by_formula"),
 }
 
 _NUMBER = ((int, float), "a number")
@@ -188,7 +202,11 @@ _TEXT = (str, "a string")
 FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(("batch", "n", "cond", "x", "threads", "memory", "input"), _NUMBER),
     **dict.fromkeys(("error", "gradient_error", "gate", "mae"), _NUMBER),
-    **dict.fromkeys(("ms", "curve"), (dict, "an object")),
+    **dict.fromkeys(
+        ("ranks", "size", "local_ms", "panel_ms", "spread", "spread_by_formula"), _NUMBER
+    ),
+    **dict.fromkeys(("ms", "curve", "traffic"), (dict, "an object")),
+    "loads": (list, "a list"),
     **dict.fromkeys(("passed", "quick"), (bool, "true or false")),
     **dict.fromkeys(("why", "root", "dtype", "application", "matroot", "commit"), _TEXT),
     **dict.fromkeys(("torch", "device_name", "measured"), _TEXT),

@@ -7,3 +7,5 @@ takes it: each process computes its matrices, and the result is placed as the ar
 matrix (n, n) that is sharded by rows, by columns or by both, of which no process has to hold more
 than a block; they need a lower bound of its eigenvalues, by ``eps`` or ``Minimax(max_cond=…)``.
 """
+
+from matroot.distributed.mapping import map as map
