@@ -1,13 +1,10 @@
 """``matroot.distributed.map``: the same bits in every process and for every number of them."""
 
-import contextlib
 import functools
 import hashlib
 import os
 import re
-import signal
 import time
-from datetime import timedelta
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.distributed.tensor.debug import CommDebugMode
 
 import matroot
+import processes
 from matroot.bench import shampoo
 from matroot.distributed import map as over_ranks
 from matroot.distributed import mapping
@@ -99,52 +97,30 @@ def errors(rank):
     }
 
 
-@contextlib.contextmanager
-def group(rank, ranks, path):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{path}/store",
-        rank=rank,
-        world_size=ranks,
-        timeout=timedelta(seconds=20),
-    )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _everything(rank, path):
-    with group(rank, 2, path):
-        found = {"shampoo": digests(over_ranks(quarter, shampoo_matrices()))}
-        found["mixed"] = over_ranks(matroot.sqrtm, mixed())
-        found["errors"] = errors(rank)
-        found["one NaN"] = over_ranks(functools.partial(matroot.sqrtm, check_errors=False), NAN)
-        calls = []
-        found["called"] = over_ranks(lambda a: calls.append(a.shape[0]) or a, PAIR)
-        found["calls"] = calls
-        found["empty"] = over_ranks(matroot.sqrtm, [])
-        with torch.no_grad():
-            found["parameter"] = over_ranks(matroot.sqrtm, [torch.nn.Parameter(torch.eye(2))])
-        with CommDebugMode() as counted:
-            over_ranks(matroot.sqrtm, PAIR)
-        found["collectives"] = {str(op): n for op, n in counted.get_comm_counts().items()}
-        alone = dist.new_group([1])
-        found["alone"] = told(matroot.sqrtm, PAIR, process_group=alone)
-        swapped = dist.new_group([0, 1])
-        found["named"] = told(only_on(1, ValueError("no")), PAIR, process_group=swapped)
-        torch.save(found, f"{path}/{rank}.pt")
-
-
-def spawned(worker, path, ranks, *arguments):
-    torch.multiprocessing.spawn(worker, (str(path), *arguments), nprocs=ranks)
-    return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+def _everything(rank):
+    found = {"shampoo": digests(over_ranks(quarter, shampoo_matrices()))}
+    found["mixed"] = over_ranks(matroot.sqrtm, mixed())
+    found["errors"] = errors(rank)
+    found["one NaN"] = over_ranks(functools.partial(matroot.sqrtm, check_errors=False), NAN)
+    calls = []
+    found["called"] = over_ranks(lambda a: calls.append(a.shape[0]) or a, PAIR)
+    found["calls"] = calls
+    found["empty"] = over_ranks(matroot.sqrtm, [])
+    with torch.no_grad():
+        found["parameter"] = over_ranks(matroot.sqrtm, [torch.nn.Parameter(torch.eye(2))])
+    with CommDebugMode() as counted:
+        over_ranks(matroot.sqrtm, PAIR)
+    found["collectives"] = {str(op): n for op, n in counted.get_comm_counts().items()}
+    alone = dist.new_group([1])
+    found["alone"] = told(matroot.sqrtm, PAIR, process_group=alone)
+    swapped = dist.new_group([0, 1])
+    found["named"] = told(only_on(1, ValueError("no")), PAIR, process_group=swapped)
+    return found
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    return spawned(_everything, tmp_path_factory.mktemp("map"), 2)
+    return processes.run(_everything, 2, tmp_path_factory.mktemp("map"))
 
 
 @pytest.fixture(scope="module")
@@ -162,15 +138,14 @@ def test_two_processes_find_the_bits_of_one(both, bits):
         assert found["shampoo"] == bits
 
 
-def _shampoo(rank, path, ranks):
-    with group(rank, ranks, path):
-        torch.save(digests(over_ranks(quarter, shampoo_matrices())), f"{path}/{rank}.pt")
+def _shampoo(rank):
+    return digests(over_ranks(quarter, shampoo_matrices()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [3, 4, 8])
 def test_more_processes_find_the_bits_of_one(tmp_path, bits, ranks):
-    for found in spawned(_shampoo, tmp_path, ranks, ranks):
+    for found in processes.run(_shampoo, ranks, tmp_path):
         assert found == bits
 
 
@@ -249,35 +224,24 @@ def test_groups(both):
         assert found["named"][1].startswith("matroot.distributed.map: rank 1: ")
 
 
-def _lost(rank, path, how):
+def _lost(rank, how):
     def function(a):
-        if rank == 1 and how == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
         if rank == 1:
-            time.sleep(60)
+            time.sleep(60 if how == "hanging" else 0)
+            os._exit(9)
         return a
 
-    with group(rank, 3, path):
-        start = time.monotonic()
-        message = told(function, [torch.eye(n) for n in (5, 6, 7)])
-        torch.save((*message, time.monotonic() - start), f"{path}/{rank}.pt")
+    start = time.monotonic()
+    message = told(function, [torch.eye(n) for n in (5, 6, 7)])
+    return [*message, time.monotonic() - start]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "hanging"])
 def test_the_others_end_when_a_process_is_lost(tmp_path, how):
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_lost, args=(r, str(tmp_path), how)) for r in range(3)]
-    for process in processes:
-        process.start()
-    for rank in (0, 2):
-        processes[rank].join(60)
-        assert processes[rank].exitcode is not None
-        name, _, seconds = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for name, _, seconds in processes.run(_lost, 3, tmp_path, how, lost=(1,), timeout=20):
         assert name != "no error"
-        assert seconds < 30  # A timeout of 20.
-    processes[1].kill()
-    processes[1].join()
+        assert seconds < 30
 
 
 # In one process.

@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import matroot
+import processes
 from matroot import statistics
 from matroot.compat import torchmetrics as compat
 from matroot.nn import FrechetDistance
@@ -282,30 +283,25 @@ def test_the_metric_among_others():
     assert torch.equal(squared.moments, before)
 
 
-def _rank(rank, path, results):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=3)
-    try:
-        pair = dist.new_group([0, 1])
-        found = {}
-        for cls in BOTH:
-            for group, name in ((None, "three"), (pair, "two")):
-                if rank == 2 and group is pair:
-                    continue
-                distance = cls(6, process_group=group)
-                for z, real in zip(shards()[rank], (True, False), strict=True):
-                    if len(z):
-                        distance.update(z, real)
-                # Twice: merging leaves what this process has seen as it was.
-                once = distance.compute()
-                distance.update(samples(0), real=False)
-                found[f"{cls.__module__} {name}"] = torch.stack([once, distance.compute()])
-        alone = FrechetDistance(6, sync_on_compute=False)
-        if rank == 0:
-            found["alone"] = fed(alone, samples(9), samples(8, seed=1), ()).compute()
-        torch.save(found, results[rank])
-    finally:
-        dist.destroy_process_group()
+def _rank(rank):
+    pair = dist.new_group([0, 1])
+    found = {}
+    for cls in BOTH:
+        for group, name in ((None, "three"), (pair, "two")):
+            if rank == 2 and group is pair:
+                continue
+            distance = cls(6, process_group=group)
+            for z, real in zip(shards()[rank], (True, False), strict=True):
+                if len(z):
+                    distance.update(z, real)
+            # Twice: merging leaves what this process has seen as it was.
+            once = distance.compute()
+            distance.update(samples(0), real=False)
+            found[f"{cls.__module__} {name}"] = torch.stack([once, distance.compute()])
+    alone = FrechetDistance(6, sync_on_compute=False)
+    if rank == 0:
+        found["alone"] = fed(alone, samples(9), samples(8, seed=1), ()).compute()
+    return found
 
 
 def shards():
@@ -316,9 +312,7 @@ def shards():
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 def test_processes_are_merged(tmp_path):
-    results = [str(tmp_path / f"{rank}.pt") for rank in range(3)]
-    torch.multiprocessing.spawn(_rank, (str(tmp_path / "store"), results), nprocs=3)
-    found = [torch.load(result, weights_only=True) for result in results]
+    found = processes.run(_rank, 3, tmp_path)
     for name, ranks in (("three", 3), ("two", 2)):
         x, y = (torch.cat(parts) for parts in zip(*shards()[:ranks], strict=True))
         expected = matroot.frechet_distance_from_features(x, y).expand(2)

@@ -1,55 +1,45 @@
 """Layers under DistributedDataParallel, two processes on the CPU."""
 
 import copy
-import os
 import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import processes
 from nn.layers import INSTANCES
 
 TRAINABLE = [i for i in INSTANCES if list(i.make().parameters())]
 
 
-def _rank(rank, path, results):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    try:
-        found = {}
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            TRAINABLE[0].make()(*TRAINABLE[0].inputs())
-        found["told"] = [str(w.message) for w in told]
-        for instance in TRAINABLE:
-            layer = DistributedDataParallel(instance.make())
-            inputs = instance.inputs(seed=rank)
-            for _ in range(2):
-                layer.zero_grad()
-                layer(*inputs).square().mean().backward()
-            found[str(instance)] = (
-                [p.grad.clone() for p in layer.parameters()],
-                {k: v.clone() for k, v in layer.module.named_buffers()},
-            )
-        with warnings.catch_warnings(record=True) as told:
-            # The first layer warned at its first step, which happens once per process.
-            warnings.simplefilter("always")
-            TRAINABLE[0].make()(*TRAINABLE[0].inputs())
-        found["told later"] = len(told)
-        torch.save(found, results[rank])
-    finally:
-        dist.destroy_process_group()
+def _rank(rank):
+    found = {}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        TRAINABLE[0].make()(*TRAINABLE[0].inputs())
+    found["told"] = [str(w.message) for w in told]
+    for instance in TRAINABLE:
+        layer = DistributedDataParallel(instance.make())
+        inputs = instance.inputs(seed=rank)
+        for _ in range(2):
+            layer.zero_grad()
+            layer(*inputs).square().mean().backward()
+        found[str(instance)] = (
+            [p.grad.clone() for p in layer.parameters()],
+            {k: v.clone() for k, v in layer.module.named_buffers()},
+        )
+    with warnings.catch_warnings(record=True) as told:
+        # The first layer warned at its first step, which happens once per process.
+        warnings.simplefilter("always")
+        TRAINABLE[0].make()(*TRAINABLE[0].inputs())
+    found["told later"] = len(told)
+    return found
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    path = tmp_path_factory.mktemp("ranks")
-    results = [str(path / f"{rank}.pt") for rank in range(2)]
-    torch.multiprocessing.spawn(_rank, (str(path / "store"), results), nprocs=2)
-    assert all(os.path.exists(result) for result in results)
-    return [torch.load(result, weights_only=True) for result in results]
+    return processes.run(_rank, 2, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("instance", TRAINABLE, ids=str)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import processes
 from matroot.nn import DecorrelatedBatchNorm1d, convert_batchnorm, convert_sync_whitening
 from nn import together
 from nn.together import CASES, CHANNELS, FAR
@@ -20,7 +21,7 @@ SLOW = pytest.mark.slow
 
 
 def by_spawn(world, folder):
-    torch.multiprocessing.spawn(together.spawned, (world, str(folder)), nprocs=world)
+    processes.run(together.everything, world, folder, world)
 
 
 def by_torchrun(world, folder):

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+import processes
 from matroot import context
 from matroot.nn import (
     DecorrelatedBatchNorm1d,
@@ -374,7 +375,7 @@ def curve(rank, world, steps=50):
     return torch.stack(losses), dict(model.module.named_buffers())
 
 
-def everything(rank, world, folder):
+def everything(rank, world):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with warnings.catch_warnings(record=True) as told:
@@ -388,21 +389,12 @@ def everything(rank, world, folder):
     found["second"] = second_derivatives(rank, world)
     found["part"] = part_of_all(rank, world)
     found["curve"] = curve(rank, world)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-
-
-def spawned(rank, world, folder):
-    """One process of ``torch.multiprocessing.spawn``."""
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    try:
-        everything(rank, world, folder)
-    finally:
-        dist.destroy_process_group()
+    return found
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    everything(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), sys.argv[1])
-    dist.destroy_process_group()
+    rank = int(os.environ["RANK"])
+    found = everything(rank, int(os.environ["WORLD_SIZE"]))
+    torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
+    processes.leave()

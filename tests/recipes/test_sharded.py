@@ -3,9 +3,9 @@
 import copy
 
 import torch
-import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
+import processes
 from matroot.recipes import sovit
 from matroot.recipes.training.configuration import load_config
 from recipes.short import QUICK
@@ -29,28 +29,18 @@ def step(model, *batches):
     optimizer.step()
 
 
-def _rank(rank, folder):
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    try:
-        model = network()
-        for block in (*model.blocks, model.head):
-            fully_shard(block)
-        fully_shard(model)
-        parts = {name: p.to_local().numel() for name, p in model.named_parameters()}
-        step(model, rank)
-        whole = {name: p.full_tensor() for name, p in model.named_parameters()}
-        torch.save((parts, whole), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def _rank(rank):
+    model = network()
+    for block in (*model.blocks, model.head):
+        fully_shard(block)
+    fully_shard(model)
+    parts = {name: p.to_local().numel() for name, p in model.named_parameters()}
+    step(model, rank)
+    return parts, {name: p.full_tensor() for name, p in model.named_parameters()}
 
 
 def test_a_sharded_step_of_sovit_equals_one_that_is_not(tmp_path):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
-    (parts, whole), (parts1, whole1) = (
-        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
-    )
+    (parts, whole), (parts1, whole1) = processes.run(_rank, 2, tmp_path)
     expected = network()
     before = {k: p.clone() for k, p in copy.deepcopy(expected).named_parameters()}
     step(expected, 0, 1)

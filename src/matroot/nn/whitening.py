@@ -193,7 +193,9 @@ class _DecorrelatedBatchNorm(RunningStatistics):
     def _batch_whitening(self, covariance: Tensor, group: Any) -> Tensor:
         """The whitening matrices of a batch, shared among the processes of a group."""
         found = functools.partial(self._whitening, "the covariance of the input")
-        if group is None or self.normalization == "power":
+        # Where the statistics have taken two sums there is not a third one for the roots.
+        twice = covariance.dtype == torch.float64 or self.shrinkage == "ledoit_wolf"
+        if group is None or self.normalization == "power" or twice:
             return found(covariance)
         from matroot.nn import synchronised
 
