@@ -59,6 +59,7 @@ def main() -> None:
         f"a root in blocks of {len(result.sqrt.to_local())} rows: residual "
         f"{result.residual.to_local():.0e}, converged: {bool(result.converged.to_local())}"
     )
+    distributed.barrier()
     distributed.destroy_process_group()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
 import torch
 from torch import distributed
 
@@ -39,6 +41,27 @@ def run(
             assert (process.exitcode == 0) == (rank not in lost), (rank, process.exitcode)
     left = [rank for rank in range(count) if rank not in lost]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in left]
+
+
+def run_once(
+    function: Callable[..., Any], count: int, factory: pytest.TempPathFactory, *args: Any
+) -> list[Any]:
+    """``run`` for all tests of a module: of several workers of pytest one starts the processes."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / f"{function.__module__}-{function.__name__}-{count}"
+    done = folder / "done"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not done.exists():
+            time.sleep(0.1)
+    else:
+        try:
+            run(function, count, folder, *args)
+        finally:
+            done.touch()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 def _process(

@@ -149,11 +149,16 @@ def whole(name: str, value: object, least: int = 1, most: int | None = None) -> 
 
 
 def floating(name: str, x: object) -> None:
-    """Raise TypeError unless ``x`` is a tensor of real floating-point numbers."""
+    """Raise TypeError unless ``x`` is a dense tensor of real floating-point numbers."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be of real floating-point numbers, got {x.dtype}")
+    if x.dtype not in DTYPES or x.is_complex():
+        raise TypeError(
+            f"{name} must be of real floating-point numbers (float16, bfloat16, float32 or "
+            f"float64), got {x.dtype}"
+        )
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name} must be dense (strided), got {x.layout}")
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:

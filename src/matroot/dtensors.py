@@ -150,7 +150,14 @@ def _mesh(name: str, tensors: dict[str, Any]) -> Any:
                 f"{mesh or 'an ordinary tensor'} and {other or 'an ordinary tensor'}: "
                 "torch.distributed.tensor.distribute_tensor makes one of an ordinary tensor"
             )
+    check_member(name, mesh)
     return mesh
+
+
+def check_member(name: str, mesh: Any) -> None:
+    """Raise ValueError in a process that is not in the mesh."""
+    if mesh.get_coordinate() is None:
+        raise ValueError(f"{name}: this process is not in the mesh of its argument, {mesh}")
 
 
 def _split_dim(
@@ -170,10 +177,9 @@ def _split_dim(
         if dim >= own:
             raise ValueError(
                 f"{name}: {key}, shape {tuple(a.shape)}, is sharded on dimension {dim}, which is "
-                "none of its batch dimensions; of the functions those that are made of products "
-                "alone do this, sqrtm, inv_sqrtm, sqrtm_pair, sqrtm_ex and powm(p=±1/4), for one "
-                "matrix: see matroot.distributed. What helps: "
-                f"{key}.redistribute(placements=[Replicate()] or [Shard(0)])"
+                "none of its batch dimensions; what helps: "
+                f"{key}.redistribute(placements=[Replicate()]), or Shard of a batch dimension "
+                "(matroot.distributed says which functions take one matrix in blocks)"
             )
         # One matrix that is broadcast goes to every process.
         if a.shape[dim] == batch[len(batch) - (own - dim)]:
@@ -203,6 +209,7 @@ def _placed(x: Tensor, mesh: Any, placements: Sequence[Any], batch: Sequence[int
 
 # Bytes of an error's text that other processes are told.
 _TEXT = 1024
+_ERRORS: tuple[type[Exception], ...] = (LinAlgError, ValueError, TypeError, RuntimeError)
 
 
 def agreed(mesh: Any, call: Callable[[], R]) -> R:
@@ -210,7 +217,8 @@ def agreed(mesh: Any, call: Callable[[], R]) -> R:
 
     Raises:
         torch.linalg.LinAlgError: what the first process with one has found, with its rank.
-        RuntimeError: another error in another process.
+        Exception: another error: in the process that has one its own, in others the first one's,
+            of the same type if it is one of ``_ERRORS``.
     """
     groups = [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1]
     failed: Exception | None = None
@@ -229,7 +237,8 @@ def agreed(mesh: Any, call: Callable[[], R]) -> R:
         return result
     if failed is not None and culprit == rank:
         told = str(failed).encode()[:_TEXT]
-        word[0] = 1 if isinstance(failed, LinAlgError) else 0
+        kinds = [i for i, kind in enumerate(_ERRORS) if isinstance(failed, kind)]
+        word[0] = min([*kinds, len(_ERRORS) - 1])
         word[1] = len(told)
         word[2 : 2 + len(told)] = torch.tensor(list(told), dtype=torch.int64)
     for group in groups:
@@ -237,5 +246,4 @@ def agreed(mesh: Any, call: Callable[[], R]) -> R:
     if failed is not None and not isinstance(failed, LinAlgError):
         raise failed
     text = bytes(word[2 : 2 + int(word[1])].tolist()).decode(errors="replace")
-    kind = LinAlgError if word[0] else RuntimeError
-    raise kind(f"rank {culprit}: {text}") from failed
+    raise _ERRORS[int(word[0])](f"rank {culprit}: {text}") from failed

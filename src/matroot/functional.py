@@ -68,6 +68,8 @@ def _whole_sqrtm_ex(a: Any, root: Root = "sqrt", **options: Any) -> SqrtmResult:
     )
 
 
+# PyTorch leaves it without types. (Its numbers decide how many steps there are.)
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _whole(*args: Any, **options: Any) -> Any:
     """Loaded when it is needed: PyTorch's DTensor takes half a second."""
     from matroot.distributed import whole

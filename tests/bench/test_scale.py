@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import matroot
+import processes
 from bench.examples import CPU, QUICK, run
 from matroot.bench import layout, rows, scale, scale_model, scale_report, shampoo
 from matroot.bench.scale_model import HugePlan, Link, Traffic, traffic
+from matroot.methods import Minimax
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks/results/scale-cpu.jsonl"
@@ -103,6 +106,7 @@ def measured(path, only):
     return rows.load(path)[0], result.output
 
 
+@pytest.mark.slow
 def test_the_command_at_its_smallest(tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "_started", lambda settings: (2,))
     threads = torch.get_num_threads()
@@ -215,9 +219,35 @@ def test_what_the_recorded_rows_hold(recorded):
         assert row["error"] < 1e-5
 
 
-def test_the_code_of_the_page_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    names = {}
-    exec(compile(block, str(PAGE), "exec"), names)
-    for a, x in zip(names["statistics"], names["preconditioners"], strict=True):
-        torch.testing.assert_close(x, a)
+def _page(rank):
+    """The page's code, on CPUs and fewer of them."""
+    x = torch.randn(16, 24, 96, generator=torch.Generator().manual_seed(0))
+    covariances = x @ x.mT / 96
+    names = {
+        "matroot": matroot,
+        "Minimax": Minimax,
+        "covariances": covariances,
+        "a": covariances[0],
+    }
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    for block in blocks:
+        for there, here in (("cuda", "cpu"), ("(8,)", "(2,)"), ("(2, 4)", "(1, 2)")):
+            block = block.replace(f'"{there}"', f'"{here}"').replace(there, here)
+        exec(compile(block, str(PAGE), "exec"), names)
+    return [
+        len(blocks),
+        torch.stack([(x - a).norm() for x, a in zip(*map(names.get, MAPPED), strict=True)]),
+        names["whitening"].full_tensor() - matroot.inv_sqrtm(covariances, eps=1e-5),
+        names["root"].full_tensor() - matroot.inv_sqrtm(covariances[0], eps=1e-4),
+        bool(names["result"].converged.to_local()),
+    ]
+
+
+MAPPED = ("preconditioners", "statistics")
+
+
+def test_the_code_of_the_page_runs(tmp_path):
+    for count, *errors, converged in processes.run(_page, 2, tmp_path):
+        assert count == 3
+        assert max(float(error.abs().max()) for error in errors) < 1e-5
+        assert converged

@@ -2,15 +2,17 @@
 
 import operator
 import os
+import subprocess
+import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -48,7 +50,7 @@ def of_blocks(mesh, placements):
     """Errors of every function, beside those of the same method in one process."""
     found = {}
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        for n in SIZES:
+        for n in SIZES if dtype != torch.bfloat16 else (7,):
             # Far from 1 all must be scaled.
             for scale in (1.0, 1e-30, 1e30) if n == 7 else (1.0,):
                 a = matrix(n, 1e2 if dtype == torch.bfloat16 else 1e4, dtype, scale)
@@ -94,9 +96,9 @@ def two_processes(rank):
     )
     zero = distribute_tensor(torch.zeros(5, 5), mesh, [Shard(0)])
     found["zero"] = matroot.sqrtm(zero, method=PROMISE).full_tensor()
-    with CommDebugMode() as counted:
+    with Sent() as sent:
         matroot.sqrtm(there, eps=1e-3)
-    found["collectives"] = {str(k): v for k, v in counted.get_comm_counts().items()}
+    found["sent"] = sent.largest
 
     def error(x, call=matroot.sqrtm, **options):
         x = distribute_tensor(x, mesh, [Shard(0)])
@@ -142,22 +144,52 @@ def two_processes(rank):
         held(lambda: matroot.powm(wide, -0.25, eps=1e-2), 800, 2),
         held(lambda: matroot.sqrtm_ex(wide, root="both", eps=1e-2), 800, 2),
     ]
+    found["alone"] = processes.error(
+        lambda: matroot.sqrtm(there.detach().requires_grad_(rank == 0), eps=1.0)
+    )
+    found["one step"] = error(a, method=Minimax(max_cond=1e4, max_steps=1))
+    none = distribute_tensor(torch.zeros(0, 0), mesh, [Shard(0)])
+    found["none"] = [matroot.sqrtm(none, eps=1.0), *matroot.sqrtm_ex(none, eps=1.0, root="both")]
+    found["none"] = [list(x.shape) for x in found["none"]]
+    # Near the rounding of single precision promises are still kept, beyond it is an error.
+    hard, beyond = (matrix(60, cond, torch.float32) for cond in (3e6, 1e9))
+    right = matroot.sqrtm(hard.double())
+    there = distribute_tensor(hard, mesh, [Shard(0)])
+    found["hard"] = [
+        relative(matroot.sqrtm(there, method=Minimax(max_cond=promised)).full_tensor(), right)
+        for promised in (6e6, 1e12)
+    ]
+    found["beyond"] = error(beyond, method=Minimax(max_cond=2e9))
+    turned = DeviceMesh("cpu", [1, 0])
+    part = a[20 * (1 - rank) : 20 * (2 - rank)].contiguous()
+    turned = DTensor.from_local(part, turned, [Shard(0)], run_check=False)
+    root = matroot.sqrtm(turned, eps=1e-3).to_local()
+    wanted = matroot.sqrtm(a, eps=1e-3)[20 * (1 - rank) : 20 * (2 - rank)]
+    found["turned"] = relative(root, wanted)
+    there = distribute_tensor(a, mesh, [Shard(0)])
+    compiled = torch.compile(lambda x: matroot.sqrtm(x, eps=1e-3) * 2, backend="eager")(there)
+    found["compiled"] = relative(compiled.full_tensor(), 2 * matroot.sqrtm(a, eps=1e-3))
     found["unchanged"] = torch.equal(there.full_tensor(), a)
     return found
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    first, second = processes.run(two_processes, 2, tmp_path_factory.mktemp("two"))
+def both(tmp_path_factory):
+    return processes.run_once(two_processes, 2, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def two(both):
+    first, second = both
     for name in first:
-        if isinstance(first[name], str):
+        if isinstance(first[name], str) and name != "alone":
             assert first[name] == second[name]
     return first
 
 
 @pytest.mark.parametrize("placed", ["rows", "columns"])
 def test_errors_are_those_of_one_process(two, placed):
-    assert len(two[placed]) == 3 * (len(SIZES) + 2) * len(CALLS)
+    assert len(two[placed]) == (2 * len(SIZES) + 7) * len(CALLS)
     check(two[placed])
 
 
@@ -175,9 +207,28 @@ def test_residuals_are_those_of_one_process(two):
     assert converged == two["ex of one"][3] == 1
 
 
-def test_nothing_is_gathered(two):
-    # A panel is sent at a time: 64 of the rows, of which there are 40, are one in each half.
-    assert all("gather" not in name for name in two["collectives"])
+def test_panels_are_sent_and_numbers_gathered(two):
+    # Two panels, of 20 rows each. Sums and largest numbers are three at most.
+    assert two["sent"]["broadcast_"] == two["sent"]["reduce_"] == 20 * 40
+    assert two["sent"]["allgather_"] <= 3
+    # The largest row: a sum for each.
+    assert two["sent"].get("allreduce_", 0) <= 1024 + 2
+
+
+def test_hard_promises(two):
+    assert max(two["hard"]) < 3e-5
+    assert two["beyond"].endswith("what helps: a larger eps=, or double precision")
+
+
+def test_other_meshes_and_none(two):
+    assert two["turned"] < 1e-13
+    assert two["compiled"] < 1e-13
+    assert two["none"] == [[0, 0], [0, 0], [0, 0], [], [], [], []]
+
+
+def test_an_argument_that_is_wrong_in_one_process_is_an_error_in_all(both):
+    assert all("does not go with requires_grad" in found["alone"] for found in both)
+    assert both[1]["alone"].startswith("ValueError: rank 0: ")
 
 
 def test_six_blocks_are_held_at_most(two):
@@ -208,6 +259,7 @@ def test_a_bad_matrix_is_the_same_error_in_every_process(two):
         ("power", "the powers ±1/2, ±1/4 and ±1/8 are made of products alone, got 0.3"),
         ("complex", "must be real, got torch.complex128"),
         ("batch", "must be one of shape (n, n), got (1, 40, 40)"),
+        ("one step", "does not go with max_steps=1"),
         ("gradient", "does not go with requires_grad"),
     ],
 )
@@ -247,6 +299,21 @@ def test_more_processes(tmp_path, count):
         assert twice is None or "sharded once by rows and once by columns" in twice
         for one in found.values():
             check(one)
+
+
+class Sent(TorchDispatchMode):
+    """The largest tensor, in numbers, of each kind of collective."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            name = function._schema.name.removeprefix("c10d::")
+            numbers = [x.numel() for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
+            self.largest[name] = max([self.largest.get(name, 0), *numbers])
+        return function(*args, **(kwargs or {}))
 
 
 class Held(TorchDispatchMode):
@@ -332,3 +399,17 @@ def test_a_process_that_is_lost_is_an_error_in_the_others(tmp_path):
     for error, seconds in processes.run(interrupted, 4, tmp_path, lost=(2,), timeout=20):
         assert error
         assert seconds < 30
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples/several_processes.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EXAMPLE.exists(), reason="the wheel has no examples")
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_example_by_torchrun(count):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launch, "--nproc-per-node", str(count), str(EXAMPLE)]
+    done = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 4
+    assert "converged: True" in done.stdout

@@ -120,7 +120,7 @@ def _everything(rank):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    return processes.run(_everything, 2, tmp_path_factory.mktemp("map"))
+    return processes.run_once(_everything, 2, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

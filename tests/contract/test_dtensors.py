@@ -180,7 +180,7 @@ def two_processes(rank):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    first, second = processes.run(two_processes, 2, tmp_path_factory.mktemp("two"))
+    first, second = processes.run_once(two_processes, 2, tmp_path_factory)
     for name in first:
         if isinstance(first[name], str):
             assert first[name] == second[name]

@@ -39,7 +39,7 @@ def _rank(rank):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    return processes.run(_rank, 2, tmp_path_factory.mktemp("ranks"))
+    return processes.run_once(_rank, 2, tmp_path_factory)
 
 
 @pytest.mark.parametrize("instance", TRAINABLE, ids=str)

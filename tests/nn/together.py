@@ -241,6 +241,12 @@ def roots(rank, world):
             found[f"{name}, odd"] = error_of(lambda odd=odd, x=x: odd(x))
             two = DecorrelatedBatchNorm1d(8, group_size=4, process_group="world")
             found[f"{name}, fewer than processes"] = step(two, x[:, :8], g[:, :8])
+            # By what all processes know, not by an input's dtype.
+            own = x[:, :8].double() if rank == 0 else x[:, :8]
+            bare = {"affine": False, "track_running_stats": False}
+            for options in ({}, bare):
+                layer = DecorrelatedBatchNorm1d(8, groups=2, process_group="world", **options)
+                found[f"{name}, dtypes {len(options)}"] = layer(own)
     return found
 
 

@@ -23,13 +23,15 @@ class Axis:
         n: their number.
         parts: how many parts there are.
         own: the place of this process's part.
-        group: the processes that hold the other parts, in order; None where there is one part.
+        group: the processes that hold the parts; None where there is one part.
+        ranks: these processes in the order of their parts, which need not be the group's.
     """
 
     n: int
     parts: int
     own: int
-    group: Any
+    group: Any = None
+    ranks: Sequence[int] = ()
 
     @property
     def bounds(self) -> list[int]:
@@ -47,6 +49,10 @@ class Axis:
         """The one after the last of this process's part."""
         return self.bounds[self.own + 1]
 
+    def owner(self, i: int) -> int:
+        """The part that holds number i."""
+        return next(part for part, end in enumerate(self.bounds[1:]) if i < end)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -57,13 +63,10 @@ class Grid:
     Attributes:
         rows: how the rows are divided.
         columns: how the columns are divided.
-        ranks: the process that holds each block, ``ranks[i][j]`` part i of the rows, part j of the
-            columns.
     """
 
     rows: Axis
     columns: Axis
-    ranks: Sequence[Sequence[int]]
 
     @classmethod
     def of(cls, a: Any) -> Grid:
@@ -78,15 +81,9 @@ class Grid:
                 f"{tuple(a.shape)}: give a batch sharded on batch dimensions"
             )
         mesh, place = a.device_mesh, a.device_mesh.get_coordinate()
-        if place is None:
-            raise ValueError("this process is not in the mesh of a, and holds no block of it")
-        ranks = mesh.mesh
         axes: dict[int, Axis] = {}
-        # From the last dimension, so that taking one out does not move those to come.
-        for i in reversed(range(mesh.ndim)):
-            placement = a.placements[i]
+        for i, placement in enumerate(a.placements):
             if placement.is_replicate():
-                ranks = ranks.select(i, place[i])
                 continue
             dim = placement.dim % 2
             if dim in axes:
@@ -94,13 +91,10 @@ class Grid:
                     f"a must be sharded once by rows and once by columns, got {a.placements}; "
                     "what helps: one dimension of the mesh for each"
                 )
-            axes[dim] = Axis(a.shape[0], mesh.size(i), place[i], mesh.get_group(i))
-        if list(axes) == [0, 1]:  # The mesh has columns first.
-            ranks = ranks.T
-        for dim in {0, 1} - axes.keys():
-            axes[dim] = Axis(a.shape[0], 1, 0, None)
-            ranks = ranks.unsqueeze(dim)
-        return cls(axes[0], axes[1], ranks.tolist())
+            line = mesh.mesh[(*place[:i], slice(None), *place[i + 1 :])]
+            axes[dim] = Axis(a.shape[0], mesh.size(i), place[i], mesh.get_group(i), line.tolist())
+        rows, columns = (axes.get(dim) or Axis(a.shape[0], 1, 0) for dim in (0, 1))
+        return cls(rows, columns)
 
     @property
     def n(self) -> int:
@@ -113,17 +107,20 @@ class Grid:
 
     def total(self, *x: Tensor) -> list[float]:
         """The sums over all blocks of numbers that each block has, in double precision."""
-        return self._combined(x, distributed.ReduceOp.SUM)
+        return self._combined(x, lambda numbers: numbers.sum(0))
 
     def largest(self, *x: Tensor) -> list[float]:
-        """The largest over all blocks; NaN does not show in it everywhere."""
-        return self._combined(x, distributed.ReduceOp.MAX)
+        """The largest over all blocks."""
+        return self._combined(x, lambda numbers: numbers.amax(0))
 
-    def _combined(self, x: Sequence[Tensor], how: Any) -> list[float]:
+    def _combined(self, x: Sequence[Tensor], how: Callable[[Tensor], Tensor]) -> list[float]:
+        """Gathered, and combined in one order: so all processes decide alike."""
         numbers = torch.stack([one.double() for one in x])
         for axis in (self.columns, self.rows):
             if axis.group is not None:
-                distributed.all_reduce(numbers, how, group=axis.group)
+                parts = [torch.empty_like(numbers) for _ in range(axis.parts)]
+                distributed.all_gather(parts, numbers, group=axis.group)
+                numbers = how(torch.stack(parts))
         found: list[float] = numbers.tolist()
         return found
 
@@ -189,59 +186,55 @@ class Grid:
         self, x: Tensor, y: Tensor, start: int, stop: int
     ) -> tuple[Callable[[], None], tuple[Tensor, Tensor]]:
         """Begin to send columns of X and rows of Y, and what waits for them."""
-        k, works, parts = stop - start, [], []
-        for axis, block, dim in ((self.columns, x, 1), (self.rows, y, 0)):
-            owner = next(i for i, end in enumerate(axis.bounds[1:]) if start < end)
-            shape = (block.shape[0], k) if dim == 1 else (k, block.shape[1])
-            part = block.new_empty(shape)
-            if owner == axis.own:
-                part = block.narrow(dim, start - axis.start, k)
-            if axis.group is not None and part.numel():
-                part = part.contiguous()
-                work: Any = distributed.broadcast(
-                    part, group=axis.group, group_src=owner, async_op=True
-                )
-                works.append(work)
-            parts.append(part)
+        wait_columns, columns = self._sent(self.columns, x, 1, start, stop)
+        wait_rows, rows = self._sent(self.rows, y, 0, start, stop)
 
         def wait() -> None:
-            for work in works:
-                work.wait()
+            wait_columns()
+            wait_rows()
 
-        return wait, (parts[0], parts[1])
+        return wait, (columns, rows)
+
+    def _sent(
+        self, axis: Axis, x: Tensor, dim: int, start: int, stop: int
+    ) -> tuple[Callable[[], None], Tensor]:
+        """Begin to send rows or columns from the process that has them along an axis."""
+        owner, k = axis.owner(start), stop - start
+        if owner == axis.own:
+            part = x.narrow(dim, start - axis.start, k)
+        else:
+            part = x.new_empty((x.shape[0], k) if dim == 1 else (k, x.shape[1]))
+        if axis.group is None or not part.numel():
+            return lambda: None, part
+        part = part.contiguous()
+        work: Any = distributed.broadcast(part, axis.ranks[owner], group=axis.group, async_op=True)
+        return work.wait, part
 
     def transposed(self, x: Tensor) -> Tensor:
-        """A block of Xᵀ, piece by piece from and to every process that holds some of it."""
-        out, mine = torch.empty_like(x), (self.rows.own, self.columns.own)
-        places = [(i, j) for i in range(self.rows.parts) for j in range(self.columns.parts)]
-        own = places.index(mine)
-        for turn in range(len(places)):
-            to, by = places[(own + turn) % len(places)], places[(own - turn) % len(places)]
-            # They need the rows that are their columns, and the columns that are their rows.
-            rows, columns = self._of(self.columns, to[1]), self._of(self.rows, to[0])
-            given = _cut(x, rows, self.rows.start, columns, self.columns.start).mT.contiguous()
-            if turn:
-                rows, columns = self._of(self.columns, by[1]), self._of(self.rows, by[0])
-                place = _cut(out, rows, self.rows.start, columns, self.columns.start)
-                came = place.new_empty(place.shape)
-                works = []
-                if given.numel():
-                    rank = self.ranks[to[0]][to[1]]
-                    works.append(distributed.P2POp(distributed.isend, given, rank))
-                if came.numel():
-                    rank = self.ranks[by[0]][by[1]]
-                    works.append(distributed.P2POp(distributed.irecv, came, rank))
-                for work in distributed.batch_isend_irecv(works) if works else ():
-                    work.wait()
-            else:
-                place, came = _cut(out, rows, self.rows.start, columns, self.columns.start), given
-            place.copy_(came)
-            del given, came  # Before there are others.
-        return out
+        """A block of Xᵀ, panel by panel as in ``product``, and with as many numbers received.
 
-    def _of(self, axis: Axis, part: int) -> tuple[int, int]:
-        """First and last of a part."""
-        return axis.bounds[part], axis.bounds[part + 1]
+        Columns of X go along the rows of the grid; of these numbers each column of the grid puts
+        together those rows of X that are its columns, where they are rows of Xᵀ.
+        """
+        out = torch.empty_like(x)
+        for start, stop in self._panels():
+            wait, panel = self._sent(self.columns, x, 1, start, stop)
+            wait()
+            part = x.new_zeros(x.shape[1], stop - start)
+            low, high = (
+                max(min(end, self.rows.stop), self.rows.start)
+                for end in (self.columns.start, self.columns.stop)
+            )
+            # Of this process's rows those that are columns of its block.
+            part[low - self.columns.start : high - self.columns.start] = panel[
+                low - self.rows.start : high - self.rows.start
+            ]
+            owner = self.rows.owner(start)
+            if self.rows.group is not None and part.numel():
+                distributed.reduce(part, self.rows.ranks[owner], group=self.rows.group)
+            if owner == self.rows.own:
+                out[start - self.rows.start : stop - self.rows.start] = part.mT
+        return out
 
 
 def _squares(x: Tensor, minus: Tensor | None = None) -> Tensor:
@@ -255,17 +248,3 @@ def _squares(x: Tensor, minus: Tensor | None = None) -> Tensor:
             part = part - minus[i : i + rows]
         total += part.square().sum()
     return total
-
-
-def _cut(
-    x: Tensor, rows: tuple[int, int], first_row: int, columns: tuple[int, int], first_column: int
-) -> Tensor:
-    """The view of a block's entries in these rows and columns of the matrix."""
-    spans = []
-    for (start, stop), first, length in (
-        (rows, first_row, x.shape[0]),
-        (columns, first_column, x.shape[1]),
-    ):
-        low, high = max(start - first, 0), min(stop - first, length)
-        spans.append(slice(low, max(high, low)))
-    return x[spans[0], spans[1]]

@@ -19,6 +19,7 @@ from torch.linalg import LinAlgError
 
 from matroot import autodiff, checks, context, screen, spd
 from matroot.distributed.blocks import Grid
+from matroot.dtensors import agreed, check_member
 from matroot.methods import METHODS, Method, Minimax
 from matroot.roots import Wanted
 from matroot.schedules import OCTAVE, OCTAVES, schedules
@@ -89,28 +90,36 @@ def roots(
             eigenvalue.
         torch.linalg.LinAlgError: see ``matroot.sqrtm``, in all processes.
     """
-    method = _method(name, a, method, backend, singular, rtol)
-    eps = checks.ridge(eps, a.dtype)
-    checks.ridge(relative_eps, a.dtype, "relative_eps")
-    if not (eps or relative_eps or method.max_cond):
-        raise ValueError(
-            f"{name}: a is sharded on its own dimensions, and products alone do not find its least "
-            "eigenvalue: add a ridge with eps= or relative_eps=, or promise a bound of λ_max/λ_min "
-            "with method=Minimax(max_cond=…)"
-        )
+    check_member(name, a.device_mesh)
+
+    def checked() -> tuple[Grid, Minimax]:
+        grid = Grid.of(a)
+        known = _method(name, a, method, backend, singular, rtol)
+        checks.ridge(eps, a.dtype)
+        checks.ridge(relative_eps, a.dtype, "relative_eps")
+        if not (eps or relative_eps or known.max_cond):
+            raise ValueError(
+                f"{name}: a is sharded on its own dimensions, and products alone do not find its "
+                "least eigenvalue: add a ridge with eps= or relative_eps=, or promise a bound of "
+                "λ_max/λ_min with method=Minimax(max_cond=…)"
+            )
+        return grid, known
+
+    # A process that raised alone would leave the others waiting for its blocks.
+    grid, known = agreed(a.device_mesh, checked)
+    if grid.n == 0:
+        empty = torch.empty_like(a.to_local())
+        zero = 0.0 if measured else None
+        found = Whole(empty, empty.clone(), zero, zero, 0, True)
+        return _placed(_only(found, wanted, further), a)
     with torch.no_grad(), context.no_autocast(a):
-        found = _found(a, method, eps, relative_eps, wanted, further, measured)
+        found = _found(a, grid, known, eps, relative_eps, wanted, further, measured)
         if found.bad:
             if not measured and checks.checking(check_errors, a.to_local()):
                 raise LinAlgError(f"a is {found.bad}")
             nan = torch.full_like(a.to_local(), torch.nan)
-            found = Whole(
-                nan if wanted.sqrt or further else None,
-                nan.clone() if wanted.inv_sqrt and not further else None,
-                math.nan if wanted.sqrt else None,
-                math.nan if wanted.inv_sqrt else None,
-                found.steps,
-            )
+            found = Whole(nan, nan.clone(), math.nan, math.nan, found.steps)
+            found = _only(found, wanted, further)
         return _placed(found, a)
 
 
@@ -123,7 +132,9 @@ def _method(
     method = Minimax() if method == "auto" else METHODS.resolve(method)
     if isinstance(method, Minimax) and method.step_degree == 5:
         why = None
-        if backend not in ("auto", "torch"):
+        if method.max_steps == 1:
+            why = "max_steps=1; whether the bounds hold shows in the second step"
+        elif backend not in ("auto", "torch"):
             why = f"backend={backend!r}; the products are PyTorch's"
         elif singular != "raise" or rtol is not None:
             why = f"singular={singular!r}, which needs eigenvalues"
@@ -134,6 +145,19 @@ def _method(
     else:
         why = f"method={method!r}; Minimax() with step_degree=5 alone is made of products"
     raise ValueError(f"{name}: a is sharded on its own dimensions, which does not go with {why}")
+
+
+def _only(found: Whole, wanted: Wanted, further: int) -> Whole:
+    """Of roots that are all one number those that are wanted."""
+    sqrt, inv_sqrt = wanted.sqrt or bool(further), wanted.inv_sqrt and not further
+    return Whole(
+        found.sqrt if sqrt else None,
+        found.inv_sqrt if inv_sqrt else None,
+        found.residual if sqrt else None,
+        found.inv_residual if inv_sqrt else None,
+        found.steps,
+        found.converged,
+    )
 
 
 def _placed(found: Whole, a: Any) -> Whole:
@@ -168,6 +192,7 @@ def _placed(found: Whole, a: Any) -> Whole:
 
 def _found(
     a: Any,
+    grid: Grid,
     method: Minimax,
     eps: float,
     relative_eps: float,
@@ -176,7 +201,7 @@ def _found(
     measured: bool,
 ) -> Whole:
     """The roots as blocks, and with ``measured`` how good they are."""
-    grid, local = Grid.of(a), a.to_local()
+    local = a.to_local()
     count = 2 ** (1 + further)  # The result is scaled by the root of this order.
     k, bad = _exponent(grid, local, eps, count)
     if bad:
@@ -210,7 +235,7 @@ def _found(
         run = _iterated(grid, method, blocks, low, wanted)
         steps, enough, kept = steps + run.steps, enough and run.enough, kept and run.kept
     if not kept:
-        return Whole(steps=steps, bad=_broken(method, eps or relative_eps))
+        return Whole(steps=steps, bad=_broken(method, run))
     found = Whole(steps=steps, converged=enough)
     for root in ("sqrt", "inv_sqrt"):
         x = getattr(run, root)
@@ -235,7 +260,7 @@ def _found(
 
 
 def _exponent(grid: Grid, local: Tensor, eps: float, multiple: int) -> tuple[int, str]:
-    """K with max(|a_ij|, eps)/2ᵏ below 1, and what is wrong where a number is not finite."""
+    """The k with max(|a_ij|, eps)/2ᵏ below 1, and what is wrong where a number is not finite."""
     finite = local.isfinite().all()
     size = spd.max_abs(local).double() if local.numel() else local.new_zeros((), dtype=torch.double)
     rank = -1 if bool(finite) else distributed.get_world_size() - distributed.get_rank()
@@ -264,12 +289,15 @@ def _hermitian(grid: Grid, local: Tensor, k: int) -> tuple[Tensor, float]:
     return other.mul_(0.5).add_(x, alpha=0.5), skew / norm if norm > 0 else 0.0
 
 
-def _broken(method: Minimax, ridge: float) -> str:
+def _broken(method: Minimax, run: _Run) -> str:
     """What is said where eigenvalues are not in the bounds that the steps are made for."""
     promise = f"method={method!r}" if method.max_cond is not None else "the ridge"
+    remedy = "a larger eps= or max_cond="
+    if run.low <= 2 * run.unit * run.high:
+        promise, remedy = "its precision", "a larger eps=, or double precision"
     return (
         f"not a positive definite matrix of the condition that {promise} stands for: an eigenvalue "
-        "is negative, or smaller than that; what helps: a larger eps= or max_cond="
+        f"is negative, or smaller than that; what helps: {remedy}"
     )
 
 
@@ -284,6 +312,7 @@ class _Run:
     steps: int
     enough: bool
     kept: bool
+    unit: float
 
 
 def _iterated(
@@ -304,12 +333,13 @@ def _iterated(
     high = min(_upper_bound(grid, h), _upper_bound(grid, square) ** 0.5)
     if not 0 < high < math.inf:
         high = 1.0
-    low = min(max(low, spd.NULL_UNITS * unit * high), high)
+    # Steps for less would let negative eigenvalues that rounding left of zeros grow.
+    low = min(max(low, unit * high), high)
     schedule = _schedule(high / low)
     tol = 2 * unit if method.tol is None else method.tol
     # Two at least: whether the bounds hold shows in the second.
     enough = max(1 + sum(error > tol for *_, error in schedule), 2)
-    steps = enough if method.max_steps is None else min(enough, max(method.max_steps, 2))
+    steps = enough if method.max_steps is None else min(enough, method.max_steps)
 
     first = schedule[0]
     z = square.mul_(first[2] / high**2).add_(h, alpha=first[1] / high)
@@ -330,10 +360,9 @@ def _iterated(
         final = step == steps - 1
         if final:
             # Eigenvalues in the bounds are as far from 1 as the step before left them, but for
-            # rounding; one below zero, or far below the bound, is farther from 1 than all of them
-            # together.
-            left = 2.1 * schedule[step - 1][3] + unit * (max(n, 100) * high / low) ** 0.5
-            kept = grid.norm(d) <= n**0.5 * (left**2 + 10 * unit)
+            # rounding; one below zero, or far below the bound, is farther from 1 than half.
+            left = 2.1 * schedule[step - 1][3] + 4 * unit * (max(n, 100) * high / low) ** 0.5
+            kept = grid.norm(d) <= min(n**0.5 * (left**2 + 10 * unit), 0.5)
         d.mul_(c).add_(p, alpha=(2 * c + b) / high)
         del p
         grid.diagonal(d).add_(a - 1 - c)
@@ -350,6 +379,7 @@ def _iterated(
         steps,
         steps == enough,
         kept,
+        unit,
     )
 
 

@@ -170,7 +170,7 @@ def shared(function: Callable[[Tensor], Tensor], a: Tensor, group: Any) -> Tenso
         group: a process group; all its processes call this.
 
     Note:
-        One all-reduce of k·n² numbers forward and one backward, where it shares.
+        One all-reduce of k·n² numbers of 8 bytes forward and one backward, where it shares.
     """
     many, n = a.shape[0], a.shape[-1]
     if many < 2 or many * n**3 < _SHARED_FROM or not checks.checking(None, a):
@@ -185,6 +185,7 @@ def shared(function: Callable[[Tensor], Tensor], a: Tensor, group: Any) -> Tenso
             # The others wait for this process, whatever happened: they hear of it by NaN.
             part = torch.full_like(part, math.nan)
     before, after = (a.new_zeros(k, n, n) for k in (begin, many - begin - len(part)))
-    found = summed(torch.cat([before, part, after]), group)
+    # In double precision, since processes may compute in different ones.
+    found = summed(torch.cat([before, part, after]).double(), group).to(a.dtype)
     # Where one has an error each finds all of them, and gets it with the index in the whole batch.
     return found if bool(found.isfinite().all()) else function(a)

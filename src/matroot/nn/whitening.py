@@ -125,9 +125,18 @@ class _DecorrelatedBatchNorm(RunningStatistics):
             group,
             shrinkage=self.shrinkage,
             name=type(self).__name__,
-            twice=self._like(x).dtype == torch.float64,
+            twice=self._sums_twice,
             invalid=invalid,
         )
+
+    @property
+    def _sums_twice(self) -> bool:
+        """Whether the mean of all is found first: see ``synchronised.pooled_moments``.
+
+        By the layer alone, since inputs may have one dtype here and another in another process.
+        """
+        known = [t.dtype for t in (self.weight, self.running_mean) if t is not None]
+        return not known or known[0] == torch.float64
 
     def _like(self, x: Tensor) -> Tensor:
         """A tensor with the dtype and device of this layer; x where it has none."""
@@ -194,7 +203,7 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         """The whitening matrices of a batch, shared among the processes of a group."""
         found = functools.partial(self._whitening, "the covariance of the input")
         # Where the statistics have taken two sums there is not a third one for the roots.
-        twice = covariance.dtype == torch.float64 or self.shrinkage == "ledoit_wolf"
+        twice = self._sums_twice or self.shrinkage == "ledoit_wolf"
         if group is None or self.normalization == "power" or twice:
             return found(covariance)
         from matroot.nn import synchronised
@@ -249,12 +258,17 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         """``_check``, of which the other processes hear: they wait for this one's samples."""
         try:
             self._check(x, least=0)
+            here, there = self._like(x).device.type, x.device.type
+            if here != there:
+                raise ValueError(
+                    f"{type(self).__name__}: the input is on {there}, the layer on {here}"
+                )
         except (TypeError, ValueError):
             x = x if isinstance(x, Tensor) else torch.empty(())
             stand_in = torch.full(
                 (1, self.groups, self.group_size, 1),
                 math.nan,
-                dtype=spd.computing_dtype(x.dtype) if x.is_floating_point() else torch.float32,
+                dtype=torch.float32,
                 device=self._like(x).device,
             )
             with contextlib.suppress(ValueError):
@@ -408,7 +422,7 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
         numbers of 8 bytes with n = group_size. A layer in double precision takes two forward, of
         groups·n + 1 + R numbers first, and one backward, since differences of large numbers would
         show; one with ``shrinkage="ledoit_wolf"`` the same two, with groups further numbers, also
-        backward. Another of groups·n² numbers of the covariance's dtype, both ways, is taken where
+        backward. Another of groups·n² numbers, both ways, is taken where
         the processes share the work of the roots: on CPUs, from groups·n³ = 2²⁴ on. Running
         statistics are the same in all processes. All of them must go forward and backward together.
         As in torch.nn.SyncBatchNorm, the gradient by the input is that of the sum of all losses,
