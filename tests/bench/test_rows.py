@@ -45,7 +45,7 @@ BROKEN = {
     json.dumps(row(error=math.nan)): "NaN is not JSON",
     json.dumps(row(experiment="mae", n=None)): "'n' is missing from a row of 'mae'",
     json.dumps(row(experiment="scalar", curve={"x": [1], "y": []})): "two lists of numbers",
-    json.dumps(row(traffic={"recv": {"calls": 1}})): "must hold calls, messages, bytes",
+    json.dumps(row(traffic={"reduce": {"calls": 1}})): "must hold calls, messages, bytes",
     json.dumps(row(loads=[])): "loads must be numbers",
     "[" * 100_000: "",
     "\ufffd\x00": "",

@@ -168,7 +168,7 @@ _KINDS = {
     "allgather_base": "all_gather",
     "all_gather_into_tensor": "all_gather",
     "broadcast": "broadcast",
-    "recv": "recv",
+    "reduce": "reduce",
 }
 
 

@@ -50,7 +50,7 @@ def traffic(operation: str, size: float, ranks: int) -> Traffic:
 
     Args:
         operation: ``"all_reduce"`` by a ring or ``"all_reduce by a tree"``, ``"all_gather"`` by a
-            ring, ``"broadcast"`` by a tree, or ``"recv"`` from one process.
+            ring, ``"broadcast"`` or ``"reduce"`` by a tree.
         size: bytes that one process gives, or gets in a broadcast.
         ranks: processes.
     """
@@ -63,7 +63,7 @@ def traffic(operation: str, size: float, ranks: int) -> Traffic:
         "all_reduce by a tree": Traffic(2 * depth, 2 * size),
         "all_gather": Traffic(ranks - 1, (ranks - 1) * size),
         "broadcast": Traffic(depth, size),
-        "recv": Traffic(1, size),
+        "reduce": Traffic(depth, size),
     }[operation]
 
 
@@ -152,10 +152,10 @@ class HugePlan:
     def traffic(self) -> Traffic:
         """Of one GPU: in a product n²/rows + n²/columns numbers, in panels.
 
-        A panel is an eighth of a process's share wide, and comes along the row and the column.
+        A panel is a sixteenth of a process's share wide, and comes along the row and the column.
         """
         rows, columns = self.grid
-        panels = 8 * max(rows, columns)
+        panels = 16 * max(rows, columns)
         total = Traffic()
         for along, across in ((columns, rows), (rows, columns)):
             size = 4 * self.n**2 / across / panels

@@ -42,7 +42,7 @@ def processes(group: Group, palette: object) -> Iterator[Section]:
 
 
 def links(rows: Sequence[Row]) -> dict[str, Link]:
-    """α and β of each collective, fitted to its rows; one process's message is as a broadcast.
+    """α and β of each collective, fitted to its rows; a reduction is as a broadcast.
 
     Empty where a collective was not measured.
     """
@@ -52,7 +52,7 @@ def links(rows: Sequence[Row]) -> dict[str, Link]:
         if not own:
             return {}
         found[name] = scale_model.fitted((_traffic(row, name), _seconds(row)) for row in own)
-    return {**found, "recv": found["broadcast"]}
+    return {**found, "reduce": found["broadcast"]}
 
 
 def predicted(row: Row, known: dict[str, Link]) -> float | None:
