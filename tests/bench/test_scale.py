@@ -50,8 +50,8 @@ def test_the_plan_for_one_matrix():
     plan = HugePlan(n, (2, 4), 21, 67e12)
     assert plan.compute == pytest.approx(21 * 2 * n**3 / 8 / 67e12)
     assert plan.traffic.bytes == pytest.approx(21 * 4 * (n**2 / 2 + n**2 / 4))
-    # 32 panels along four processes and along two, as trees.
-    assert plan.traffic.messages == 21 * 32 * (2 + 1)
+    # 64 panels along four processes and along two, as trees.
+    assert plan.traffic.messages == 21 * 64 * (2 + 1)
     assert plan.memory == 6 * n**2 / 8 * 4
     assert plan.seconds == (plan.compute, plan.compute + plan.communication)
     # Along one process nothing is sent.
