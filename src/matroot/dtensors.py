@@ -209,7 +209,14 @@ def _placed(x: Tensor, mesh: Any, placements: Sequence[Any], batch: Sequence[int
 
 # Bytes of an error's text that other processes are told.
 _TEXT = 1024
-_ERRORS: tuple[type[Exception], ...] = (LinAlgError, ValueError, TypeError, RuntimeError)
+# The types that an error keeps in other processes; all else becomes the last of them.
+ERRORS: tuple[type[Exception], ...] = (LinAlgError, ValueError, TypeError, RuntimeError)
+
+
+def kind_of(error: Exception) -> int:
+    """The place of an error's type in ``ERRORS``."""
+    kinds = [i for i, kind in enumerate(ERRORS) if isinstance(error, kind)]
+    return min([*kinds, len(ERRORS) - 1])
 
 
 def agreed(mesh: Any, call: Callable[[], R]) -> R:
@@ -218,7 +225,7 @@ def agreed(mesh: Any, call: Callable[[], R]) -> R:
     Raises:
         torch.linalg.LinAlgError: what the first process with one has found, with its rank.
         Exception: another error: in the process that has one its own, in others the first one's,
-            of the same type if it is one of ``_ERRORS``.
+            of the same type if it is one of ``ERRORS``.
     """
     groups = [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1]
     failed: Exception | None = None
@@ -237,8 +244,7 @@ def agreed(mesh: Any, call: Callable[[], R]) -> R:
         return result
     if failed is not None and culprit == rank:
         told = str(failed).encode()[:_TEXT]
-        kinds = [i for i, kind in enumerate(_ERRORS) if isinstance(failed, kind)]
-        word[0] = min([*kinds, len(_ERRORS) - 1])
+        word[0] = kind_of(failed)
         word[1] = len(told)
         word[2 : 2 + len(told)] = torch.tensor(list(told), dtype=torch.int64)
     for group in groups:
@@ -246,4 +252,4 @@ def agreed(mesh: Any, call: Callable[[], R]) -> R:
     if failed is not None and not isinstance(failed, LinAlgError):
         raise failed
     text = bytes(word[2 : 2 + int(word[1])].tolist()).decode(errors="replace")
-    raise _ERRORS[int(word[0])](f"rank {culprit}: {text}") from failed
+    raise ERRORS[int(word[0])](f"rank {culprit}: {text}") from failed

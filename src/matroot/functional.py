@@ -14,7 +14,7 @@ from matroot.functions import Exp, InvSqrt, Log, OnRange, power
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.overrides import overridable
-from matroot.plan import resolve, roots_of_roots
+from matroot.plan import ROOTS_OF_ROOTS, resolve, roots_of_roots
 from matroot.request import Singular
 from matroot.residuals import residuals
 from matroot.roots import BOTH, INV_SQRT, ROOTS, SQRT, Root, Wanted, root_pair, wanted_roots
@@ -44,7 +44,7 @@ def _whole_sqrtm_pair(a: Any, **options: Any) -> Any:
 
 
 def _whole_powm(a: Any, p: float, **options: Any) -> Any:
-    count = {0.5: 0, 0.25: 1, 0.125: 2}.get(abs(p))
+    count = ROOTS_OF_ROOTS.get(abs(p))
     if count is None:
         raise ValueError(
             f"powm: a is sharded on its own dimensions; the powers ±1/2, ±1/4 and ±1/8 are made "

@@ -211,6 +211,10 @@ def _resolved(
     return Plan(request, request.without_derivative(), families)
 
 
+# By |p|: how many roots of A^{±1/2} in a row make A^p, beyond that one.
+ROOTS_OF_ROOTS = {0.5: 0, 0.25: 1, 0.125: 2}
+
+
 def roots_of_roots(
     p: float,
     a: Tensor,
@@ -227,7 +231,7 @@ def roots_of_roots(
         gradient: …
         singular: …
     """
-    count = {0.25: 1, 0.125: 2}.get(abs(p), 0)
+    count = ROOTS_OF_ROOTS.get(abs(p), 0)
     if not count or singular == "pinv":
         return 0
     checks.square_matrices("a", a)

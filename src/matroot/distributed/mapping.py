@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from matroot import autodiff, context, screen, spd
 from matroot.distributed.collectives import processes
+from matroot.dtensors import ERRORS, kind_of
 from matroot.statistics import pack_triangle, unpack_triangle
 
 _NAME = "matroot.distributed.map"
@@ -31,13 +32,6 @@ _ALIGNMENT = 16
 # What a process tells all others before results are exchanged: status, digest of the shapes, text.
 _HEADER = 2048
 _DIGEST = 32
-# A status is 0, or one more than an error's place here; others become the last.
-_ERRORS: tuple[type[Exception], ...] = (
-    torch.linalg.LinAlgError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-)
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,7 @@ def _mapped(
         failure = error
     if ranks == 1:
         if failure is not None:
-            raise _ERRORS[_kind(failure)](f"{_NAME}: {failure}") from failure.__cause__
+            raise ERRORS[kind_of(failure)](f"{_NAME}: {failure}") from failure.__cause__
         rows = row[None]
     else:
         _agree(failure, matrices, process_group)
@@ -222,7 +216,7 @@ def _row(
         try:
             packed = _packed(function(x), batch)
         except Exception as error:
-            raise _ERRORS[_kind(error)](f"{_names(batch)}: {_text(error)}") from error
+            raise ERRORS[kind_of(error)](f"{_names(batch)}: {_text(error)}") from error
         row[begin : begin + packed.numel()] = packed
         begin += batch.length
     return row
@@ -270,7 +264,8 @@ def _transport(group: Any, matrices: Sequence[Tensor]) -> torch.device:
 
 def _agree(failure: Exception | None, matrices: Sequence[Tensor], group: Any) -> None:
     """Raise the same error in all processes if one has one, or if they hold other matrices."""
-    status = 0 if failure is None else 1 + _kind(failure)
+    # 0, or one more than the place of an error's type.
+    status = 0 if failure is None else 1 + kind_of(failure)
     text = _summary(matrices) if failure is None else str(failure)
     digest = _digest(matrices) if failure is None else bytes(_DIGEST)
     told = (bytes([status]) + digest + text.encode())[:_HEADER].ljust(_HEADER, b"\0")
@@ -283,7 +278,7 @@ def _agree(failure: Exception | None, matrices: Sequence[Tensor], group: Any) ->
     if failed:
         first, *others = failed
         also = f" (and {_some([ranks[r] for r in others])} failed)" if others else ""
-        kind = _ERRORS[rows[first][0] - 1]
+        kind = ERRORS[rows[first][0] - 1]
         raise kind(f"{_NAME}: rank {ranks[first]}{also}: {texts[first]}") from failure
     for rank, row in enumerate(rows):
         if row[1 : 1 + _DIGEST] != rows[0][1 : 1 + _DIGEST]:
@@ -331,14 +326,9 @@ def _results(shares: list[list[Batch]], rows: Tensor, number: int) -> list[Tenso
     return [results[i] for i in range(number)]
 
 
-def _kind(error: Exception) -> int:
-    """The place of its type in ``_ERRORS``."""
-    return next((i for i, kind in enumerate(_ERRORS) if isinstance(error, kind)), -1) % len(_ERRORS)
-
-
 def _text(error: Exception) -> str:
     """What it says, and its type where that will change."""
-    known = type(error) in _ERRORS
+    known = type(error) in ERRORS
     return str(error) if known else f"{type(error).__name__}: {error}"
 
 
