@@ -513,7 +513,10 @@ def sqrtm_ex(
         ValueError: see ``sqrtm``; or an unknown ``root``.
 
     Note:
-        One product more than ``sqrtm`` for the root's residual, two for the inverse's.
+        In double precision one product more than ``sqrtm`` for the root's residual, two for the
+        inverse's, and a Cholesky factorisation or two. The bounds follow from the residuals and
+        hold whatever the method: see the numerics page. In single precision they are near the
+        error or what the condition number allows; in double precision some n·u·κ_f.
         ``converged``: ``Eigh``, ``Svd`` and ``Minimax`` report it themselves; for the other methods
         the residual must be at the level of rounding: 16 √n e for the root, 2 e ‖A‖_F ‖Z‖_F²/√n for
         the inverse (+ u in place of e for a half dtype; e, u the units of the computing and the
