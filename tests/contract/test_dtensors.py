@@ -61,6 +61,11 @@ CALLS = {
         matroot.frechet_distance_from_features,
         lambda *b: [vectors(*b, 9), vectors(*b, 11, seed=1)],
     ),
+    "gradient_error_bound": (
+        # Of A + 1 %, where A is right: S A + A S = 2 A^{3/2}.
+        lambda a: matroot.gradient_error_bound(a, 1.01 * a, g_sqrt=2 * matroot.powm(a, 1.5)),
+        lambda *b: [spd_matrices(*b)],
+    ),
     "barycenter": (matroot.barycenter, lambda *b: [spd_matrices(*b, 3)]),
 }
 LAYERS = {
@@ -89,6 +94,8 @@ def parts(result):
 def derivatives(result, inputs, second=True):
     """Gradients of a number made of the result, and of a number made of these."""
     roots = [x for x in parts(result) if x.requires_grad]
+    if not roots:
+        return []
     first = torch.autograd.grad(
         sum((x.sin() * x).sum() for x in roots), inputs, create_graph=second
     )

