@@ -47,7 +47,9 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> torch.Size:
 
 def hermitian_part(a: Tensor) -> Tensor:
     """(A + Aᴴ)/2, shape (..., n, n), each half by itself since the sum may overflow."""
-    return torch.add(a * 0.5, a.mH, alpha=0.5)
+    # Rounded once, before the sum: halves of numbers below the normal ones are not exact.
+    half = a * 0.5
+    return half + half.mH
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:

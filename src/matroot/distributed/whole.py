@@ -251,7 +251,7 @@ def _found(
         setattr(run, root, None)
         if x is not None:
             # Hermitian to the bit.
-            y = grid.transposed(x).mul_(0.5).add_(x, alpha=0.5)
+            y = grid.transposed(x).add_(x).mul_(0.5)
             del x
             setattr(found, root, y)
             del y
@@ -295,7 +295,7 @@ def _hermitian(grid: Grid, local: Tensor, k: int) -> tuple[Tensor, float]:
     other = grid.transposed(x)
     norm = grid.norm(x)
     skew = 0.5 * grid.norm(x, other)
-    return other.mul_(0.5).add_(x, alpha=0.5), skew / norm if norm > 0 else 0.0
+    return other.add_(x).mul_(0.5), skew / norm if norm > 0 else 0.0
 
 
 def _broken(method: Minimax, run: _Run) -> str:
