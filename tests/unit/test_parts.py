@@ -49,15 +49,11 @@ def test_bounds_of_the_largest_eigenvalue(n, spectrum, dtype):
     assert (spd.largest_at_least(a).flatten().double() <= largest * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("method", ["eigh", "minimax"])
-def test_results_are_hermitian_below_the_normal_numbers(method):
-    x = torch.tensor([[1.0, 3 * 5e-324], [5 * 5e-324, 1.0]], dtype=torch.float64)
-    assert torch.equal(spd.hermitian_part(x), spd.hermitian_part(x).mT)
-    # Far from the diagonal the roots of such a matrix are below the normal numbers.
-    i = torch.arange(40.0, dtype=torch.float64)
-    a = torch.exp(-((i[:, None] - i) ** 2))
-    for root in matroot.sqrtm_pair(a, method=method, backend="torch"):
-        assert torch.equal(root, root.mT)
+def test_hermitian_parts_are_hermitian_below_the_normal_numbers():
+    units = torch.randint(9, (16, 16), generator=torch.Generator().manual_seed(0))
+    x = spd.hermitian_part(units.double() * 5e-324)
+    assert torch.equal(x, x.mT)
+    assert x.any()
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-44, 1e-20, 0.3, 1.0, 4.0, 1e30, 3e38])
