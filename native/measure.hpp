@@ -58,7 +58,8 @@ struct MeasureRun {
   N norm(const V* matrix) const { return root(s.square_norm(matrix)); }
 
   void run() {
-    normalise<K>(widened(task.a), n, count, task.eps, 1.0, x, p, product, status, exponent,
+    // Two rows are more than a matrix where n = 1; those after `copy` are not in use.
+    normalise<K>(widened(task.a), n, count, task.eps, 1.0, x, p, copy, status, exponent,
                  [&](int i, const V* row) { std::copy_n(row, w, a + i * w); });
     store(0, norm(a));
     store(1, s.trace(a));
