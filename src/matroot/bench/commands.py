@@ -178,10 +178,10 @@ def hard(
     """Hard matrices by the million, every result judged: none may be wrong and look right.
 
     21 families (singular, graded, clustered, of integers, of one unit in the last place, near
-    overflow, indefinite …), n = 1 to 256 and a few of 1000, all dtypes; values, gradients, residuals,
-    bounds, bits in other company. What breaks a rule is saved, minimised, beside the rows in
-    hard-violations, and counted; the exit status is then 1. LAPACK by hand, torch, SciPy and JAX
-    are given the first 32 matrices of each block.
+    overflow, indefinite …), n = 1 to 256 and a few of 1000, all dtypes; values, gradients,
+    residuals, bounds, bits in other company. What breaks a rule is saved, minimised, beside the
+    rows in hard-violations, and counted; the exit status is then 1. LAPACK by hand, torch, SciPy
+    and JAX are given the first 32 matrices of each block.
     """
     from matroot.bench import hard_report, rows
 

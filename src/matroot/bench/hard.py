@@ -111,17 +111,17 @@ class Block:
         return matrices(self.family, self.draw)
 
 
-def count_of(n: int) -> int:
-    """Matrices in a block of this size: 4096, or fewer where they would take more than seconds."""
-    return max(2, min(4096, int(4096 * (24 / n) ** 2.5)))
+def count_of(n: int, most: int) -> int:
+    """Matrices in a block of this size: ``most``, or fewer where they would take seconds."""
+    return max(2, min(most, int(4096 * (24 / n) ** 2.5)))
 
 
-def block(seed: int, number: int) -> Block:
+def block(seed: int, number: int, most: int = 4096) -> Block:
     """The block of that number: the same for the same seed, whatever was run before."""
     rng = random.Random(f"{seed}/{number}")
     sizes = list(SIZES)
     # By share of matrices, so larger blocks are drawn less often.
-    n = rng.choices(sizes, [SIZES[n] / count_of(n) for n in sizes])[0]
+    n = rng.choices(sizes, [SIZES[n] / count_of(n, most) for n in sizes])[0]
     family = rng.choice(list(FAMILIES))
     method, backend = "auto", "native"
     dtype = rng.choice((torch.float32, torch.float64))
@@ -132,17 +132,19 @@ def block(seed: int, number: int) -> Block:
         # The compiled kernels know real numbers alone.
         backend = "torch" if dtype.is_complex else rng.choice(("native", "torch"))
     inner = int(hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()[:12], 16)
-    return Block(
-        number, family, Draw(count_of(n), n, dtype, inner), Subject(method, backend, inner)
-    )
+    draw = Draw(count_of(n, most), n, dtype, inner)
+    return Block(number, family, draw, Subject(method, backend, inner))
 
 
 def blocks(seed: int, total: int) -> Iterator[Block]:
-    """Blocks from number 0 on until they hold ``total`` matrices; the last one is cut."""
-    number = left = 0
-    left = total
+    """Blocks from number 0 on until they hold ``total`` matrices; the last one is cut.
+
+    Some 256 at least, so that few matrices are of many kinds too.
+    """
+    number, left = 0, total
+    most = min(4096, max(32, total // 256))
     while left > 0:
-        found = block(seed, number)
+        found = block(seed, number, most)
         yield replace(found, draw=replace(found.draw, count=min(found.draw.count, left)))
         left -= found.draw.count
         number += 1
@@ -330,7 +332,9 @@ def examine(a: Tensor, subject: Subject, *, again: int | None = None) -> Finding
         found = compute(a, subject)
     # sqrtm_ex never raises for a hard matrix, and whatever it raises is a finding.
     except Exception as error:
-        return Findings({}, {f"raised {type(error).__name__}": torch.ones(len(a), dtype=bool)})
+        return Findings(
+            {}, {f"raised {type(error).__name__}": torch.ones(len(a), dtype=torch.bool)}
+        )
     return judged(a, subject, found, again=len(a) if again is None else min(again, len(a)))
 
 
@@ -473,7 +477,7 @@ def histogram(x: Tensor) -> dict[str, object]:
     if not len(x):
         return {"count": 0, "max": None, "bins": {}}
     bins = (x.clamp(1e-30, 1e30).log10() * BINS).floor().long()
-    keys, counts = bins.unique(return_counts=True)
+    keys, counts = torch.unique(bins, return_counts=True)
     largest = float(x.max())
     return {
         "count": len(x),
@@ -505,14 +509,14 @@ def measured(found: Block) -> tuple[Row, Tensor, Findings]:
     """The fields of a block's row, its matrices, and what was found of each."""
     draw, subject = found.draw, found.subject
     a = found.matrices()
-    batch = max(2, _BATCH // draw.n**2)
+    parts = torch.split(a, max(2, _BATCH // draw.n**2))
     # A second time all of the small ones, some of the large ones, which cost most.
     seen = joined(
         [
             examine(part, subject, again=None if draw.n <= 32 else max(2, len(part) // 8))
-            for part in a.split(batch)
+            for part in parts
         ],
-        [len(part) for part in a.split(batch)],
+        [len(part) for part in parts],
     )
     row: Row = {
         "block": found.number,

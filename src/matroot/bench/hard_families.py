@@ -76,11 +76,12 @@ class Draw:
         pool = torch.randn(
             min(self.count, 64), self.n, self.n, dtype=self.double, generator=self.generator
         )
-        q = torch.linalg.qr(pool).Q
+        q: Tensor = torch.linalg.qr(pool).Q
         if len(q) == self.count:
             return q
         first, second = self.whole(0, len(q) - 1, 2).long().unbind(1)
-        return q[first] @ q[second]
+        found: Tensor = q[first] @ q[second]
+        return found
 
     def with_eigenvalues(self, values: Tensor) -> Tensor:
         """Q diag(λ) Qᴴ, exactly Hermitian."""
@@ -205,7 +206,7 @@ def _lehmer(draw: Draw) -> Tensor:
 
 
 def _gram(draw: Draw) -> Tensor:
-    """Gram matrices of Gaussian functions at random points: eigenvalues fall faster than any power."""
+    """Gram matrices of Gaussian functions at random points: eigenvalues fall very fast."""
     points = draw.uniform(0, 1, draw.n).sort(1).values
     width = draw.powers(-2.5, 0.5, 1, 1)
     a = torch.exp(-0.5 * ((points[:, :, None] - points[:, None, :]) / width).square())

@@ -214,5 +214,7 @@ def plot(rows: Sequence[Row]) -> Plot:
     handles = [Line2D([], [], color=palette[name], lw=2, label=name) for name in names]
     handles.append(Line2D([], [], color="0.3", ls="--", label="LAPACK's threshold, 60"))
     finish(axes, handles)
-    axes.legend_.set_bbox_to_anchor((0.5, -0.07))
+    legend = axes.get_legend()
+    assert legend is not None
+    legend.set_bbox_to_anchor((0.5, -0.07))
     return Plot("hard-residuals", "", figure)
