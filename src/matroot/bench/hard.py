@@ -292,7 +292,7 @@ def due(t: Truth, n: int, dtype: torch.dtype, spectral: bool) -> dict[str, Tenso
 
 @dataclass(frozen=True)
 class Units:
-    """Relative errors that rounding explains, each (b,): n u max(κ_f, 1) and how far it can be."""
+    """Relative errors that rounding explains, each (b,): n u max(κ_f, 1)."""
 
     sqrt: Tensor
     inv_sqrt: Tensor
@@ -300,9 +300,9 @@ class Units:
     inv_gradient: Tensor
 
 
-def units(t: Truth, n: int, dtype: torch.dtype) -> Units:
-    """N u max(κ_f, 1) of both roots and their gradients: see above."""
-    unit = n * spd.real_eps(spd.computing_dtype(dtype))
+def units(t: Truth, n: int, rounding: float) -> Units:
+    """The products n u max(κ_f, 1) of both roots and their gradients, u given: see above."""
+    unit = n * rounding
     low = t.low.clamp(min=0)
 
     def of(condition: Tensor) -> Tensor:
@@ -344,15 +344,22 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
     t = truth(a, found, subject.seed)
     spectral = subject.method in SPECTRAL
     wanted = due(t, n, dtype, spectral)
-    unit = units(t, n, dtype)
-    rounded = spd.real_eps(dtype)
+    rounded, reliable = spd.real_eps(dtype), subject.method in RELIABLE
+    # Others call a residual at the rounding of the input's dtype converged.
+    unit = units(t, n, spd.real_eps(spd.computing_dtype(dtype)) if reliable else rounded)
     half = rounded if dtype in (torch.float16, torch.bfloat16) else 0.0
+    ranges = _ranges(a, t, float(norm(spd.in_double(cotangent(n, dtype, subject.seed)))))
+
+    def excess(error: Tensor, name: str) -> Tensor:
+        """Without what rounding of the output explains, in half precision and by underflow."""
+        size: Tensor = getattr(unit, name)
+        return (error - half - ranges[name].lost).clamp(min=0) / size
+
     has = {
         name: getattr(found, name).isfinite().all(-1).all(-1)
         for name in ("sqrt", "inv_sqrt", "gradient", "inv_gradient")
     }
     nan = {name: getattr(found, name).isnan().any(-1).any(-1) for name in ("sqrt", "inv_sqrt")}
-    fits = _fits(a, t, dtype)
     double = spd.real_dtype(dtype) == torch.float64
     regular = wanted["gradient"]
     condition = t.high / t.low.clamp(min=0)
@@ -360,10 +367,10 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
         "sqrt_ratio": t.sqrt_residual / (n * rounded),
         "inv_ratio": t.inv_residual / (condition * n * rounded),
         # In double precision the error near singular matrices is not known: see Truth.
-        "sqrt_error": _excess(t.sqrt_error, half) / unit.sqrt,
-        "inv_error": _excess(t.inv_error, half) / unit.inv_sqrt,
-        "gradient_error": _excess(t.gradient_error, half) / unit.gradient,
-        "inv_gradient_error": _excess(t.inv_gradient_error, half) / unit.inv_gradient,
+        "sqrt_error": excess(t.sqrt_error, "sqrt"),
+        "inv_error": excess(t.inv_error, "inv_sqrt"),
+        "gradient_error": excess(t.gradient_error, "gradient"),
+        "inv_gradient_error": excess(t.inv_gradient_error, "inv_gradient"),
     }
     kept = {
         "sqrt_ratio": has["sqrt"],
@@ -375,7 +382,6 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
     }
     quantities = {k: torch.where(kept[k], v, torch.nan) for k, v in quantities.items()}
     says = {"sqrt": found.converged, "inv": found.inv_converged}
-    reliable = subject.method in RELIABLE
     violations = {
         "root wrong": says["sqrt"] & (quantities["sqrt_error"] > FORWARD_THRESHOLD),
         "inverse root wrong": says["inv"] & (quantities["inv_error"] > FORWARD_THRESHOLD),
@@ -391,7 +397,10 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
         "inverse root not Hermitian": has["inv_sqrt"] & _not_hermitian(found.inv_sqrt),
         "residual untrue": has["sqrt"]
         & (t.sqrt_residual > 2 * found.residual.double() + FORWARD_THRESHOLD * n * rounded),
-        "gradient not finite": has["sqrt"] & says["sqrt"] & fits["gradient"] & ~has["gradient"],
+        "gradient not finite": has["sqrt"]
+        & says["sqrt"]
+        & ranges["gradient"].fits
+        & ~has["gradient"],
         "input changed": torch.full_like(nan["sqrt"], found.mutated),
     }
     if spectral:
@@ -400,9 +409,14 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
             violations[f"{name} beyond LAPACK's threshold"] = beyond & says[ratio.split("_")[0]]
     if reliable:
         violations["no root"] = wanted["sqrt"] & ~has["sqrt"]
-        violations["no inverse root"] = wanted["inv_sqrt"] & fits["inv_sqrt"] & ~has["inv_sqrt"]
+        violations["no inverse root"] = (
+            wanted["inv_sqrt"] & ranges["inv_sqrt"].fits & ~has["inv_sqrt"]
+        )
         violations["no gradient of the inverse"] = (
-            wanted["inv_sqrt"] & has["inv_sqrt"] & fits["inv_gradient"] & ~has["inv_gradient"]
+            wanted["inv_sqrt"]
+            & has["inv_sqrt"]
+            & ranges["inv_gradient"].fits
+            & ~has["inv_gradient"]
         )
     for name, bound, error, size in (
         ("bound", found.error_bound, t.sqrt_error, unit.sqrt),
@@ -424,20 +438,35 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
     return Findings(quantities, {k: v for k, v in violations.items() if v.any()})
 
 
-def _excess(error: Tensor, half: float) -> Tensor:
-    """Half precision rounds once more, at output."""
-    return (error - half).clamp(min=0) if half else error
+@dataclass(frozen=True)
+class Range:
+    """How a true result lies in the range of the dtype, each (b,).
+
+    Attributes:
+        fits: its norm is well below the largest number.
+        lost: the relative error that underflow of its entries explains.
+    """
+
+    fits: Tensor
+    lost: Tensor
 
 
-def _fits(a: Tensor, t: Truth, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Whether the norms of the true results are in the range of the dtype, where known."""
-    scale = torch.exp2(torch.div(spd.even_exponent(spd.in_double(a)), 2).double())
-    most = torch.finfo(dtype).max / 16
-    n = a.shape[-1]
+def _ranges(a: Tensor, t: Truth, g: float) -> dict[str, Range]:
+    """Of both roots and gradients, for a cotangent of norm g."""
+    info, n = torch.finfo(a.dtype), a.shape[-1]
+    half = torch.div(spd.even_exponent(spd.in_double(a)), 2, rounding_mode="floor")
+
+    def of(size: Tensor, power: Tensor) -> Range:
+        # By logarithms: the number itself may be beyond double precision.
+        logarithm = size.log2() + power
+        lost = torch.exp2(math.log2(n * info.tiny) + math.log2(info.eps) - logarithm)
+        return Range(logarithm < math.log2(info.max) - 4, lost.nan_to_num(nan=0.0))
+
     return {
-        "inv_sqrt": t.inv_norm / scale < most,
-        "gradient": n * t.gradient_size / scale < most,
-        "inv_gradient": (n * t.inv_gradient_size / scale) / scale / scale < most,
+        "sqrt": of(t.sqrt_norm, half),
+        "inv_sqrt": of(t.inv_norm, -half),
+        "gradient": of(g * t.gradient_size, -half),
+        "inv_gradient": of(g * t.inv_gradient_size, -3 * half),
     }
 
 

@@ -78,7 +78,10 @@ def _identity(n: int) -> Any:
 
 
 def _norm(a: Any) -> Any:
-    return sum((abs(z) ** 2 for z in a.entries()), flint.arb(0)).sqrt()
+    # Products, since a power is taken by the logarithm, which balls around 0 do not have.
+    squares = sum((z.real * z.real + z.imag * z.imag for z in a.entries()), flint.arb(0))
+    # The ball of a square may reach below 0.
+    return squares.nonnegative_part().sqrt()
 
 
 def _is_definite(a: Any) -> bool:
