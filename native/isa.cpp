@@ -5,6 +5,7 @@
 #include "distance.hpp"
 #include "eigh.hpp"
 #include "frechet.hpp"
+#include "measure.hpp"
 #include "minimax.hpp"
 #include "passes.hpp"
 #include "published.hpp"
@@ -66,6 +67,8 @@ static Kernels kernels_of(int n) {
           {by_team<solve_distance<Double>, DistanceTask>, bytes_of<DistanceMemory<Double>>(n),
            EighMemory<Double>::together, rows},
           {by_team<solve_published<K>, PublishedTask>, products, K::matrices, false},
+          {by_team<solve_measure<Double, typename K::Real>, MeasureTask>, bytes_of<MeasureMemory<Double>>(n),
+           Double::matrices, rows},
           {by_team<prepare<typename K::Real>, PrepareTask>, 0, 1, false},
           {by_team<symmetrise<typename K::Real>, SymmetriseTask>, 0, 1, false},
           {by_team<divide<typename K::Real>, DivideTask>, 0, 1, false},

@@ -139,6 +139,20 @@ struct DistanceTask {
   Thresholds thresholds;
 };
 
+// What is measured of A + eps·I, in units in which its entries are below 1, and of its roots:
+// ‖A‖_F, tr A; ‖S‖_F, ‖S² − A‖_F, what S has no eigenvalue below, but for rounding (−shift · ‖S‖_F
+// if not a positive number, NaN if not even that); ‖Z‖_F, a bound of ‖Z‖_2, ‖Z A‖_F, ‖Z A Z − I‖_F,
+// 1 where Z has a Cholesky factor, else NaN. All are NaN where A is not finite.
+constexpr int kMeasures = 10;
+struct MeasureTask {
+  Batch batch;
+  Pointer a;
+  Pointer sqrt, inv_sqrt;  // (count, n, n), or null
+  Pointer numbers;         // double, (count, kMeasures)
+  double eps = 0;
+  double shift = 0;
+};
+
 // X = Σ_f U [f[λ_i, λ_j] (Uᵀ herm(G_f) U)_ij] Uᵀ, the derivative of Σ_f ⟨f(A), G_f⟩ with respect to
 // A; see functions.hpp.
 struct FrechetTask {
@@ -216,6 +230,7 @@ struct Kernels {
   Kernel<FrechetTask> frechet;
   Kernel<DistanceTask> distance;
   Kernel<PublishedTask> published;
+  Kernel<MeasureTask> measure;
   Kernel<PrepareTask> prepare;
   Kernel<SymmetriseTask> symmetrise;
   Kernel<DivideTask> divide;

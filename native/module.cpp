@@ -215,6 +215,11 @@ void bind_solvers(nb::module_& m) {
                required("a", &D::a), required("b", &D::b), required("square", &D::square),
                optional("by_a", &D::by_a), optional("by_b", &D::by_b), optional("eps", &D::eps),
                required("thresholds", &D::thresholds));
+  using R = MeasureTask;
+  bind_task<R>(m, "MeasureTask", "What is measured of the roots.", required("a", &R::a),
+               optional("sqrt", &R::sqrt), optional("inv_sqrt", &R::inv_sqrt),
+               required("numbers", &R::numbers), optional("eps", &R::eps),
+               required("shift", &R::shift));
   constexpr auto released = nb::call_guard<nb::gil_scoped_release>();
   const char* statuses = "Solves the task; returns which statuses occur, Status k as bit k.";
   m.def("minimax", &solve<&Kernels::minimax, M>, nb::arg("task"), released, statuses);
@@ -222,6 +227,7 @@ void bind_solvers(nb::module_& m) {
   m.def("eigh", &solve<&Kernels::eigh, E>, nb::arg("task"), released, statuses);
   m.def("spectral", &apply<&Kernels::spectral, S>, nb::arg("task"), released);
   m.def("frechet", &apply<&Kernels::frechet, F>, nb::arg("task"), released);
+  m.def("measure", &apply<&Kernels::measure, R>, nb::arg("task"), released);
   m.def("distance", &apply<&Kernels::distance, D>, nb::arg("task"), released);
 }
 
@@ -266,6 +272,7 @@ NB_MODULE(_native, m) {
   bind_structs(m);
   bind_solvers(m);
   bind_passes(m);
+  m.attr("MEASURES") = kMeasures;
   m.def("forked", [] { forked = true; },
         "Says that this process was forked before this module was loaded.");
   m.def("instruction_set", [] { return std::string(instruction_set().name); },

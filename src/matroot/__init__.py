@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matroot.functional import sqrtm as sqrtm
     from matroot.functional import sqrtm_ex as sqrtm_ex
     from matroot.functional import sqrtm_pair as sqrtm_pair
+    from matroot.gradient_bounds import gradient_error_bound as gradient_error_bound
     from matroot.lyapunov import solve_lyapunov as solve_lyapunov
     from matroot.plan import explain as explain
 
@@ -44,6 +45,7 @@ _MODULES = {
     "frechet_distance": "distances",
     "frechet_distance_from_features": "features",
     "geometric_mean": "distances",
+    "gradient_error_bound": "gradient_bounds",
     "gradients": "gradients",
     "inv_sqrtm": "functional",
     "logm": "functional",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import call, checks, context, errors, spd
+from matroot import call, checks, context, error_bounds, errors, residuals, spd
 from matroot.dtensors import per_matrix
 from matroot.functions import Exp, InvSqrt, Log, OnRange, power
 from matroot.gradients import GradientRule
@@ -16,7 +16,6 @@ from matroot.methods import Method
 from matroot.overrides import overridable
 from matroot.plan import ROOTS_OF_ROOTS, resolve, roots_of_roots
 from matroot.request import Singular
-from matroot.residuals import residuals
 from matroot.roots import BOTH, INV_SQRT, ROOTS, SQRT, Root, Wanted, root_pair, wanted_roots
 from matroot.screen import Converged
 
@@ -63,6 +62,8 @@ def _whole_sqrtm_ex(a: Any, root: Root = "sqrt", **options: Any) -> SqrtmResult:
         found.inv_sqrt,
         found.residual,
         found.inv_residual,
+        found.error_bound,
+        found.inv_error_bound,
         found.steps,
         found.converged,
     )
@@ -454,6 +455,11 @@ class SqrtmResult(NamedTuple):
         inv_sqrt: Z = (A + eps·I)^{-1/2}, shape (..., n, n).
         residual: ‖S² − A‖_F/‖A‖_F (0 at A = 0), shape (...), real, no derivative.
         inv_residual: ‖Z A Z − I‖_F/√n; for the pseudo-inverse root ‖P² − P‖_F/√n, P = Z A Z.
+        error_bound: at least ‖S − S₀‖_F/‖S₀‖_F, S₀ the exact root (of the part without negative
+            eigenvalues, where they count as 0), shape (...), real, no derivative. NaN where nothing
+            can be said.
+        inv_error_bound: at least ‖Z − Z₀‖_F/‖Z₀‖_F; NaN too where ‖Z A Z − I‖_F is not below 1, as
+            with every matrix that is singular to rounding.
         steps: steps, terms or shifts that the method took, shape (...), int64.
         converged: whether the method reached what it aims at, which is the level of rounding unless
             its options say otherwise, shape (...), bool.
@@ -463,6 +469,8 @@ class SqrtmResult(NamedTuple):
     inv_sqrt: Tensor | None
     residual: Tensor | None
     inv_residual: Tensor | None
+    error_bound: Tensor | None
+    inv_error_bound: Tensor | None
     steps: Tensor
     converged: Tensor
 
@@ -523,17 +531,24 @@ def sqrtm_ex(
     checks.ridge(relative_eps, a.dtype, "relative_eps")
     if a.numel() == 0:
         values: tuple[Tensor, ...] = tuple(a.clone() for _ in plan.request.functions)
-        info, x = a.new_ones(*a.shape[:-2], 3, dtype=torch.long), a
-    else:
-        found, x = call.evaluated(plan, a, relative_eps, rtol)
-        info, values = found.info, found.values
-    sqrt, inv_sqrt = root_pair(plan.request.functions, values)
+        sqrt, inv_sqrt = root_pair(plan.request.functions, values)
+        zeros = a.new_zeros(a.shape[:-2], dtype=spd.real_dtype(plan.request.computing_dtype))
+        of_sqrt = None if sqrt is None else zeros
+        of_inv = None if inv_sqrt is None else zeros
+        one = zeros.long() + 1
+        return SqrtmResult(sqrt, inv_sqrt, of_sqrt, of_inv, of_sqrt, of_inv, one, one.bool())
+    found, _ = call.evaluated(plan, a, relative_eps, rtol)
+    sqrt, inv_sqrt = root_pair(plan.request.functions, found.values)
     with torch.no_grad(), context.no_autocast(a):
-        residual, inv_residual, ratio = residuals(plan.request, x, sqrt, inv_sqrt)
-        reported = info[..., 2]
+        measures = residuals.measure(plan, a, sqrt, inv_sqrt, relative_eps)
+        rest = residuals.residuals(plan.request, measures, a.shape[-1])
+        bounds = error_bounds.error_bounds(measures, a.shape[-1], plan.request.computing_dtype)
+        reported = found.info[..., 2]
         told = reported == Converged.YES
-        converged = (reported > Converged.NO) & (ratio <= torch.where(told, 100.0, 1.0))
-    return SqrtmResult(sqrt, inv_sqrt, residual, inv_residual, info[..., 1], converged)
+        converged = (reported > Converged.NO) & (rest.ratio <= torch.where(told, 100.0, 1.0))
+    return SqrtmResult(
+        sqrt, inv_sqrt, rest.sqrt, rest.inv_sqrt, *bounds, found.info[..., 1], converged
+    )
 
 
 def _checked_cut_off(rtol: float | None, singular: Singular) -> None:

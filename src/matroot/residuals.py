@@ -1,44 +1,203 @@
-"""How good roots are: their residuals, and whether these are at the level of rounding."""
+"""How good roots are: what is measured of them, their residuals, and whether these are rounding."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from matroot import spd
+from matroot import context, spd
+from matroot.kernels.native import measures
+from matroot.plan import Plan
 from matroot.request import Request
 
 
-def residuals(
-    request: Request, a: Tensor, sqrt: Tensor | None, inv_sqrt: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """‖S² − A‖_F/‖A‖_F, ‖Z A Z − I‖_F/√n, and the larger of both over the level of rounding."""
-    x, n, dtype = a.detach(), max(a.shape[-1], 1), request.input_dtype
-    if a.numel() == 0:
-        zeros = torch.zeros(a.shape[:-2], dtype=spd.real_dtype(x.dtype), device=a.device)
-        return None if sqrt is None else zeros, None if inv_sqrt is None else zeros, zeros
-    identity = spd.identity_like(x)
-    # In units in which nothing overflows: 4^j for A, 2^j for its root.
-    j = torch.where(spd.max_abs(x).isfinite(), spd.even_exponent(x, request.eps), 0)
+def _shift(n: int, dtype: torch.dtype) -> float:
+    """The share of ‖S‖_F by which an eigenvalue of a root in this dtype may be negative.
+
+    Eight units of it, and what a factorisation in double precision may need.
+    """
+    return 8 * spd.real_eps(dtype) + 4 * n * spd.real_eps(torch.float64)
+
+
+class SqrtMeasures(NamedTuple):
+    """Of a root S of A, in units in which nothing overflows, double precision, shape (...).
+
+    Attributes:
+        norm: ‖S‖_F.
+        residual: ‖S² − A‖_F.
+        least: at most λ_min(S), but for the rounding of a Cholesky factorisation; below 0 where S
+            may be singular, NaN where it may be indefinite.
+    """
+
+    norm: Tensor
+    residual: Tensor
+    least: Tensor
+
+
+class InvSqrtMeasures(NamedTuple):
+    """Of an inverse root Z of A, in the same units.
+
+    Attributes:
+        norm: ‖Z‖_F.
+        largest: ‖Z‖_2 at most.
+        half: ‖Z A‖_F.
+        residual: ‖Z A Z − I‖_F.
+        positive: 1 where Z has a Cholesky factor, else NaN.
+        projection: ‖P² − P‖_F for P = Z A Z, of a pseudo-inverse root; None for others.
+    """
+
+    norm: Tensor
+    largest: Tensor
+    half: Tensor
+    residual: Tensor
+    positive: Tensor
+    projection: Tensor | None = None
+
+
+class Measures(NamedTuple):
+    """Of matrices and their roots.
+
+    Attributes:
+        norm: ‖A‖_F, with the ridge.
+        trace: tr A.
+        sqrt: of the root, None where there is none.
+        inv_sqrt: of the inverse root, None where there is none.
+    """
+
+    norm: Tensor
+    trace: Tensor
+    sqrt: SqrtMeasures | None
+    inv_sqrt: InvSqrtMeasures | None
+
+
+class Residuals(NamedTuple):
+    """Shape (...), real.
+
+    Attributes:
+        sqrt: ‖S² − A‖_F/‖A‖_F; None where there is no root.
+        inv_sqrt: ‖Z A Z − I‖_F/√n; None where there is no inverse root.
+        ratio: the larger of both over the level of rounding.
+    """
+
+    sqrt: Tensor | None
+    inv_sqrt: Tensor | None
+    ratio: Tensor
+
+
+def measure(
+    plan: Plan,
+    a: Tensor,
+    sqrt: Tensor | None,
+    inv_sqrt: Tensor | None,
+    relative_eps: float = 0.0,
+) -> Measures:
+    """The measures, by a compiled kernel or else by PyTorch's operations.
+
+    Args:
+        plan: the call.
+        a: the argument of the call, shape (..., n, n), n ≥ 1, any dtype.
+        sqrt: as it is returned, None if not asked for, as the inverse root.
+        inv_sqrt: …
+        relative_eps: the relative ridge.
+    """
+    request = plan.request
+    shift = _shift(a.shape[-1], request.input_dtype)
+    a = a.detach()
+    sqrt, inv_sqrt = (None if x is None else x.detach() for x in (sqrt, inv_sqrt))
+    native = any(family.name == "native" for family in plan.families)
+    if native and not relative_eps and request.singular == "raise":
+        found = measures.measure(a, sqrt, inv_sqrt, request.eps, shift)
+        if found is not None:
+            norm, trace, *rest = found.unbind(-1)
+            of_sqrt = None if sqrt is None else SqrtMeasures(*rest[:3])
+            of_inv = None if inv_sqrt is None else InvSqrtMeasures(*rest[3:])
+            return Measures(norm, trace, of_sqrt, of_inv)
+    return _by_torch(request, a, sqrt, inv_sqrt, relative_eps, shift)
+
+
+def _by_torch(
+    request: Request,
+    a: Tensor,
+    sqrt: Tensor | None,
+    inv_sqrt: Tensor | None,
+    relative_eps: float,
+    shift: float,
+) -> Measures:
+    """``measure`` by PyTorch's operations, in double precision where the device has it."""
+    wide = spd.in_double if a.device.type != "mps" else torch.Tensor.float
+    x = wide(a)
+    n, identity = x.shape[-1], spd.identity_like(x)
+    finite = spd.max_abs(x).isfinite()
+    # 4^j for A, 2^j for its root; below, so that the unit of A's rounding is a normal number.
+    j = torch.where(finite, spd.even_exponent(x, request.eps), 0).clamp(-1000, 1000)
     half = torch.div(j, 2, rounding_mode="floor")
-    ridge = spd.times_power_of_two(request.eps * identity.expand_as(x), -j)
-    y = spd.hermitian_part(spd.times_power_of_two(x, -j)) + ridge
-    norm = spd.frobenius_norm(y)[..., 0, 0]
-    level = 16 * n**0.5 * spd.real_eps(x.dtype)
-    if dtype != x.dtype:
-        level += spd.real_eps(dtype)
-    residual = inv_residual = None
-    ratio = torch.zeros_like(norm)
+    y = spd.hermitian_part(spd.times_power_of_two(x, -j))
+    ridge = spd.times_power_of_two(torch.full_like(y[..., :1, :1].real, request.eps), -j)
+    if relative_eps:
+        ridge = ridge + relative_eps * spd.frobenius_norm(spd.times_power_of_two(x, -j))
+    y = y + ridge * identity
+
+    def norm(value: Tensor) -> Tensor:
+        return spd.frobenius_norm(value)[..., 0, 0]
+
+    def factorised(value: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse, and whether the matrix has a Cholesky factor."""
+        if context.exporting():
+            # Exporters know no factorisation: nothing is said then.
+            return value, torch.zeros_like(finite)
+        # A NaN must not stop a batched factorisation.
+        good = spd.max_abs(value).isfinite()
+        inverse, found = spd.inverse_by_cholesky(
+            torch.where(good[..., None, None], value, identity)
+        )
+        return inverse, good & found
+
+    of_sqrt = of_inv = None
     if sqrt is not None:
-        s = spd.times_power_of_two(sqrt.detach().to(x.dtype), -half)
-        residual = spd.frobenius_norm(s @ s - y)[..., 0, 0] / spd.positive_or_one(norm)
-        ratio = residual / level
+        s = spd.times_power_of_two(wide(sqrt), -half)
+        size = norm(s)
+        inverse, regular = factorised(s)
+        below = shift * size
+        _, semidefinite = factorised(s + below[..., None, None] * identity)
+        largest = spd.upper_bound(inverse)[..., 0, 0]
+        # What rounding may have taken from the inverse is below its 16 n units times ‖S‖ ‖S⁻¹‖.
+        doubt = 16 * n * spd.real_eps(x.dtype) * largest * size
+        least = torch.where(semidefinite, -below, torch.nan)
+        least = torch.where(regular & (doubt < 0.5), (1 - doubt) / largest, least)
+        of_sqrt = SqrtMeasures(size, norm(s @ s - y), least)
     if inv_sqrt is not None:
-        z = spd.times_power_of_two(inv_sqrt.detach().to(x.dtype), half)
-        p = z @ y @ z
-        rest = p @ p - p if request.singular == "pinv" else p - identity
-        inv_residual = spd.frobenius_norm(rest)[..., 0, 0] / n**0.5
-        unit = 2 * spd.real_eps(x.dtype) + (spd.real_eps(dtype) if dtype != x.dtype else 0)
-        least = unit * norm * spd.frobenius_norm(z)[..., 0, 0].square() / n**0.5
-        ratio = torch.maximum(ratio, inv_residual / spd.positive_or_one(least))
-    return residual, inv_residual, ratio
+        z = spd.times_power_of_two(wide(inv_sqrt), half)
+        product = z @ y
+        p = product @ z
+        projection = norm(p @ p - p) if request.singular == "pinv" else None
+        of_inv = InvSqrtMeasures(
+            norm(z),
+            spd.upper_bound(z)[..., 0, 0],
+            norm(product),
+            norm(p - identity),
+            torch.where(factorised(z)[1], 1.0, torch.nan).to(y.real.dtype),
+            projection,
+        )
+    return Measures(norm(y), spd.trace(y), of_sqrt, of_inv)
+
+
+def residuals(request: Request, measures: Measures, n: int) -> Residuals:
+    """The residuals of n×n matrices, in the dtype that they were computed in."""
+    dtype = spd.real_dtype(request.computing_dtype)
+    e, u = spd.real_eps(dtype), spd.real_eps(request.input_dtype)
+    rounded = u if request.rounded else 0.0
+    sqrt = inv_sqrt = None
+    ratio = torch.zeros_like(measures.norm)
+    if measures.sqrt is not None:
+        sqrt = measures.sqrt.residual / spd.positive_or_one(measures.norm)
+        ratio = sqrt / (16 * n**0.5 * e + rounded)
+    if measures.inv_sqrt is not None:
+        found = measures.inv_sqrt
+        residual = found.residual if found.projection is None else found.projection
+        inv_sqrt = residual / n**0.5
+        least = (2 * e + rounded) * measures.norm * found.norm.square() / n**0.5
+        ratio = torch.maximum(ratio, inv_sqrt / spd.positive_or_one(least))
+    sqrt, inv_sqrt = (None if x is None else x.to(dtype) for x in (sqrt, inv_sqrt))
+    return Residuals(sqrt, inv_sqrt, ratio)

@@ -50,7 +50,7 @@ def test_published_methods_say_that_they_have_not_converged(method):
 
 def test_residuals_are_what_they_are_called():
     a = random_spd(8, 3, cond=1e3)
-    s, z, residual, inv_residual, steps, _ = matroot.sqrtm_ex(
+    s, z, residual, inv_residual, _, _, steps, _ = matroot.sqrtm_ex(
         a, root="both", eps=0.1, method=NewtonSchulz(3)
     )
     ridged, identity = a + 0.1 * torch.eye(8), torch.eye(8)

@@ -34,6 +34,8 @@ class Whole:
         inv_sqrt: A^{-1/2}.
         residual: see ``matroot.SqrtmResult``, as what follows.
         inv_residual: …
+        error_bound: NaN, since nothing is said of matrices in blocks (0 for n = 0).
+        inv_error_bound: …
         steps: …
         converged: …
         bad: why there is no result; empty where there is one.
@@ -43,6 +45,8 @@ class Whole:
     inv_sqrt: Any = None
     residual: Any = None
     inv_residual: Any = None
+    error_bound: Any = None
+    inv_error_bound: Any = None
     steps: Any = 0
     converged: Any = False
     bad: str = ""
@@ -110,7 +114,7 @@ def roots(
     if grid.n == 0:
         empty = torch.empty_like(a.to_local())
         zero = 0.0 if measured else None
-        found = Whole(empty, empty.clone(), zero, zero, 0, True)
+        found = Whole(empty, empty.clone(), zero, zero, zero, zero, 0, True)
         return _placed(_only(found, wanted, further), a)
     with torch.no_grad(), context.no_autocast(a):
         found = _found(a, grid, known, eps, relative_eps, wanted, further, measured)
@@ -118,7 +122,8 @@ def roots(
             if not measured and checks.checking(check_errors, a.to_local()):
                 raise LinAlgError(f"a is {found.bad}")
             nan = torch.full_like(a.to_local(), torch.nan)
-            found = Whole(nan, nan.clone(), math.nan, math.nan, found.steps)
+            no = math.nan
+            found = Whole(nan, nan.clone(), no, no, no, no, found.steps)
             found = _only(found, wanted, further)
         return _placed(found, a)
 
@@ -155,6 +160,8 @@ def _only(found: Whole, wanted: Wanted, further: int) -> Whole:
         found.inv_sqrt if inv_sqrt else None,
         found.residual if sqrt else None,
         found.inv_residual if inv_sqrt else None,
+        found.error_bound if sqrt else None,
+        found.inv_error_bound if inv_sqrt else None,
         found.steps,
         found.converged,
     )
@@ -185,6 +192,8 @@ def _placed(found: Whole, a: Any) -> Whole:
         matrix(found.inv_sqrt),
         number(found.residual),
         number(found.inv_residual),
+        number(found.error_bound),
+        number(found.inv_error_bound),
         number(found.steps),
         number(found.converged),
     )
@@ -216,7 +225,7 @@ def _found(
     if norm == ridge == 0:
         if wanted.inv_sqrt:
             return Whole(bad="zero, which has no inverse root")
-        return Whole(torch.zeros_like(local), residual=0.0, converged=True)
+        return Whole(torch.zeros_like(local), residual=0.0, error_bound=0.0, converged=True)
     low = ridge
     if method.max_cond is not None and trace > 0:
         low = max(low, norm**2 / trace / method.max_cond)
@@ -414,6 +423,7 @@ def _measure(grid: Grid, blocks: list[Tensor], found: Whole, dtype: torch.dtype)
     input_unit, ratio = spd.real_eps(dtype) if dtype != h.dtype else 0.0, 0.0
     if found.sqrt is not None:
         s = found.sqrt.to(dtype).to(h.dtype)
+        found.error_bound = math.nan
         found.residual = grid.norm(grid.product(s, s).sub_(h)) / norm
         ratio = found.residual / (16 * n**0.5 * unit + input_unit)
         del s
@@ -423,6 +433,7 @@ def _measure(grid: Grid, blocks: list[Tensor], found: Whole, dtype: torch.dtype)
         del h
         p = grid.product(p, z)
         grid.diagonal(p).sub_(1)
+        found.inv_error_bound = math.nan
         found.inv_residual = grid.norm(p) / n**0.5
         level = (2 * unit + input_unit) * norm * grid.norm(z) ** 2 / n**0.5
         ratio = max(ratio, found.inv_residual / level)
