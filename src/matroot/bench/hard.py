@@ -50,6 +50,12 @@ FORWARD_THRESHOLD = 64.0
 MARGIN = 4.0
 # Bins of a histogram in a decade.
 BINS = 10
+# The gradients of one matrix in so many are bounded.
+_BOUNDED = 16
+# A second-order term that small leaves a thousandth of the error to the third order.
+_KNOWN = 0.03
+# 70 bits are enough for a hundredth of n·u·κ_f of the inverse root's gradient up to this κ.
+_SURE = 1e10
 # Entries of a batch, few enough for intermediate results to stay in a processor's cache.
 _BATCH = 2**17
 
@@ -73,6 +79,15 @@ RELIABLE = ("auto", "minimax", "svd")
 # Those that find eigenpairs, whose residual is small whatever the matrix; the others' is not where
 # A is nearly singular, and says nothing there of the error.
 SPECTRAL = ("auto", "svd")
+
+
+# The quantity of each field of ``Computed``.
+_ERRORS = {
+    "sqrt": "sqrt_error",
+    "inv_sqrt": "inv_error",
+    "gradient": "gradient_error",
+    "inv_gradient": "inv_gradient_error",
+}
 
 
 @dataclass(frozen=True)
@@ -165,6 +180,8 @@ class Computed:
     error_bound: Tensor | None
     inv_error_bound: Tensor | None
     mutated: bool
+    gradient_bound: Tensor | None = None
+    inv_gradient_bound: Tensor | None = None
 
 
 def cotangent(n: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -204,8 +221,8 @@ def compute(a: Tensor, subject: Subject) -> Computed:
         result.inv_residual,
         result.converged,
         result.converged.clone(),
-        getattr(result, "error_bound", None),
-        getattr(result, "inv_error_bound", None),
+        result.error_bound,
+        result.inv_error_bound,
         not torch.equal(_bits(x.detach()), _bits(a)),
     )
     # Of both, a singular matrix has none.
@@ -218,10 +235,19 @@ def compute(a: Tensor, subject: Subject) -> Computed:
         found.gradient[lone] = gradient
         found.residual[lone] = result.residual
         found.converged[lone] = result.converged
-        bound = getattr(result, "error_bound", None)
-        if found.error_bound is not None and bound is not None:
-            found.error_bound[lone] = bound
+        assert result.error_bound is not None
+        assert found.error_bound is not None
+        found.error_bound[lone] = result.error_bound
     return found
+
+
+def _bound_gradients(a: Tensor, found: Computed, subject: Subject) -> None:
+    """Bounds of some gradients, which take longer than the gradients."""
+    k = max(2, len(a) // _BOUNDED)
+    a = a[:k]
+    g = cotangent(a.shape[-1], a.dtype, subject.seed).expand_as(a)
+    found.gradient_bound = matroot.gradient_error_bound(a, found.gradient[:k], g_sqrt=g)
+    found.inv_gradient_bound = matroot.gradient_error_bound(a, found.inv_gradient[:k], g_inv_sqrt=g)
 
 
 def _bits(a: Tensor) -> Tensor:
@@ -330,6 +356,7 @@ def examine(a: Tensor, subject: Subject, *, again: int | None = None) -> Finding
     """
     try:
         found = compute(a, subject)
+        _bound_gradients(a, found, subject)
     # sqrtm_ex never raises for a hard matrix, and whatever it raises is a finding.
     except Exception as error:
         return Findings(
@@ -382,6 +409,10 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
     }
     quantities = {k: torch.where(kept[k], v, torch.nan) for k, v in quantities.items()}
     says = {"sqrt": found.converged, "inv": found.inv_converged}
+
+    def filled(x: Tensor, fill: float) -> Tensor:
+        return torch.cat([x, x.new_full((len(a) - len(x),), fill)])
+
     violations = {
         "root wrong": says["sqrt"] & (quantities["sqrt_error"] > FORWARD_THRESHOLD),
         "inverse root wrong": says["inv"] & (quantities["inv_error"] > FORWARD_THRESHOLD),
@@ -397,10 +428,6 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
         "inverse root not Hermitian": has["inv_sqrt"] & _not_hermitian(found.inv_sqrt),
         "residual untrue": has["sqrt"]
         & (t.sqrt_residual > 2 * found.residual.double() + FORWARD_THRESHOLD * n * rounded),
-        "gradient not finite": has["sqrt"]
-        & says["sqrt"]
-        & ranges["gradient"].fits
-        & ~has["gradient"],
         "input changed": torch.full_like(nan["sqrt"], found.mutated),
     }
     if spectral:
@@ -408,6 +435,8 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
             beyond = quantities[ratio] > LAPACK_THRESHOLD
             violations[f"{name} beyond LAPACK's threshold"] = beyond & says[ratio.split("_")[0]]
     if reliable:
+        lost = says["sqrt"] & has["sqrt"] & ranges["gradient"].fits & ~has["gradient"]
+        violations["gradient not finite"] = lost
         violations["no root"] = wanted["sqrt"] & ~has["sqrt"]
         violations["no inverse root"] = (
             wanted["inv_sqrt"] & ranges["inv_sqrt"].fits & ~has["inv_sqrt"]
@@ -418,21 +447,29 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
             & ranges["inv_gradient"].fits
             & ~has["inv_gradient"]
         )
-    for name, bound, error, size in (
-        ("bound", found.error_bound, t.sqrt_error, unit.sqrt),
-        ("inverse bound", found.inv_error_bound, t.inv_error, unit.inv_sqrt),
-    ):
+    # Where the truth is known to a thousandth: see ``by_residuals``.
+    root_known = t.sqrt_change < _KNOWN
+    exact = root_known & (condition < _SURE) if double else root_known
+    bounds = {
+        "S": (found.error_bound, "sqrt", t.sqrt_error, root_known),
+        "Z": (found.inv_error_bound, "inv_sqrt", t.inv_error, t.inv_change < _KNOWN),
+        "∇S": (found.gradient_bound, "gradient", t.gradient_error, root_known),
+        "∇Z": (found.inv_gradient_bound, "inv_gradient", t.inv_gradient_error, exact),
+    }
+    for name, (bound, quantity, error, known) in bounds.items():
         if bound is None:
             continue
-        quantity = "sqrt_error" if name == "bound" else "inv_error"
-        bound = torch.where(kept[quantity], bound.double(), torch.nan)
-        # The truth is known to a thousandth of a unit of rounding, and first order in double.
+        # Fewer gradients than matrices are bounded.
+        k = len(bound)
+        here = (kept[_ERRORS[quantity]] & known)[:k]
+        error, size = error[:k], getattr(unit, quantity)[:k]
+        bound = torch.where(here, bound.double(), torch.nan)
+        finite = torch.where(here, bound.isfinite().double(), torch.nan)
+        ratio = bound / torch.maximum(error, size)
+        quantities[f"bound of {name} / error"] = filled(ratio, math.nan)
+        quantities[f"bound of {name} finite"] = filled(finite, math.nan)
         low = bound < error * (1 - 1e-3) - 1e-3 * size
-        quantities[f"{name} over error"] = bound / torch.maximum(error, size)
-        quantities[f"{name} finite"] = torch.where(
-            kept[quantity], bound.isfinite().double(), torch.nan
-        )
-        violations[f"{name} below error"] = low & (error < 0.1)
+        violations[f"bound of {name} below error"] = filled(low, 0)
     if again:
         violations["other company, other result"] = _differs(a, subject, found, again, unit)
     return Findings(quantities, {k: v for k, v in violations.items() if v.any()})

@@ -165,19 +165,18 @@ def _beside(row: Row) -> dict[str, str]:
 
 def _bounds(row: Row) -> dict[str, str] | None:
     """How often a bound is finite, and how tight."""
-    found = {}
-    for name in ("bound", "inverse bound"):
-        finite = row["ratios"].get(f"{name} finite")
-        tight = row["ratios"].get(f"{name} over error")
+    found: dict[str, str] = {}
+    for name in ("S", "Z", "∇S", "∇Z"):
+        finite = row["ratios"].get(f"bound of {name} finite")
+        tight = row["ratios"].get(f"bound of {name} / error")
         if not finite or not finite["count"]:
-            return None
-        # A share: bin 0 holds those that are 1.
+            found |= dict.fromkeys((f"{name}: finite", f"{name}: 99 %"), "–")
+            continue
+        # Bin 0 holds those that are 1.
         share = finite["bins"].get("0", 0) / finite["count"]
-        found[f"{name}: finite"] = f"{100 * share:.2f} %"
-        for text, level in (("median", 0.5), ("99 %", 0.99)):
-            found[f"{name}: {text}"] = three_digits(quantile(tight, level))
-        found[f"{name}: largest"] = three_digits(largest(row, f"{name} over error"))
-    return found
+        found[f"{name}: finite"] = f"{100 * share:.1f} %"
+        found[f"{name}: 99 %"] = three_digits(quantile(tight, 0.99))
+    return found if set(found.values()) != {"–"} else None
 
 
 def plot(rows: Sequence[Row]) -> Plot:

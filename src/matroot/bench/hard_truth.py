@@ -8,7 +8,7 @@ parts are exact, and the error is the solution of the linear equation that it sa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -103,6 +103,8 @@ class Truth:
         inv_residual: ‖Z A Z − I‖_F.
         sqrt_error: of S; ``inv_error``: of Z; ``gradient_error``, ``inv_gradient_error``.
         gradient_size: ‖L‖_F/‖G‖_F of the true gradient; ``inv_gradient_size``.
+        sqrt_change: what the square of the error changed of ``sqrt_error``, relative: what is left
+            is the square of that. ``inv_change``: of ``inv_error``.
     """
 
     norm: Tensor
@@ -118,8 +120,10 @@ class Truth:
     inv_error: Tensor
     gradient_error: Tensor
     inv_gradient_error: Tensor
-    gradient_size: Tensor = field(default_factory=lambda: torch.empty(0))
-    inv_gradient_size: Tensor = field(default_factory=lambda: torch.empty(0))
+    gradient_size: Tensor
+    inv_gradient_size: Tensor
+    sqrt_change: Tensor
+    inv_change: Tensor
 
 
 def by_eigh(a: Tensor, g: Tensor, found: Results) -> Truth:
@@ -166,6 +170,8 @@ def by_eigh(a: Tensor, g: Tensor, found: Results) -> Truth:
         inv_gradient_error=inv_gradient_error,
         gradient_size=gradient_norm / norm(g),
         inv_gradient_size=inv_gradient_norm / norm(g),
+        sqrt_change=torch.zeros_like(size),
+        inv_change=torch.zeros_like(size),
     )
 
 
@@ -192,8 +198,9 @@ def by_residuals(a: Tensor, g: Tensor, found: Results) -> Truth:
     residual = (high - a) + (rest - a_low)
     # E in the eigenvectors of S, once by the linear equation and once with the square in it.
     r = q.mH @ residual @ q
-    e = r * weights
-    e = (r + e @ e) * weights
+    first = r * weights
+    e = (r + first @ first) * weights
+    sqrt_change = norm(e - first) / spd.positive_or_one(norm(e))
     # A negative eigenvalue of S has a residual as small as its opposite.
     wrong = 2 * signed.clamp(max=0).square().sum(1).sqrt()
     sqrt_error = norm(e) + wrong
@@ -204,8 +211,9 @@ def by_residuals(a: Tensor, g: Tensor, found: Results) -> Truth:
     high2, rest2 = product(z, high)
     inv_residual = (high2 - identity) + (rest2 + z @ (rest + a_low @ z))
     r = q.mH @ inv_residual @ q
-    e_inv = r * weights
-    e_inv = (r - (e_inv * s.square()[:, None, :]) @ e_inv) * weights
+    first = r * weights
+    e_inv = (r - (first * s.square()[:, None, :]) @ first) * weights
+    inv_change = norm(e_inv - first) / spd.positive_or_one(norm(e_inv))
 
     sqrt_norm = values.clamp(min=0).sum(1).sqrt()
     inv_norm = (1 / s).square().sum(1).sqrt()
@@ -241,4 +249,6 @@ def by_residuals(a: Tensor, g: Tensor, found: Results) -> Truth:
         inv_gradient_error=norm(inv_gradient_off) / spd.positive_or_one(norm(inv_gradient)),
         gradient_size=norm(gradient) / norm(g),
         inv_gradient_size=norm(inv_gradient) / norm(g),
+        sqrt_change=sqrt_change,
+        inv_change=inv_change,
     )
