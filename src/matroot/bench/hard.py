@@ -154,10 +154,10 @@ def block(seed: int, number: int, most: int = 4096) -> Block:
 def blocks(seed: int, total: int) -> Iterator[Block]:
     """Blocks from number 0 on until they hold ``total`` matrices; the last one is cut.
 
-    Some 256 at least, so that few matrices are of many kinds too.
+    Some 128 at least, so that few matrices are of many kinds too.
     """
     number, left = 0, total
-    most = min(4096, max(32, total // 256))
+    most = min(4096, max(32, total // 128))
     while left > 0:
         found = block(seed, number, most)
         yield replace(found, draw=replace(found.draw, count=min(found.draw.count, left)))
@@ -431,9 +431,9 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
         "input changed": torch.full_like(nan["sqrt"], found.mutated),
     }
     if spectral:
-        for name, ratio in (("root", "sqrt_ratio"), ("inverse root", "inv_ratio")):
-            beyond = quantities[ratio] > LAPACK_THRESHOLD
-            violations[f"{name} beyond LAPACK's threshold"] = beyond & says[ratio.split("_")[0]]
+        for name, which in (("root", "sqrt"), ("inverse root", "inv")):
+            beyond = quantities[f"{which}_ratio"] > LAPACK_THRESHOLD
+            violations[f"{name} beyond LAPACK's threshold"] = beyond & says[which]
     if reliable:
         lost = says["sqrt"] & has["sqrt"] & ranges["gradient"].fits & ~has["gradient"]
         violations["gradient not finite"] = lost
@@ -516,7 +516,7 @@ def _differs(a: Tensor, subject: Subject, found: Computed, part: int, unit: Unit
     b = len(a)
     plan = matroot.explain(a, method=METHOD_OPTIONS[subject.method], backend=subject.backend)
     exactly = plan.backend == plan.gradient_backend == "native"
-    order = torch.arange(part).roll(max(part // 3, 1))
+    order = torch.arange(part).roll(max(part // 2, 1))
     cut = part // 3
     differs = torch.zeros(b, dtype=torch.bool)
     for piece in (order[:cut], order[cut:]):

@@ -112,7 +112,7 @@ def _few_bits(a: Tensor, bits: int) -> Tensor:
 
 def save(case: Case, folder: Path) -> Path:
     """Write the file; its name tells the rule, the block and the matrix."""
-    words = "-".join(case.kind.replace("'", "").split())
+    words = "-".join("".join(c for c in case.kind if c.isalnum() or c == " ").split())
     origin = case.origin
     path = folder / f"{words}-{origin['seed']}-{origin['block']}-{origin['index']}.json"
     raw = bytes(case.a.contiguous().reshape(-1).view(torch.uint8).tolist())

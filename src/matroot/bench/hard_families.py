@@ -186,7 +186,8 @@ def _hilbert(draw: Draw) -> Tensor:
 def _pascal(draw: Draw) -> Tensor:
     """Pascal's matrices of binomials C(i+j, i), over the largest."""
     i = draw.index()
-    logarithm = (i[:, None] + i + 1).lgamma() - (i + 1).lgamma() - (i + 1).lgamma()[:, None]
+    single = (i + 1).lgamma()
+    logarithm = (i[:, None] + i + 1).lgamma() - (single[:, None] + single)
     if logarithm.max() < 30:
         # Whole numbers below 2⁵³ come out of the exponential as whole after rounding.
         return _with_ridge(draw, logarithm.exp().round())
@@ -236,7 +237,9 @@ def _ulp(draw: Draw) -> Tensor:
     a = _rounded(draw.turned(known[draw.whole(0, len(known) - 1).long()]), draw.dtype)
     off = draw.whole(-1, 1, draw.n, draw.n) * (draw.uniform(0, 1, draw.n, draw.n) < 0.5)
     off = off.triu() + off.triu(1).mT
-    return a * (1 + off * draw.unit)
+    size = a.abs()
+    place = torch.ldexp(torch.full_like(size, draw.unit / 2), torch.frexp(size).exponent)
+    return a / spd.positive_or_one(size) * (size + off * place)
 
 
 def _integers(draw: Draw) -> Tensor:

@@ -18,7 +18,7 @@ SHARE = 32
 # Others take seconds for each larger one.
 LARGEST = 64
 # JAX compiles for each size: 0.5 s.
-_JAX_EVERY = 16
+_JAX_EVERY = 64
 
 _Roots = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
