@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from matroot.bench.hard import Findings, Subject, compute, examine
 
 # Of one rule in one block; more of a kind tell nothing more.
 SAVED = 2
-# Examinations that minimising may take.
-_TRIES = 200
+# Seconds that minimising one may take.
+_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,10 @@ def cases(a: Tensor, subject: Subject, seen: Findings, origin: dict[str, Any]) -
 
 def minimised(a: Tensor, index: int, subject: Subject, kind: str) -> Tensor:
     """Fewer, smaller and simpler matrices that break the same rule, shape (b, n, n)."""
-    tries = 0
+    end = time.monotonic() + _SECONDS
 
     def fails(x: Tensor) -> bool:
-        nonlocal tries
-        tries += 1
-        if tries > _TRIES or not torch.isfinite(x).all():
+        if time.monotonic() > end or not torch.isfinite(x).all():
             return False
         found = examine(x, subject).violations.get(kind)
         return found is not None and bool(found.any())
