@@ -5,6 +5,7 @@ import fractions
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from matroot.bench import hard, hard_balls, hard_cases, hard_report, hard_run, r
 from matroot.bench.hard import Subject
 from matroot.bench.hard_families import FAMILIES, Draw, matrices
 from matroot.bench.hard_truth import Results, by_eigh, by_residuals, hermitian, product
+from matroot.bench.scale_report import markdown
 from matroot.testing import exact, random_spd, relative_error
 
 NATIVE = Subject("auto", "native", 0)
+ROOT = Path(__file__).parents[2]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.complex64)
 
 
@@ -386,3 +389,15 @@ def test_the_error_of_a_wrong_root_is_measured(dtype):
     torch.testing.assert_close(
         t.sqrt_error, relative_error(found.sqrt, exact(a)), rtol=2e-3, atol=0
     )
+
+
+def test_the_page_is_made_of_its_rows():
+    recorded, complaints = rows.load(ROOT / "benchmarks/results/hard-cpu.jsonl")
+    assert not complaints
+    text = (ROOT / "docs/hard.md").read_text(encoding="utf-8")
+    for title, table in hard_report.tables(recorded).items():
+        start, end = f"<!-- table: {title} -->", f"<!-- end of {title} -->"
+        assert text.split(start)[1].split(end)[0].strip() == markdown(table)
+    name = hard_report.plot(recorded).name
+    assert f"images/{name}.svg" in text
+    assert (ROOT / f"docs/images/{name}.svg").exists()
