@@ -46,8 +46,12 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> torch.Size:
 
 
 def hermitian_part(a: Tensor) -> Tensor:
-    """(A + Aᴴ)/2, shape (..., n, n), each half by itself since the sum may overflow."""
-    return torch.add(a * 0.5, a.mH, alpha=0.5)
+    """(A + Aᴴ)/2, shape (..., n, n), each half by itself since the sum may overflow.
+
+    Exactly Hermitian, also where halves are rounded, below the normal numbers.
+    """
+    half = a * 0.5
+    return half + half.mH
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:

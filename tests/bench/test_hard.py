@@ -4,6 +4,8 @@ import collections
 import fractions
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -401,3 +403,25 @@ def test_the_page_is_made_of_its_rows():
     name = hard_report.plot(recorded).name
     assert f"images/{name}.svg" in text
     assert (ROOT / f"docs/images/{name}.svg").exists()
+
+
+def test_the_hermitian_part_is_hermitian_below_the_normal_numbers():
+    least = torch.finfo(torch.float64).smallest_normal * torch.finfo(torch.float64).eps
+    a = torch.eye(40, dtype=torch.float64)
+    a[0, 1:], a[1:, 0] = least, 2 * least
+    part = spd.hermitian_part(a)
+    assert torch.equal(part, part.mT)
+
+
+def test_the_first_result_of_a_process_has_the_bits_of_the_second():
+    # Found as a difference in other company: divide and conquer read memory never written to.
+    program = (
+        "import sys, pathlib, torch, matroot\n"
+        "from matroot.bench import hard_cases\n"
+        "torch.set_num_threads(1)\n"
+        "a = hard_cases.load(pathlib.Path(sys.argv[1])).a\n"
+        "first, second = (matroot.sqrtm_pair(a.clone()) for _ in range(2))\n"
+        "assert all(map(torch.equal, first, second))\n"
+    )
+    path = Path(__file__).parent / "hard_violations/first-of-a-process.json"
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=300)

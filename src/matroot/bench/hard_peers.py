@@ -111,6 +111,16 @@ def _judged(a: Tensor, roots: _Roots) -> tuple[Row, int]:
         False,
     )
     seen = hard.judged(symmetric, Subject("auto", "torch", 0), found)
-    kept = ("sqrt_ratio", "inv_ratio", "sqrt_error", "inv_error")
-    histograms = {name: hard.histogram(seen.quantities[name]) for name in kept}
-    return histograms, int((~sqrt.isfinite().all(-1).all(-1)).sum())
+    # Only what has a root, away from the thresholds.
+    truth = hard.truth(symmetric, found, 0)
+    wanted = hard.due(truth, a.shape[-1], a.dtype, True)
+    histograms = {
+        name: hard.histogram(torch.where(wanted[root], seen.quantities[name], torch.nan))
+        for name, root in (
+            ("sqrt_ratio", "sqrt"),
+            ("inv_ratio", "inv_sqrt"),
+            ("sqrt_error", "sqrt"),
+            ("inv_error", "inv_sqrt"),
+        )
+    }
+    return histograms, int((wanted["sqrt"] & ~sqrt.isfinite().all(-1).all(-1)).sum())

@@ -180,6 +180,10 @@ def _bounds(row: Row) -> dict[str, str] | None:
     return found if set(found.values()) != {"–"} else None
 
 
+# Where the axis of ratios ends; a marker > stands for what is beyond.
+_END = 1e5
+
+
 def plot(rows: Sequence[Row]) -> Plot:
     """‖S² − A‖_F/(‖A‖_F n u) by family and package: median, 99 % and largest; 60 as a line."""
     kept = [r for r in rows if r["dtype"] in ("float32", "float64")]
@@ -201,12 +205,13 @@ def plot(rows: Sequence[Row]) -> Plot:
         shift = (names.index(row["candidate"]) - (len(names) - 1) / 2) * 0.8 / max(len(names), 1)
         y = families.index(row["family"]) + shift
         points = [quantile(histogram, 0.5), quantile(histogram, 0.99), histogram["max"]]
-        # Exact roots have no place on a logarithmic axis.
-        x = [max(p, 1e-4) for p in points if p is not None]
+        # Exact roots have no place on a logarithmic axis; far beyond, a number says no more.
+        x = [min(max(p, 1e-3), _END) for p in points if p is not None]
         colour = palette[row["candidate"]]
         axes.plot([x[0], x[-1]], [y, y], "-", color=colour, lw=0.8)
         for value, marker in zip(x, ("|", ".", "o"), strict=False):
-            axes.plot([value], [y], marker, color=colour, ms=5 if marker == "|" else 3)
+            shown = ">" if value == _END else marker
+            axes.plot([value], [y], shown, color=colour, ms=3 if marker in ".o" else 5)
     axes.axvline(LAPACK_THRESHOLD, color="0.3", ls="--", lw=1)
     axes.set(xscale="log", xlabel="‖S² − A‖ / (‖A‖ n u)")
     axes.set_yticks(range(len(families)), families, fontsize=7)

@@ -193,7 +193,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "map": ("ranks", "traffic"),
     "whitening": ("ranks", "traffic"),
     "huge": ("ranks", "traffic", "n"),
-    "hard": ("family", "n", "dtype", "matrices", "ratios", "violations"),
+    "hard": ("family", "dtype", "matrices", "ratios", "violations"),
     "balance": ("ranks", "loads", "spread", "spread_by_formula"),
 }
 
