@@ -362,6 +362,8 @@ struct Merges : MergeMemory {
         }
     for (int i = many; i < (many + lanes - 1) / lanes * lanes; ++i) pole[i] = 8, weight[i] = 0;
     for (int j = 0; j < high - low - many; ++j) take(deflated[j]);
+    // Their weight is 0, which times NaN would be NaN.
+    for (; place < (many + lanes - 1) / lanes * lanes; ++place) first[place] = last[place] = 0;
     return {counts[Upper], counts[Both]};
   }
 

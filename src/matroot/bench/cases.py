@@ -82,14 +82,8 @@ def run(cases: Sequence[Case], path: Path, settings: Settings) -> Iterator[Step]
     Raises:
         ValueError: the file holds rows of another environment, with which these must not mix.
     """
-    known = rows.load(path)[0] if path.exists() else []
     origin = rows.provenance(settings.device)
-    phrases = rows.differences(known, origin)
-    if phrases:
-        raise ValueError(
-            f"{path} was measured elsewhere ({'; '.join(phrases)}): name another file with "
-            "--output, or start it anew with --fresh"
-        )
+    known = recorded(path, origin)
     done = rows.finished(known)
     total = sum(case.weight for case in cases)
     passed = sum(case.weight for case in cases if case.key(settings) in done)
@@ -104,6 +98,22 @@ def run(cases: Sequence[Case], path: Path, settings: Settings) -> Iterator[Step]
         rows.append(path, [{**shared, **settled, **case.fields, **r, **origin} for r in found])
         passed += case.weight
     yield Step("done", total, total)
+
+
+def recorded(path: Path, origin: Row) -> list[Row]:
+    """The rows that a file holds, none where there is no file.
+
+    Raises:
+        ValueError: they are of another environment, with which new ones must not mix.
+    """
+    known = rows.load(path)[0] if path.exists() else []
+    phrases = rows.differences(known, origin)
+    if phrases:
+        raise ValueError(
+            f"{path} was measured elsewhere ({'; '.join(phrases)}): name another file with "
+            "--output, or start it anew with --fresh"
+        )
+    return known
 
 
 def set_aside(path: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""``matroot bench``: paper, peers, scale, report and compare."""
+"""``matroot bench``: paper, peers, scale, hard, report and compare."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 _T = TypeVar("_T")
+VIOLATIONS = "hard-violations"
+"""The folder of saved violations, beside the file of rows."""
 
 
 class DeviceName(enum.StrEnum):
@@ -154,6 +156,106 @@ def scale(
         if table.body:
             _show(title, table.head, [[cell.text for cell in line] for line in table.cells])
     _point_to(path)
+
+
+@app.command(epilog="After Ctrl-C, or the end of --minutes, the same command continues there.")
+def hard(
+    matrices: Annotated[
+        float, typer.Option(min=1, help="How many in all, such as 1e7; with --quick 1e4.")
+    ] = 1e5,
+    seed: Annotated[int, typer.Option(help="Other matrices, and others again.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="At work, of one thread each.")] = 1,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Begin no block of matrices after that.")
+    ] = None,
+    quick: Quick = False,
+    output: Output = None,
+    fresh: Fresh = False,
+    replay: Annotated[
+        Path | None, typer.Option(help="Examine the matrices of such a file again, and no others.")
+    ] = None,
+) -> None:
+    """Hard matrices by the million, every result judged: none may be wrong and look right.
+
+    21 families (singular, graded, clustered, of integers, of one unit in the last place, near
+    overflow, indefinite …), n = 1 to 256 and a few of 1000, all dtypes; values, gradients,
+    residuals, bounds, bits in other company. What breaks a rule is saved, minimised, beside the
+    rows in hard-violations, and counted; the exit status is then 1. LAPACK by hand, torch, SciPy
+    and JAX are given the first 32 matrices of each block.
+    """
+    from matroot.bench import hard_report, rows
+
+    if replay is not None:
+        _replay(replay)
+        return
+    settings = _settings(DeviceName.CPU, DtypeName.FLOAT32, quick)
+    path = output or _default("hard", settings)
+    total = int(1e4 if quick else matrices)
+    _examine(total, seed, path, fresh=fresh, processes=processes, minutes=minutes)
+    found = rows.pick(rows.load(path)[0], experiment="hard") if path.exists() else []
+    for title, table in hard_report.tables(found).items():
+        _show(title, table.head, [[cell.text for cell in line] for line in table.cells])
+    _point_to(path)
+    broken = sum(sum(row["violations"].values()) for row in found)
+    if broken:
+        console().print(f"{broken} violations; files in {path.parent / VIOLATIONS}", style="red")
+        raise typer.Exit(1)
+
+
+def _examine(
+    total: int, seed: int, path: Path, *, fresh: bool, processes: int, minutes: float | None
+) -> None:
+    """Run blocks with a progress bar; Ctrl-C keeps finished blocks."""
+    from matroot.bench import cases, hard_run
+
+    check_file(path)
+    check_folder(path.parent / VIOLATIONS)
+    if fresh and (old := cases.set_aside(path)) is not None:
+        console().print(f"the old file is now {old}", markup=False)
+    steps = hard_run.run(
+        seed, total, path, path.parent / VIOLATIONS, processes=processes, minutes=minutes
+    )
+    try:
+        with _one_thread(), progress(clock=True) as bar:
+            task = bar.add_task("", total=None)
+            for step in steps:
+                bar.update(task, description=step.title, completed=step.done, total=step.total)
+    except KeyboardInterrupt:
+        raise interrupted(
+            f"what is finished stands in {path}, and the same command goes on from there"
+        ) from None
+
+
+def _replay(path: Path) -> None:
+    """Examine a saved violation again; exit status 1 if a rule is still broken."""
+    from matroot.bench import hard_cases
+
+    case = hard_cases.load(path)
+    with _one_thread():
+        seen = hard_cases.replay(case)
+    body = [("rule", case.kind), ("matrices", f"{tuple(case.a.shape)}, {case.a.dtype}")]
+    body += [("method, backend", f"{case.subject.method}, {case.subject.backend}")]
+    body += [(name.replace("_", " "), str(value)) for name, value in case.origin.items()]
+    _show("What was examined", ("", ""), body)
+    if case.a[0].numel() <= 16:
+        console().print(str(case.a[0]), markup=False)
+    names = dict.fromkeys((*case.seen, *seen.findings.quantities))
+    now = {name: float(x[0]) for name, x in seen.findings.quantities.items()}
+    then = {name: x for name, x in case.seen.items() if x is not None}
+    columns = ("", "when saved", "now")
+    lines = [
+        [name, *(f"{t[name]:.3g}" if name in t else "–" for t in (then, now))] for name in names
+    ]
+    _show("Of the first matrix", columns, lines)
+    if seen.certified is not None:
+        for root, (low, high) in seen.certified.items():
+            console().print(f"certified relative error of {root}: {low:.3g} to {high:.3g}")
+    broken = {name: int(x.sum()) for name, x in seen.findings.violations.items()}
+    for name, count in broken.items():
+        console().print(f"broken: {name} ({count} of {len(case.a)})", style="red", markup=False)
+    if broken:
+        raise typer.Exit(1)
+    console().print("no rule is broken now")
 
 
 @contextmanager

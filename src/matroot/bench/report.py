@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 import matplotlib
 
-from matroot.bench import paper_sections, peer_sections, plots, scale_report
+from matroot.bench import hard_report, paper_sections, peer_sections, plots, scale_report
 from matroot.bench.layout import Group, Section, groups
 from matroot.bench.plots import Plot
 from matroot.bench.rows import Row
@@ -30,6 +30,7 @@ _SECTIONS = (
     peer_sections.speed,
     peer_sections.memory,
     scale_report.processes,
+    hard_report.section,
 )
 
 

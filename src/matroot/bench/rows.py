@@ -193,6 +193,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "map": ("ranks", "traffic"),
     "whitening": ("ranks", "traffic"),
     "huge": ("ranks", "traffic", "n"),
+    "hard": ("family", "dtype", "matrices", "ratios", "violations"),
     "balance": ("ranks", "loads", "spread", "spread_by_formula"),
 }
 
@@ -205,10 +206,11 @@ FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(
         ("ranks", "size", "local_ms", "panel_ms", "spread", "spread_by_formula"), _NUMBER
     ),
-    **dict.fromkeys(("ms", "curve", "traffic"), (dict, "an object")),
+    **dict.fromkeys(("block", "matrices", "failed"), _NUMBER),
+    **dict.fromkeys(("ms", "curve", "traffic", "ratios", "violations"), (dict, "an object")),
     "loads": (list, "a list"),
     **dict.fromkeys(("passed", "quick"), (bool, "true or false")),
-    **dict.fromkeys(("why", "root", "dtype", "application", "matroot", "commit"), _TEXT),
+    **dict.fromkeys(("why", "root", "dtype", "family", "application", "matroot", "commit"), _TEXT),
     **dict.fromkeys(("torch", "device_name", "measured"), _TEXT),
     **dict.fromkeys(("answer", "probe", "question", "version"), _TEXT),
 }
