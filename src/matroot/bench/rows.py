@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import matroot
+from matroot.files import named
 
 Row = dict[str, Any]
 """One candidate on one case: numbers, names, and the provenance of the measurement."""
@@ -81,14 +82,17 @@ def append(path: Path, rows: Sequence[Row]) -> None:
     """
     text = "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                text = "\n" + text
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("a+b") as file:
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    text = "\n" + text
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise named(error, path) from None
 
 
 def _finite(value: Any) -> Any:

@@ -8,7 +8,8 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from matroot.terminal import check_file
+from matroot.files import replacing
+from matroot.terminal import check_file, check_folder
 
 MAX_PIXELS = 4096 * 4096
 CONTENTS = ("astronaut", "coffee", "chelsea", "rocket")
@@ -74,7 +75,8 @@ def save_image(image: Tensor, path: str | Path, alpha: Tensor | None = None) -> 
                 f"got {alpha.dtype} of shape {tuple(alpha.shape)}"
             )
         planes.append(alpha[None])
-    Image.fromarray(torch.cat(planes).permute(1, 2, 0).contiguous().numpy()).save(path)
+    with replacing(Path(path)) as fresh:
+        Image.fromarray(torch.cat(planes).permute(1, 2, 0).contiguous().numpy()).save(fresh)
 
 
 def check_output(path: Path, has_alpha: bool, sources: Sequence[Path] = ()) -> None:
@@ -95,6 +97,7 @@ def check_output(path: Path, has_alpha: bool, sources: Sequence[Path] = ()) -> N
     if any(path.resolve() == source.resolve() for source in sources):
         raise ValueError(f"{path}: is one of the pictures read; choose another name")
     check_file(path)
+    check_folder(path.parent)  # It is written beside an old one, and takes its place.
 
 
 def photograph(name: str) -> Tensor:

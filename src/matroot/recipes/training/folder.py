@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from matroot.files import replace
 from matroot.recipes.training.configuration import read_text
 
 
@@ -79,8 +80,9 @@ class RunFolder:
     def start(self, description: dict[str, Any]) -> None:
         """Write the description, and remove the result of fewer epochs."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.description.write_text(json.dumps(description), encoding="utf-8")
+        # First: beside the description of more epochs it would pass for their result.
         self.result.unlink(missing_ok=True)
+        replace(self.description, json.dumps(description))
 
 
 def _counted(items: list[int]) -> str:
