@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 
@@ -19,8 +20,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; the error names ``path``.
     """
-    fresh = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    fresh = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
+        for left in path.parent.glob(f".{escape(path.stem)}.*.part{escape(path.suffix)}"):
+            left.unlink(missing_ok=True)  # By a process that was killed.
+        # Made here, and not opened where something of that name is: it might be a link.
         fresh.touch(exist_ok=False)
         yield fresh
         with fresh.open("r+b") as file:
