@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from matroot import __version__
 from matroot.files import held, replacing
-from matroot.terminal import check_folder, console, interrupted, missing, progress, working
+from matroot.terminal import (
+    check_folder,
+    console,
+    interrupted,
+    missing,
+    one_line,
+    progress,
+    working,
+)
 
 try:
     import typer
@@ -70,12 +78,12 @@ def main() -> None:
             raise missing("this command", error, "cli") from None
         raise
     except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"matroot: {error}") from None
+        raise SystemExit(f"matroot: {one_line(str(error))}") from None
     except RuntimeError as error:
         from torch.linalg import LinAlgError
 
         if isinstance(error, LinAlgError):
-            raise SystemExit(f"matroot: {error}") from None
+            raise SystemExit(f"matroot: {one_line(str(error))}") from None
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -73,7 +74,9 @@ def write(
     progress(0, total)
     for index, (_, found) in enumerate(parts):
         for plot in itertools.chain.from_iterable(s.plots for s in found):
-            stem = plot.name if index == 0 else f"{plot.name}-{index + 1}"
+            # Rows name it, and must not choose its folder.
+            stem = re.sub(r"[^\w.+-]", "_", plot.name)[:100]
+            stem = stem if index == 0 else f"{stem}-{index + 1}"
             svg = _svg(plot, stem)
             files.replace(drawings / f"{stem}.svg", svg)
             # Laid out above; once more would take a quarter of the time.

@@ -12,6 +12,9 @@ from matroot.files import replacing
 from matroot.terminal import check_file, check_folder
 
 MAX_PIXELS = 4096 * 4096
+# Of those that Pillow reads EPS would start another program, and ICO and ICNS hold pictures larger
+# than they say.
+FORMATS = ("PNG", "JPEG", "MPO", "JPEG2000", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM", "TGA")
 CONTENTS = ("astronaut", "coffee", "chelsea", "rocket")
 STYLES = ("brick", "grass", "gravel", "hubble_deep_field")
 
@@ -28,7 +31,7 @@ SHEET_STYLES: dict[str, tuple[str, slice, slice]] = {
 
 
 def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
-    """Read a picture: any Pillow format, grey, palette or 16 bit, turned as its EXIF tag says.
+    """Read a picture of one of ``FORMATS``, grey, palette or 16 bit, turned as its EXIF tag says.
 
     Returns:
         The colours, uint8 of shape (3, H, W), and the alpha channel, uint8 of shape (H, W), or None
@@ -39,7 +42,7 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
         ValueError: The file is not a readable image, or has more than 4096 x 4096 pixels.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels; at most 4096 x 4096 are supported")

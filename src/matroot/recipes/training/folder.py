@@ -6,6 +6,7 @@ import json
 import pickle
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 
@@ -97,7 +98,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(read_text(file))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{file}: expected what 'matroot train' has written there")
@@ -105,15 +106,19 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint of ``train``, on the CPU; no code in it is run.
+    """A checkpoint of ``train``, on the CPU; no code in it is run, nothing compressed is unpacked.
 
     Raises:
         ValueError: the file is no such checkpoint, or broken.
     """
     try:
+        # As torch.save writes it: what it takes in memory then is what it takes on the disk.
+        with ZipFile(file) as parts:
+            if any(part.compress_type != ZIP_STORED for part in parts.infolist()):
+                raise BadZipFile
         found: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         if found.keys() >= {"state_dict", "epoch", "loops", "pytorch-lightning_version"}:
             return found
-    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError):
+    except (OSError, EOFError, RuntimeError, AttributeError, BadZipFile, pickle.UnpicklingError):
         pass
     raise ValueError(f"{file}: expected a checkpoint of 'matroot train'; delete it to start anew")

@@ -36,7 +36,7 @@ from matroot.recipes.training.classifier import Classifier
 from matroot.recipes.training.configuration import Common, Config
 from matroot.recipes.training.folder import RunFolder, read_checkpoint, read_json
 from matroot.recipes.training.loaders import UNREADABLE, Data
-from matroot.terminal import check_folder
+from matroot.terminal import check_folder, one_line
 
 
 class _Checkpoints(TorchCheckpointIO):
@@ -168,7 +168,7 @@ def train(
         items = [len(training), len(test), classes]
         folder.check_data(known, items, place)
         if moved:
-            say(f"data are read from {place}, before from {known['data_root']}")
+            say(f"data are read from {place}, before from {one_line(str(known['data_root']))}")
         if complete:
             return _finished_before(folder)
         if resumed:
