@@ -211,8 +211,8 @@ def _is_replacing(node):
         *(
             pytest.param(command, stride, marks=pytest.mark.slow)
             for command, stride in (
-                ("train", 1),
-                ("compare", 2),
+                ("train", 2),
+                ("compare", 7),
                 ("demo", 1),
                 ("rows", 1),
                 ("report", 1),

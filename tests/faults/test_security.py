@@ -254,7 +254,7 @@ def test_only_the_known_archive_of_cifar_is_unpacked(tmp_path, monkeypatch):
         link.type, link.linkname = tarfile.SYMTYPE, "../.."
         archive.addfile(link)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/none")
-    with pytest.raises(ValueError, match="cifar10: not in .*, and cannot be downloaded"):
+    with pytest.raises(ValueError, match=r"cifar10: not in .*, and cannot be downloaded"):
         dbn.datasets(load_config("dbn", "cifar10-resnet18"), root)
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
     assert {path.name for path in root.iterdir()} <= {"cifar-10-python.tar.gz"}
