@@ -50,6 +50,13 @@ const InstructionSet& instruction_set() {
 // In a forked process OpenMP's threads no longer exist, and a parallel region would never end.
 std::atomic<bool> forked{false};
 
+// A MemoryError in Python.
+struct NoMemory : std::bad_alloc {
+  const char* what() const noexcept override {
+    return "matroot's kernels found no memory to work in; fewer or smaller matrices need less";
+  }
+};
+
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
@@ -113,7 +120,7 @@ void run(const Task& task, const Kernel<Task>& kernel) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (std::int64_t pack = 0; pack < packs; ++pack) one(pack);
   }
-  if (failed) throw std::bad_alloc();
+  if (failed) throw NoMemory();
 }
 
 // Which statuses occur among the matrices of a task: Status k as bit k.

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from matroot import __version__
-from matroot.terminal import check_folder, console, interrupted, missing, progress, working
+from matroot.files import held, replacing
+from matroot.terminal import (
+    check_folder,
+    console,
+    interrupted,
+    missing,
+    one_line,
+    progress,
+    working,
+)
 
 try:
     import typer
@@ -69,12 +78,12 @@ def main() -> None:
             raise missing("this command", error, "cli") from None
         raise
     except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"matroot: {error}") from None
+        raise SystemExit(f"matroot: {one_line(str(error))}") from None
     except RuntimeError as error:
         from torch.linalg import LinAlgError
 
         if isinstance(error, LinAlgError):
-            raise SystemExit(f"matroot: {error}") from None
+            raise SystemExit(f"matroot: {one_line(str(error))}") from None
         raise
 
 
@@ -227,9 +236,9 @@ def demo(
     """
     check_folder(output)
     start = time.perf_counter()
-    output.mkdir(parents=True, exist_ok=True)
-    photographs = _demo_pictures(output)
-    _demo_methods(photographs, output)
+    with held(output, output / ".lock"):
+        photographs = _demo_pictures(output)
+        _demo_methods(photographs, output)
     console().print(
         f"{output}/ written in {time.perf_counter() - start:.0f} s: contact_sheet.png, methods.md, "
         "methods.png and 16 pictures"
@@ -260,7 +269,8 @@ def _demo_pictures(output: Path) -> list[Tensor]:
                 table.add_row(content, style, *numbers, f"{result.seam_ratio:.3f}")
                 grid[-1].append((result.image, f"{ratio[:-1]} times nearer to {style}"))
                 bar.advance(task)
-    images.contact_sheet(grid).save(output / "contact_sheet.png")
+    with replacing(output / "contact_sheet.png") as fresh:
+        images.contact_sheet(grid).save(fresh)
     console().print(table)
     return [*contents.values(), *styles.values()]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+
+from matroot import _process
 
 _pretending = False
 _AS_IT_IS = nullcontext()
@@ -40,6 +43,23 @@ def no_autocast(a: Tensor) -> AbstractContextManager[object]:
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return _AS_IT_IS
+
+
+@contextmanager
+def one_thread_in_a_fork() -> Iterator[None]:
+    """PyTorch's operations on one thread, if this process was forked from one that had matroot.
+
+    The threads of that one do not exist here, and an operation that waits for them never ends.
+    """
+    if os.getpid() == _process.PID:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def exporting() -> bool:

@@ -140,6 +140,7 @@ largest_errors._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache
+@context.one_thread_in_a_fork()
 def _schedules(step_degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     best = best_cubic if step_degree == 3 else best_quintic
     grid = torch.arange(OCTAVES * OCTAVE + 1, dtype=torch.float64, device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,12 @@ def interrupted(more: str = "", code: int = INTERRUPTED) -> SystemExit:
     """The exit to raise after Ctrl-C or SIGTERM: one line on stderr, and the shell's status."""
     print("matroot: interrupted" + (f"; {more}" if more else ""), file=sys.stderr, flush=True)
     return SystemExit(code)
+
+
+def one_line(text: str) -> str:
+    """A text on one line, control characters written out: files of strangers may name things so."""
+    flat = " ".join(text.split())
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], flat)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from matroot.files import held
 from matroot.terminal import check_file, check_folder, console, interrupted, progress, working
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ def report(
         found += good
         complaints += bad
     _complain(complaints)
-    with progress() as bar:
+    with held(output, output / ".lock"), progress() as bar:
         task = bar.add_task("plots", total=None)
         written = write(
             found,
@@ -399,9 +400,14 @@ def _chosen(only: str | None, known: dict[str, _T]) -> list[_T]:
 
 def _measure(found: Sequence[Case], path: Path, settings: Settings, *, fresh: bool) -> None:
     """Run the cases with a progress bar; Ctrl-C keeps finished cases."""
+    check_file(path)
+    with held(path, path.with_name(f".{path.name}.lock")):
+        _measure_alone(found, path, settings, fresh=fresh)
+
+
+def _measure_alone(found: Sequence[Case], path: Path, settings: Settings, *, fresh: bool) -> None:
     from matroot.bench import cases, rows
 
-    check_file(path)
     if fresh and (old := cases.set_aside(path)) is not None:
         console().print(f"the old file is now {old}", markup=False)
     if path.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import jinja2
 import matplotlib
 
+from matroot import files
 from matroot.bench import hard_report, paper_sections, peer_sections, plots, scale_report
 from matroot.bench.layout import Group, Section, groups
 from matroot.bench.plots import Plot
@@ -73,18 +75,21 @@ def write(
     progress(0, total)
     for index, (_, found) in enumerate(parts):
         for plot in itertools.chain.from_iterable(s.plots for s in found):
-            stem = plot.name if index == 0 else f"{plot.name}-{index + 1}"
+            # Rows name it, and must not choose its folder.
+            stem = re.sub(r"[^\w.+-]", "_", plot.name)[:100]
+            stem = stem if index == 0 else f"{stem}-{index + 1}"
             svg = _svg(plot, stem)
-            (drawings / f"{stem}.svg").write_bytes(svg)
+            files.replace(drawings / f"{stem}.svg", svg)
             # Laid out above; once more would take a quarter of the time.
             plot.figure.set_layout_engine("none")
-            plot.figure.savefig(drawings / f"{stem}.png", dpi=130, metadata={"Software": None})
+            with files.replacing(drawings / f"{stem}.png") as fresh:
+                plot.figure.savefig(fresh, dpi=130, metadata={"Software": None})
             images[index, plot.name] = (f"plots/{stem}.svg", base64.b64encode(svg).decode())
             progress(len(images), total)
             written += [drawings / f"{stem}.svg", drawings / f"{stem}.png"]
     for template, name in (("report.html.jinja", "index.html"), ("report.md.jinja", "report.md")):
         text = _template(template).render(parts=parts, images=images, complaints=complaints)
-        (folder / name).write_text(text, encoding="utf-8")
+        files.replace(folder / name, text)
         written.append(folder / name)
     return written
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 import matroot
+from matroot.files import named
 
 Row = dict[str, Any]
 """One candidate on one case: numbers, names, and the provenance of the measurement."""
@@ -76,29 +78,38 @@ def _commit() -> str | None:
 def append(path: Path, rows: Sequence[Row]) -> None:
     """Add rows in one write that has reached the disk when this returns.
 
-    Numbers that are not finite become null. An unfinished last line, of a run that was killed, is
-    ended first, so that only that line is lost.
+    Numbers that are not finite become null, control characters become �. An unfinished last line,
+    of a run that was killed, is ended first, so that only that line is lost.
     """
-    text = "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(_storable(row), ensure_ascii=False) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                text = "\n" + text
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("a+b") as file:
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    text = "\n" + text
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise named(error, path) from None
 
 
-def _finite(value: Any) -> Any:
+def _storable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, str):
+        return _UNSHOWN.sub("�", value)
     if isinstance(value, dict):
-        return {key: _finite(x) for key, x in value.items()}
+        return {key: _storable(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(x) for x in value]
+        return [_storable(x) for x in value]
     return value
+
+
+# A terminal would obey them; and halves of characters, which no text in UTF-8 has.
+_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def load(path: Path) -> tuple[list[Row], list[str]]:
@@ -116,7 +127,10 @@ def load(path: Path) -> tuple[list[Row], list[str]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode(), parse_constant=_no_constant)
+            row = json.loads(
+                line.decode(), parse_constant=_no_constant, parse_float=_number, parse_int=_whole
+            )
+            _check_texts(row)
             _check(row)
         # Deeply nested brackets exhaust the parser's stack.
         except (ValueError, RecursionError) as error:
@@ -129,6 +143,31 @@ def load(path: Path) -> tuple[list[Row], list[str]]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _number(text: str) -> float:
+    if math.isinf(float(text)):
+        raise ValueError(f"{text:.20} is too large a number")
+    return float(text)
+
+
+def _whole(text: str) -> int:
+    # Which a float holds, and a file name.
+    if len(text) > 20:
+        raise ValueError(f"{text:.20}… is too large a number")
+    return int(text)
+
+
+def _check_texts(value: object) -> None:
+    """Raise ValueError for texts that cannot be shown as they are."""
+    if isinstance(value, str) and _UNSHOWN.search(value):
+        raise ValueError(f"control characters in {value!r:.60}")
+    if isinstance(value, dict):
+        for pair in value.items():
+            _check_texts(list(pair))
+    elif isinstance(value, list):
+        for x in value:
+            _check_texts(x)
 
 
 def _check(row: object) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import matroot
+from matroot import files
 from matroot.bench.candidates import PHASES, forward_backward, once
 from matroot.bench.measure import Problem, RootName, in_turns, milliseconds
 from matroot.bench.rows import append, provenance
@@ -119,8 +120,8 @@ def _report_turn(
 def save_rows(rows: Sequence[Row], path: Path, **where: object) -> None:
     """JSON lines, each row with its provenance; an existing file is replaced."""
     origin = {**provenance(torch.device("cpu")), **where}
-    path.unlink(missing_ok=True)
-    append(path, [{**asdict(row), **origin} for row in rows])
+    with files.replacing(path) as fresh:
+        append(fresh, [{**asdict(row), **origin} for row in rows])
 
 
 def save_markdown(rows: Sequence[Row], path: Path, caption: str) -> None:
@@ -136,7 +137,7 @@ def save_markdown(rows: Sequence[Row], path: Path, caption: str) -> None:
         f"| {r.milliseconds:.1f} | {r.p20:.1f}–{r.p80:.1f} |"
         for r in in_order(rows)
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files.replace(path, "\n".join(lines) + "\n")
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
@@ -184,4 +185,5 @@ def save_plot(rows: Sequence[Row], path: Path, caption: str) -> None:
     handles = [Line2D([], [], color=c, marker="o", ls="", label=m) for m, c in colours.items()]
     handles += [Line2D([], [], color="k", marker=m, ls="", label=r) for r, m in markers.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize="small")
-    figure.savefig(path, dpi=130)
+    with files.replacing(path) as fresh:
+        figure.savefig(fresh, dpi=130)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from matroot import sqrtm
+from matroot.files import replace, replacing
 from matroot.nn import (
     CovariancePooling1d,
     CovariancePooling2d,
@@ -31,7 +32,7 @@ from matroot.recipes.methods import layer_options
 from matroot.recipes.training.configuration import Common
 from matroot.recipes.training.folder import RunFolder, read_checkpoint
 from matroot.recipes.training.loaders import Data
-from matroot.recipes.training.loop import learner, train
+from matroot.recipes.training.loop import learner, one_run, train
 from matroot.statistics import moments
 from matroot.terminal import check_folder, working
 
@@ -39,6 +40,8 @@ Row = dict[str, Any]
 _POOLING = (CovariancePooling1d, CovariancePooling2d, CovariancePooling3d)
 _WHITENING = (DecorrelatedBatchNorm1d, DecorrelatedBatchNorm2d, DecorrelatedBatchNorm3d)
 _TURNS = 7
+# The options of ``train`` that are Lightning's and say which processes there are.
+_LAUNCHING = ("accelerator", "devices", "num_nodes", "strategy")
 
 
 @dataclass(frozen=True)
@@ -166,16 +169,18 @@ def compare(
     check_folder(output)
     results: dict[str, list[Row]] = {method: [] for method in methods}
     failed: dict[str, str] = {}
-    for seed in range(seeds):
-        for method in methods:
-            on_run(method, seed)
-            asked: Row = {"method": method, "gradient": gradient, "seed": seed, "root": root}
-            folder = _folder(output, method, seed)
-            try:
-                results[method].append(train(name, config, folder, **asked, **options))
-            except (torch.linalg.LinAlgError, FloatingPointError) as error:
-                failed[method] = str(error).splitlines()[0]
-    return _rows(name, config, results, failed, output, gradient, root) or []
+    launching = {k: options[k] for k in _LAUNCHING if k in options}
+    with one_run(output, launching):
+        for seed in range(seeds):
+            for method in methods:
+                on_run(method, seed)
+                asked: Row = {"method": method, "gradient": gradient, "seed": seed, "root": root}
+                folder = _folder(output, method, seed)
+                try:
+                    results[method].append(train(name, config, folder, **asked, **options))
+                except (torch.linalg.LinAlgError, FloatingPointError) as error:
+                    failed[method] = str(error).splitlines()[0]
+        return _rows(name, config, results, failed, output, gradient, root) or []
 
 
 def _folder(output: Path, method: str, seed: int) -> Path:
@@ -206,8 +211,8 @@ def _rows(
             row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else math.nan
         rows.append(row)
     text = json.dumps([{k: _json(v) for k, v in row.items()} for row in rows], indent=1)
-    (output / "compare.json").write_text(text, encoding="utf-8")
-    (output / "compare.md").write_text(table(rows) + "\n", encoding="utf-8")
+    replace(output / "compare.json", text)
+    replace(output / "compare.md", table(rows) + "\n")
     _plot(rows, output / "compare.png")
     return rows
 
@@ -310,4 +315,5 @@ def _plot(rows: list[Row], file: Path) -> None:
     axes.xaxis.set_minor_formatter(LogFormatter())
     axes.margins(x=0.18)
     axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=150)
+    with replacing(file) as fresh:
+        figure.savefig(fresh, dpi=150)

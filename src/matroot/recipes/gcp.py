@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
+from pydantic import Field
 from torch import nn
 
 from matroot.nn import CovariancePooling2d
@@ -38,7 +39,8 @@ class Settings(Config):
     """
 
     data: Literal["textures", "folder", "cub", "aircraft", "cars"]
-    backbone: str = "resnet50"
+    # A name of timm's; "hf-hub:…" and "local-dir:…" would read models of anyone.
+    backbone: str = Field("resnet50", pattern=r"^[\w.]+$")
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     layers: tuple[int, int, int, int] | None = None
     small_pictures: bool = False

@@ -8,9 +8,13 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from matroot.terminal import check_file
+from matroot.files import replacing
+from matroot.terminal import check_file, check_folder
 
 MAX_PIXELS = 4096 * 4096
+# Of those that Pillow reads EPS would start another program, and ICO and ICNS hold pictures larger
+# than they say.
+FORMATS = ("PNG", "JPEG", "MPO", "JPEG2000", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM", "TGA")
 CONTENTS = ("astronaut", "coffee", "chelsea", "rocket")
 STYLES = ("brick", "grass", "gravel", "hubble_deep_field")
 
@@ -27,7 +31,7 @@ SHEET_STYLES: dict[str, tuple[str, slice, slice]] = {
 
 
 def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
-    """Read a picture: any Pillow format, grey, palette or 16 bit, turned as its EXIF tag says.
+    """Read a picture of one of ``FORMATS``, grey, palette or 16 bit, turned as its EXIF tag says.
 
     Returns:
         The colours, uint8 of shape (3, H, W), and the alpha channel, uint8 of shape (H, W), or None
@@ -38,7 +42,7 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
         ValueError: The file is not a readable image, or has more than 4096 x 4096 pixels.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels; at most 4096 x 4096 are supported")
@@ -74,7 +78,8 @@ def save_image(image: Tensor, path: str | Path, alpha: Tensor | None = None) -> 
                 f"got {alpha.dtype} of shape {tuple(alpha.shape)}"
             )
         planes.append(alpha[None])
-    Image.fromarray(torch.cat(planes).permute(1, 2, 0).contiguous().numpy()).save(path)
+    with replacing(Path(path)) as fresh:
+        Image.fromarray(torch.cat(planes).permute(1, 2, 0).contiguous().numpy()).save(fresh)
 
 
 def check_output(path: Path, has_alpha: bool, sources: Sequence[Path] = ()) -> None:
@@ -95,6 +100,7 @@ def check_output(path: Path, has_alpha: bool, sources: Sequence[Path] = ()) -> N
     if any(path.resolve() == source.resolve() for source in sources):
         raise ValueError(f"{path}: is one of the pictures read; choose another name")
     check_file(path)
+    check_folder(path.parent)  # It is written beside an old one, and takes its place.
 
 
 def photograph(name: str) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from pydantic import Field
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +34,8 @@ class Settings(Config):
 
     data: Literal["motions", "hmdb51", "ucf101"]
     split: Literal[1, 2, 3] = 1
-    backbone: str = "resnet50"
+    # A name of timm's; "hf-hub:…" and "local-dir:…" would read models of anyone.
+    backbone: str = Field("resnet50", pattern=r"^[\w.]+$")
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     layers: tuple[int, int, int, int] | None = None
     small_pictures: bool = False

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import os
+import struct
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -19,6 +23,8 @@ from matroot.screen import Thresholds
 
 if TYPE_CHECKING:
     from matroot.kernels import _native as MODULE
+
+    _WHY_NOT: str
 
 __all__ = [
     "LARGEST",
@@ -47,34 +53,68 @@ LARGEST = 256
 LARGEST_BY_EIGENPAIRS = {torch.float32: 1024, torch.float64: 512}
 
 
-def _load() -> ModuleType | None:
-    """The compiled module; None where it was not built."""
+def _load() -> tuple[ModuleType | None, str]:
+    """The compiled module; or None, and why there is none.
+
+    Where there is one that cannot be loaded, a warning says so: PyTorch's operations are slower.
+    """
     name = "matroot.kernels._native"
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return None, _not_found()
     try:
+        _check_whole(Path(spec.origin))
         module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        return None
+    except (ImportError, OSError) as error:
+        why = f"its kernels cannot be loaded ({' '.join(str(error).split())})"
+        warnings.warn(
+            f"matroot's compiled CPU kernels are not used: {why}; PyTorch's operations are used in "
+            "their place. Install matroot again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None, why
     if os.getpid() != _process.PID:
         module.forked()  # Before it was loaded, so that it cannot know.
-    return module
+    return module, ""
+
+
+def _not_found() -> str:
+    folders = map(Path, sys.modules["matroot.kernels"].__path__)
+    built = [file.name for folder in folders for file in folder.glob("_native.*[!i]")]
+    if built:
+        return f"its kernels were built for another Python: {', '.join(sorted(built))}"
+    return "its kernels were not built: installation found no C++ compiler that could"
+
+
+def _check_whole(file: Path) -> None:
+    """Raise ImportError for a library of Linux that was cut off: loading it would end the process.
+
+    The table of its sections, at the end, must lie within the file.
+    """
+    with file.open("rb") as opened:
+        head = opened.read(64)
+    if len(head) == 64 and head.startswith(b"\x7fELF\2\1"):
+        (start,) = struct.unpack_from("<Q", head, 40)
+        size, count = struct.unpack_from("<HH", head, 58)
+        if file.stat().st_size < start + size * count:
+            raise ImportError(f"{file} was cut off")
 
 
 # Type checkers read its stub.
 if not TYPE_CHECKING:
-    MODULE = _load()
+    MODULE, _WHY_NOT = _load()
 
 
 def available() -> bool:
-    """Whether the kernels were built."""
+    """Whether there are kernels."""
     return MODULE is not None
 
 
 def declines(a: Tensor) -> str | None:
     """Why no compiled kernel takes this tensor, None if some may."""
     if MODULE is None:
-        return "its kernels were not built: installation found no C++ compiler that could"
+        return _WHY_NOT
     if context.on_accelerator(a):
         return f"its kernels run on a CPU, not on {a.device.type}"
     if spd.computing_dtype(a.dtype) not in (torch.float32, torch.float64):

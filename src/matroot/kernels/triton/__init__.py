@@ -30,7 +30,16 @@ from matroot.roots import root_pair, roots_in_order, wanted_roots
 from matroot.schedules import STEPS
 
 _BY_KERNELS, _BY_OPERATIONS = ByKernels(), ByOperations()
-_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def _installed() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # Something else has put an empty module of that name in its place.
+        return False
+
+
+_INSTALLED = _installed()
 
 
 _GPU_DECLINES: dict[torch.device, str | None] = {}

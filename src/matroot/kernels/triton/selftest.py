@@ -11,6 +11,7 @@ time. It takes some ten launches and one synchronisation, once a process.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 from typing import NamedTuple
@@ -127,6 +128,10 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
+def _triton() -> str:
+    return getattr(sys.modules.get("triton"), "__version__", "of unknown version")
+
+
 def _verdict(variant: Variant, device: torch.device) -> Verdict:
     """Run the test of a program, outside all modes and transforms that are active."""
     test = TESTS[variant.kernel]
@@ -148,7 +153,8 @@ def _verdict(variant: Variant, device: torch.device) -> Verdict:
                 worst = max(worst, error / allowed if allowed else 0.0)
         return Verdict(True, f"errors up to {worst:.0%} of what is promised")
     except Exception as error:  # Whatever a compiler or a driver may raise.
-        return Verdict(False, f"{type(error).__name__}: {error}")
+        reason = " ".join(str(error).split())[:300]
+        return Verdict(False, f"{type(error).__name__}: {reason} (Triton {_triton()})")
     finally:
         if sync:
             torch.cuda.set_sync_debug_mode(sync)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from matroot import bures_wasserstein_distance
+from matroot.files import replacing
 from matroot.recipes.images import contact_sheet
 from matroot.recipes.style.networks import Discriminator, Generator
 from matroot.recipes.style.pairs import to_bytes
@@ -184,7 +185,8 @@ class Learner(lightning.LightningModule):
                 for (content, style, made), ratio in zip(self.shown, self.ratios, strict=True)
             ][:16]
             sheet = contact_sheet(rows, side=192)
-            sheet.save(Path(self.trainer.default_root_dir) / "pictures.png")
+            with replacing(Path(self.trainer.default_root_dir) / "pictures.png") as fresh:
+                sheet.save(fresh)
         self.shown, self.ratios = [], []
 
     def configure_optimizers(self) -> Any:

@@ -6,9 +6,11 @@ import json
 import pickle
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 
+from matroot.files import replace
 from matroot.recipes.training.configuration import read_text
 
 
@@ -79,8 +81,9 @@ class RunFolder:
     def start(self, description: dict[str, Any]) -> None:
         """Write the description, and remove the result of fewer epochs."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.description.write_text(json.dumps(description), encoding="utf-8")
+        # First: beside the description of more epochs it would pass for their result.
         self.result.unlink(missing_ok=True)
+        replace(self.description, json.dumps(description))
 
 
 def _counted(items: list[int]) -> str:
@@ -95,7 +98,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(read_text(file))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{file}: expected what 'matroot train' has written there")
@@ -103,15 +106,19 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint of ``train``, on the CPU; no code in it is run.
+    """A checkpoint of ``train``, on the CPU; no code in it is run, nothing compressed is unpacked.
 
     Raises:
         ValueError: the file is no such checkpoint, or broken.
     """
     try:
+        # As torch.save writes it: what it takes in memory then is what it takes on the disk.
+        with ZipFile(file) as parts:
+            if any(part.compress_type != ZIP_STORED for part in parts.infolist()):
+                raise BadZipFile
         found: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         if found.keys() >= {"state_dict", "epoch", "loops", "pytorch-lightning_version"}:
             return found
-    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError):
+    except (OSError, EOFError, RuntimeError, AttributeError, BadZipFile, pickle.UnpicklingError):
         pass
     raise ValueError(f"{file}: expected a checkpoint of 'matroot train'; delete it to start anew")

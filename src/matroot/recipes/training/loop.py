@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import statistics
 import time
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities import rank_zero_only
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
@@ -25,6 +28,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from matroot.files import held, replace
 from matroot.nn import convert_sync_whitening
 from matroot.recipes.catalogue import application
 from matroot.recipes.methods import layer_options
@@ -32,7 +36,18 @@ from matroot.recipes.training.classifier import Classifier
 from matroot.recipes.training.configuration import Common, Config
 from matroot.recipes.training.folder import RunFolder, read_checkpoint, read_json
 from matroot.recipes.training.loaders import UNREADABLE, Data
-from matroot.terminal import check_folder
+from matroot.terminal import check_folder, one_line
+
+
+class _Checkpoints(TorchCheckpointIO):
+    """Writes checkpoints beside the last one, and on the same disk, before they take its place."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        """See ``CheckpointIO``."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        replace(Path(path), buffer.getbuffer())
 
 
 class Record(Callback):
@@ -134,56 +149,77 @@ def train(
     processes = _processes(trainer)
     asked["sync_whitening"] = _synchronised(name, module, sync_whitening, processes)
     check_folder(output)
-    folder = RunFolder(output)
-    known = folder.earlier_run(asked)
-    if asked["sync_whitening"] is None:
-        # One process goes on with a run of several.
-        asked["sync_whitening"] = known.get("sync_whitening")
-    finished, resumed = folder.result.exists(), folder.checkpoint.exists()
-    complete = finished and known["config"]["epochs"] == config.epochs
-    place = None if root is None else str(root.resolve())
-    moved = known.get("data_root", place) != place
-    if complete and not moved:
-        return _finished_before(folder)
-    if resumed:
-        # Lightning reads it again, but its errors about a broken file are not recognisable.
-        read_checkpoint(folder.checkpoint)
-    training, test, classes = module.datasets(config, root)
-    items = [len(training), len(test), classes]
-    folder.check_data(known, items, place)
-    if moved:
-        say(f"data are read from {place}, before from {known['data_root']}")
-    if complete:
-        return _finished_before(folder)
-    if resumed:
-        more = f" to {config.epochs} epochs" if finished else ""
-        say(f"going on from {folder.checkpoint}{more}")
-    model = _network(name, module, config, classes, options, seed)
-    if asked["sync_whitening"]:
-        convert_sync_whitening(model)
-    data = Data(training, test, config, seed)
-    batches = len(data.train_dataloader())
-    if not batches:
-        raise ValueError(f"{len(training)} items for training make no batch of {config.batch_size}")
-    record = Record()
-    if processes > 1 and hasattr(module, "DISTRIBUTED_STRATEGY"):
-        trainer.setdefault("strategy", module.DISTRIBUTED_STRATEGY)
-    loop = _trainer(
-        config,
-        folder,
-        [record, *callbacks],
-        batches=max(1, batches // processes),
-        progress=progress,
-        tensorboard=tensorboard,
-        options=trainer,
-    )
-    if loop.is_global_zero:
-        folder.start(asked | {"data_root": place, "items": items})
-    _fit(loop, model, data, folder, method)
-    result = _result(asked, record, loop.current_epoch, output)
-    if loop.current_epoch >= config.epochs and loop.is_global_zero:
-        folder.result.write_text(json.dumps(result), encoding="utf-8")
-    return result
+    with one_run(output, trainer):
+        folder = RunFolder(output)
+        known = folder.earlier_run(asked)
+        if asked["sync_whitening"] is None:
+            # One process goes on with a run of several.
+            asked["sync_whitening"] = known.get("sync_whitening")
+        finished, resumed = folder.result.exists(), folder.checkpoint.exists()
+        complete = finished and known["config"]["epochs"] == config.epochs
+        place = None if root is None else str(root.resolve())
+        moved = known.get("data_root", place) != place
+        if complete and not moved:
+            return _finished_before(folder)
+        if resumed:
+            # Lightning reads it again, but its errors about a broken file are not recognisable.
+            read_checkpoint(folder.checkpoint)
+        training, test, classes = module.datasets(config, root)
+        items = [len(training), len(test), classes]
+        folder.check_data(known, items, place)
+        if moved:
+            say(f"data are read from {place}, before from {one_line(str(known['data_root']))}")
+        if complete:
+            return _finished_before(folder)
+        if resumed:
+            more = f" to {config.epochs} epochs" if finished else ""
+            say(f"going on from {folder.checkpoint}{more}")
+        model = _network(name, module, config, classes, options, seed)
+        if asked["sync_whitening"]:
+            convert_sync_whitening(model)
+        data = Data(training, test, config, seed)
+        batches = len(data.train_dataloader())
+        if not batches:
+            raise ValueError(
+                f"{len(training)} items for training make no batch of {config.batch_size}"
+            )
+        record = Record()
+        if processes > 1 and hasattr(module, "DISTRIBUTED_STRATEGY"):
+            trainer.setdefault("strategy", module.DISTRIBUTED_STRATEGY)
+        loop = _trainer(
+            config,
+            folder,
+            [record, *callbacks],
+            batches=max(1, batches // processes),
+            progress=progress,
+            tensorboard=tensorboard,
+            options=trainer,
+        )
+        if loop.is_global_zero:
+            folder.start(asked | {"data_root": place, "items": items})
+        _fit(loop, model, data, folder, method)
+        result = _result(asked, record, loop.current_epoch, output)
+        if loop.current_epoch >= config.epochs and loop.is_global_zero:
+            replace(folder.result, json.dumps(result))
+        return result
+
+
+@contextmanager
+def one_run(output: Path, options: dict[str, Any]) -> Iterator[None]:
+    """Keep other runs out of a folder; the first of its processes does it for all of them.
+
+    Args:
+        output: the folder.
+        options: of ``lightning.Trainer``, which say how many processes there are.
+
+    Raises:
+        ValueError: another run is writing there.
+    """
+    _processes(options)  # Lightning then knows which of them this is.
+    lock = output / ".lock"
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # An attribute of a function.
+    with held(output, lock) if first else nullcontext():
+        yield
 
 
 def _asked(
@@ -269,6 +305,7 @@ def _trainer(
     return _built(
         max_epochs=config.epochs,
         callbacks=watching,
+        plugins=[_Checkpoints(), *options.pop("plugins", [])],
         logger=loggers,
         enable_progress_bar=progress,
         enable_model_summary=False,

@@ -1,0 +1,1 @@
+from recipes.conftest import few_pictures as few_pictures
