@@ -29,12 +29,13 @@ const InstructionSet& instruction_set() {
     [[maybe_unused]] auto wanted = [&](const char* name) {
       return wish == nullptr || *wish == 0 || std::string(wish) == name;
     };
-#if defined(__x86_64__)
-    __builtin_cpu_init();
+#ifdef MATROOT_WITH_avx512
     if (wanted("avx512") && __builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw"))
       return InstructionSet{"avx512", avx512::select};
+#endif
+#ifdef MATROOT_WITH_avx2
     if (wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
       return InstructionSet{"avx2", avx2::select};
 #endif

@@ -103,7 +103,9 @@ bool same(const Slot& slot, const char* x, const char* y, std::size_t count) {
     if (std::memcmp(x + i * slot.number, y + i * slot.number, slot.number) == 0) continue;
     if (slot.is_integer) return false;
     const double a = number_at(slot, x, i), b = number_at(slot, y, i);
-    if (a != b && !(std::isnan(a) && std::isnan(b))) return false;
+    if (a == b || (std::isnan(a) && std::isnan(b))) continue;
+    std::fprintf(stderr, "number %zu: %.17g with others, %.17g alone\n", i, a, b);
+    return false;
   }
   return true;
 }

@@ -15,16 +15,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from PIL import Image
 
 import matroot
 from matroot import cli
-from matroot.recipes import clips, commands, data
+from matroot.bench import cases, compare, report  # noqa: F401  (so that an engine can watch them)
+from matroot.recipes import clips, commands, data, images, stylize
+from matroot.recipes import compare as comparison
 from matroot.recipes.catalogue import APPLICATIONS
-from matroot.recipes.images import load_image
 from matroot.recipes.style import transfer
+from matroot.recipes.training import loop
 from matroot.recipes.training.configuration import load_config
 from matroot.recipes.training.folder import RunFolder, read_checkpoint, read_json
 
@@ -69,7 +73,8 @@ def _command(*arguments: str) -> None:
 
 def rows(given: bytes) -> None:
     """Rows of a benchmark, reported and compared."""
-    with _folder() as folder:
+    # Plots are laid out, but drawing them would take most of the time.
+    with _folder() as folder, mock.patch("matplotlib.figure.Figure.savefig"):
         (folder / "a.jsonl").write_bytes(given)
         _command("bench", "report", "a.jsonl", "-o", "report")
         _command("bench", "compare", "a.jsonl", "a.jsonl", "--all")
@@ -154,7 +159,7 @@ def pictures(given: bytes) -> None:
     """A picture."""
     with _folder() as folder, _one_line(ValueError):
         (folder / "picture").write_bytes(given)
-        colors, alpha = load_image(folder / "picture")
+        colors, alpha = images.load_image(folder / "picture")
         assert colors.dtype == torch.uint8
         assert colors.ndim == 3
         assert alpha is None or alpha.shape == colors.shape[1:]
@@ -181,15 +186,9 @@ _WORDS = (
 @contextlib.contextmanager
 def _without_work() -> Iterator[None]:
     """Commands check their arguments, but what takes long is left out."""
-    from unittest import mock
-
-    from matroot.bench import cases
-    from matroot.recipes import compare, images, stylize
-    from matroot.recipes.training import loop
-
     with contextlib.ExitStack() as stack:
         nothing: Callable[..., Any] = lambda *_, **__: []  # noqa: E731
-        for module, name in ((cases, "run"), (compare, "compare")):
+        for module, name in ((cases, "run"), (comparison, "compare")):
             stack.enter_context(mock.patch.object(module, name, nothing))
         for module, name in ((stylize, "stylize"), (images, "photograph"), (loop, "_fit")):
             stack.enter_context(mock.patch.object(module, name, _stop))
@@ -217,16 +216,9 @@ def arguments(given: bytes) -> None:
     with _folder() as folder, _without_work():
         pixels = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
         for name in ("a.png", "b.png"):
-            images_save(pixels, folder / name)
+            Image.fromarray(pixels).save(folder / name)
         (folder / "rows").write_text("")
         _command(*words)
-
-
-def images_save(pixels: np.ndarray, path: Path) -> None:
-    """A picture, written by Pillow."""
-    from PIL import Image
-
-    Image.fromarray(pixels).save(path)
 
 
 _FUNCTIONS: tuple[Callable[..., Any], ...] = (

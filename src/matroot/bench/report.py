@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -63,7 +64,9 @@ def write(
     """
     if not rows:
         raise ValueError("there are no rows to report; run matroot bench paper or peers first")
-    parts = [(group, list(sections(group))) for group in groups(rows)]
+    # What rows say is text: a dollar begins no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        parts = [(group, list(sections(group))) for group in groups(rows)]
     drawings = folder / "plots"
     drawings.mkdir(parents=True, exist_ok=True)
     # In the order of their groups; two groups may hold plots of the same name.
@@ -72,7 +75,9 @@ def write(
     progress(0, total)
     for index, (_, found) in enumerate(parts):
         for plot in itertools.chain.from_iterable(s.plots for s in found):
-            stem = plot.name if index == 0 else f"{plot.name}-{index + 1}"
+            # Names hold what rows say; a file of rows names no place outside of the folder.
+            stem = re.sub(r"[^\w.+-]", "_", plot.name[:80])
+            stem = stem if index == 0 else f"{stem}-{index + 1}"
             svg = _svg(plot, stem)
             (drawings / f"{stem}.svg").write_bytes(svg)
             # Laid out above; once more would take a quarter of the time.

@@ -116,7 +116,12 @@ def load(path: Path) -> tuple[list[Row], list[str]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode(), parse_constant=_no_constant)
+            row = json.loads(
+                line.decode(),
+                parse_constant=_no_constant,
+                parse_int=lambda digits: _in_range(int(digits)),
+                parse_float=lambda digits: _in_range(float(digits)),
+            )
             _check(row)
         # Deeply nested brackets exhaust the parser's stack.
         except (ValueError, RecursionError) as error:
@@ -129,6 +134,13 @@ def load(path: Path) -> tuple[list[Row], list[str]]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _in_range(x: float) -> float:
+    """X; ValueError where it is no number of double precision, or nearly."""
+    if abs(x) > LARGEST:
+        raise ValueError(f"a number is beyond {LARGEST:.0e}")
+    return x
 
 
 def _check(row: object) -> None:
@@ -151,8 +163,10 @@ def _check(row: object) -> None:
         ):
             raise ValueError(f"field {name!r} must be {expected} or null, got {value!r:.40}")
     for phase, triple in (row.get("ms") or {}).items():
-        if not _numbers(triple) or len(triple) != 3 or min(triple) <= 0:
+        if not _numbers(triple) or len(triple) != 3 or min(triple) < 1 / LARGEST:
             raise ValueError(f"ms[{phase!r}] must be three positive numbers, got {triple!r:.60}")
+    if row["experiment"] in SCALED:
+        _check_scaled(row)
     for kind, sent in (row.get("traffic") or {}).items():
         parts = [sent.get(name) for name in SENT] if isinstance(sent, dict) else None
         if not _numbers(parts):
@@ -164,6 +178,19 @@ def _check(row: object) -> None:
         x, y = curve.get("x"), curve.get("y")
         if not (_numbers(x) and _numbers(y) and len(x) == len(y)):
             raise ValueError("curve must hold two lists of numbers, x and y, of one length")
+        if row["experiment"] == "scalar" and min(x, default=1) < 1 / LARGEST:
+            raise ValueError("curve must hold positive x, of which there are roots")
+
+
+def _check_scaled(row: Row) -> None:
+    """What the report and its model need of a row of several processes."""
+    if row.get("ms") and "call" not in row["ms"]:
+        raise ValueError("field 'ms' must have the phase 'call'")
+    sent = row.get("traffic") or {}
+    if unknown := set(sent) - set(COLLECTIVES):
+        raise ValueError(f"traffic must be of {', '.join(COLLECTIVES)}, got {unknown!r:.60}")
+    if row["experiment"] == "collectives" and row.get("operation") not in sent:
+        raise ValueError(f"traffic must hold the operation, {row.get('operation')!r:.40}")
 
 
 def _numbers(value: object) -> bool:
@@ -172,8 +199,14 @@ def _numbers(value: object) -> bool:
     )
 
 
+# Of the numbers in rows.
+LARGEST = 1e300
+
 # What a row says of each kind of collective.
 SENT = ("calls", "messages", "bytes")
+COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "reduce")
+# The experiments with several processes.
+SCALED = ("collectives", "map", "whitening", "huge", "balance")
 
 # Fields that the report needs of a row, by experiment.
 REQUIRED: dict[str, tuple[str, ...]] = {

@@ -41,7 +41,9 @@ class RunFolder:
             return {}
         known = read_json(self.description)
         old, new = known.get("config"), asked["config"]
-        if not isinstance(old, dict):
+        items, root = known.get("items", [0, 0, 0]), known.get("data_root")
+        counts = isinstance(items, list) and [type(count) for count in items] == [int] * 3
+        if not (isinstance(old, dict) and counts and isinstance(root, str | None)):
             raise ValueError(f"{self.description}: expected what 'matroot train' has written there")
         # Until it was described each process had its own statistics.
         known.setdefault("sync_whitening", False)
@@ -72,7 +74,7 @@ class RunFolder:
         if known.get("items", items) != items:
             raise ValueError(
                 f"{self.path} holds a run with other data: {_counted(known['items'])} in "
-                f"{known['data_root']}, {_counted(items)} in {root}; choose another folder"
+                f"{known.get('data_root')}, {_counted(items)} in {root}; choose another folder"
             )
 
     def start(self, description: dict[str, Any]) -> None:
