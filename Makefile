@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 # Workers of one thread each, that sleep where they wait: two busy-waiting processes on two cores
 # slow each other down tenfold.
 CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+# Make's own CXX is g++.
+CLANG := $(if $(filter default,$(origin CXX)),clang++,$(CXX))
 PYTEST := $(CALM) $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-all test-older lint unit wheel format clean
+.PHONY: demo test test-all test-older lint unit wheel sanitize fuzz format clean
 
 demo: $(VENV)/cli.stamp
 	$(BIN)/matroot demo --output demo
@@ -80,6 +82,17 @@ test-older: $(VENV)/dev.stamp
 	done; rm -rf build/older; \
 	echo "passed:$${passed:- none}; failed:$${failed:- none}; did not install:$${missing:- none}"; \
 	test -n "$$passed" -a -z "$$failed"
+
+# The compiled kernels under address, undefined and thread sanitizers and valgrind.
+#   make sanitize CXX=clang++-19
+sanitize: $(VENV)/dev.stamp
+	CXX=$(CLANG) $(BIN)/python tests/fuzz/run.py sanitize
+
+# Coverage-guided fuzzing: so many minutes for the kernels, and as many for what reads files.
+MINUTES ?= 30
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/pip install --quiet atheris
+	CXX=$(CLANG) $(BIN)/python tests/fuzz/run.py fuzz $(MINUTES)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

@@ -12,6 +12,9 @@
 
 #include "simd.hpp"
 #include "team.hpp"
+#ifdef MATROOT_GUARDED
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace matroot {
 namespace MATROOT_ISA {
@@ -26,6 +29,10 @@ struct Arena {
   V* take(std::size_t count) {
     V* piece = base ? reinterpret_cast<V*>(base + used) : nullptr;
     used += (count * sizeof(V) + 63) / 64 * 64;
+#ifdef MATROOT_GUARDED
+    if (base) ASAN_POISON_MEMORY_REGION(base + used, 64);
+    used += 64;
+#endif
     return piece;
   }
 };

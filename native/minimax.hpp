@@ -22,7 +22,8 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
   const std::int64_t size = std::int64_t(n) * n;
   Status status[kMost] = {};
   int exponent[kMost] = {};
-  auto* two_rows = reinterpret_cast<typename K::Double::Vector*>(p);
+  // Four vectors for n = 1, where a matrix is one: y, z, p and d, which are not in use yet.
+  auto* two_rows = reinterpret_cast<typename K::Double::Vector*>(y);
   normalise<K>(task.a.as<const T>() + first * size, n, count, task.eps, task.thresholds.skew, t, u,
                two_rows, status, exponent, [&](int i, const typename K::Double::Vector* row) {
                  K::narrow_row(a + i * w, row, n);

@@ -64,7 +64,8 @@ static void prepare(const PrepareTask& task, std::int64_t matrix, int, void*) {
   double symmetric = 0, skewed = 0;
   for (int row = 0; row < tile_rows(n); ++row)
     pairs(n, a, x, row, [&](T& lower, T& upper, bool diagonal) {
-      const double mean = (double(lower) + upper) * half, off = (double(lower) - upper) * half;
+      // Each half by itself, since the sum may overflow.
+      const double b = lower * half, c = upper * half, mean = b + c, off = b - c;
       const double weight = diagonal ? 1 : 2;
       symmetric += weight * mean * mean, skewed += weight * off * off;
       lower = upper = T(diagonal ? mean + ridge : mean);

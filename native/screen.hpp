@@ -83,7 +83,8 @@ void normalise(const typename K::Real* from, int n, int count, double eps, doubl
     K::widen_row(rows, x + i * w, n);
     K::widen_row(rows + dw, y + i * w, n);
     for (int j = 0; j < n; ++j) {
-      DN entry = (D::at(rows, dw, 0, j) + D::at(rows + dw, dw, 0, j)) * half;
+      // As above, to the bit: the sum of the two may overflow.
+      DN entry = D::at(rows, dw, 0, j) * half + D::at(rows + dw, dw, 0, j) * half;
       if (i == j) entry += ridge;
       for (int l = 0; l < K::matrices; ++l)
         if (status[l] != Status::Ok) put(entry, l, double(i == j));

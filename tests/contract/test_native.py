@@ -73,6 +73,38 @@ def test_pade_is_as_accurate_as_by_cholesky(n, quantity):
 
 
 @built
+@pytest.mark.parametrize("method", ["eigh", "minimax", "pade"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [1, 2, 3, 25])
+def test_neighbours_without_a_root_change_no_bit(n, dtype, method):
+    """In one vector with them: small matrices, and some so large that the sum of two overflows."""
+    good = random_spd(n, 20, cond=10.0, dtype=dtype)
+    large = good[1::2] / good[1::2].amax((-2, -1), keepdim=True)
+    good[1::2] = large * (0.9 * torch.finfo(dtype).max)
+    places = [2, 9, 10]
+    for eps in (0.0, 1.0):
+        alone = matroot.sqrtm_ex(good, method=method, backend="native", eps=eps)
+        for wrong in (torch.nan, -torch.inf, torch.finfo(dtype).max):
+            a = good.clone()
+            a[places, 0, -1] = -wrong  # asymmetric, but for n = 1, which is negative then
+            found = matroot.sqrtm_ex(a, method=method, backend="native", eps=eps)
+            a[places], alone.sqrt[places] = good[places], found.sqrt[places]
+            assert found.sqrt[places].isnan().all()
+            torch.testing.assert_close(found.sqrt, alone.sqrt, rtol=0, atol=0, equal_nan=True)
+
+
+@built
+@pytest.mark.parametrize("n", [3, 40, 514])
+def test_matrices_near_overflow(n):
+    """Where the sum of two entries overflows; large ones are scaled by another kernel."""
+    a = random_spd(n, 1, cond=10.0, dtype=torch.float64)
+    a = a / a.amax() * (0.9 * torch.finfo(torch.float64).max)
+    found = matroot.sqrtm_ex(a, method="eigh", backend="native")
+    assert found.converged.all()
+    assert found.residual.max() < 1e-13
+
+
+@built
 def test_what_declines_says_why():
     with pytest.raises(ValueError, match="real numbers"):
         matroot.sqrtm(torch.eye(3, dtype=torch.complex64), backend="native")

@@ -66,7 +66,9 @@ def write(
     """
     if not rows:
         raise ValueError("there are no rows to report; run matroot bench paper or peers first")
-    parts = [(group, list(sections(group))) for group in groups(rows)]
+    # What rows say is text: a dollar begins no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        parts = [(group, list(sections(group))) for group in groups(rows)]
     drawings = folder / "plots"
     drawings.mkdir(parents=True, exist_ok=True)
     # In the order of their groups; two groups may hold plots of the same name.

@@ -128,7 +128,10 @@ def load(path: Path) -> tuple[list[Row], list[str]]:
             continue
         try:
             row = json.loads(
-                line.decode(), parse_constant=_no_constant, parse_float=_number, parse_int=_whole
+                line.decode(),
+                parse_constant=_no_constant,
+                parse_int=lambda digits: _in_range(int(digits)),
+                parse_float=lambda digits: _in_range(float(digits)),
             )
             _check_texts(row)
             _check(row)
@@ -145,17 +148,11 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def _number(text: str) -> float:
-    if math.isinf(float(text)):
-        raise ValueError(f"{text:.20} is too large a number")
-    return float(text)
-
-
-def _whole(text: str) -> int:
-    # Which a float holds, and a file name.
-    if len(text) > 20:
-        raise ValueError(f"{text:.20}… is too large a number")
-    return int(text)
+def _in_range(x: float) -> float:
+    """X; ValueError where it is no number of double precision, or nearly."""
+    if abs(x) > LARGEST:
+        raise ValueError(f"a number is beyond {LARGEST:.0e}")
+    return x
 
 
 def _check_texts(value: object) -> None:
@@ -190,8 +187,10 @@ def _check(row: object) -> None:
         ):
             raise ValueError(f"field {name!r} must be {expected} or null, got {value!r:.40}")
     for phase, triple in (row.get("ms") or {}).items():
-        if not _numbers(triple) or len(triple) != 3 or min(triple) <= 0:
+        if not _numbers(triple) or len(triple) != 3 or min(triple) < 1 / LARGEST:
             raise ValueError(f"ms[{phase!r}] must be three positive numbers, got {triple!r:.60}")
+    if row["experiment"] in SCALED:
+        _check_scaled(row)
     for kind, sent in (row.get("traffic") or {}).items():
         parts = [sent.get(name) for name in SENT] if isinstance(sent, dict) else None
         if not _numbers(parts):
@@ -203,6 +202,19 @@ def _check(row: object) -> None:
         x, y = curve.get("x"), curve.get("y")
         if not (_numbers(x) and _numbers(y) and len(x) == len(y)):
             raise ValueError("curve must hold two lists of numbers, x and y, of one length")
+        if row["experiment"] == "scalar" and min(x, default=1) < 1 / LARGEST:
+            raise ValueError("curve must hold positive x, of which there are roots")
+
+
+def _check_scaled(row: Row) -> None:
+    """What the report and its model need of a row of several processes."""
+    if row.get("ms") and "call" not in row["ms"]:
+        raise ValueError("field 'ms' must have the phase 'call'")
+    sent = row.get("traffic") or {}
+    if unknown := set(sent) - set(COLLECTIVES):
+        raise ValueError(f"traffic must be of {', '.join(COLLECTIVES)}, got {unknown!r:.60}")
+    if row["experiment"] == "collectives" and row.get("operation") not in sent:
+        raise ValueError(f"traffic must hold the operation, {row.get('operation')!r:.40}")
 
 
 def _numbers(value: object) -> bool:
@@ -211,8 +223,14 @@ def _numbers(value: object) -> bool:
     )
 
 
+# Of the numbers in rows.
+LARGEST = 1e300
+
 # What a row says of each kind of collective.
 SENT = ("calls", "messages", "bytes")
+COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "reduce")
+# The experiments with several processes.
+SCALED = ("collectives", "map", "whitening", "huge", "balance")
 
 # Fields that the report needs of a row, by experiment.
 REQUIRED: dict[str, tuple[str, ...]] = {

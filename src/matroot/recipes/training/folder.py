@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -44,7 +43,9 @@ class RunFolder:
             return {}
         known = read_json(self.description)
         old, new = known.get("config"), asked["config"]
-        if not isinstance(old, dict):
+        items, root = known.get("items", [0, 0, 0]), known.get("data_root")
+        counts = isinstance(items, list) and [type(count) for count in items] == [int] * 3
+        if not (isinstance(old, dict) and counts and isinstance(root, str | None)):
             raise ValueError(f"{self.description}: expected what 'matroot train' has written there")
         # Until it was described each process had its own statistics.
         known.setdefault("sync_whitening", False)
@@ -75,7 +76,7 @@ class RunFolder:
         if known.get("items", items) != items:
             raise ValueError(
                 f"{self.path} holds a run with other data: {_counted(known['items'])} in "
-                f"{known['data_root']}, {_counted(items)} in {root}; choose another folder"
+                f"{known.get('data_root')}, {_counted(items)} in {root}; choose another folder"
             )
 
     def start(self, description: dict[str, Any]) -> None:
@@ -119,6 +120,6 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         found: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         if found.keys() >= {"state_dict", "epoch", "loops", "pytorch-lightning_version"}:
             return found
-    except (OSError, EOFError, RuntimeError, AttributeError, BadZipFile, pickle.UnpicklingError):
+    except Exception:  # PyTorch's unpickler raises whatever the bytes run into.
         pass
     raise ValueError(f"{file}: expected a checkpoint of 'matroot train'; delete it to start anew")

@@ -156,7 +156,7 @@ def train(
             # One process goes on with a run of several.
             asked["sync_whitening"] = known.get("sync_whitening")
         finished, resumed = folder.result.exists(), folder.checkpoint.exists()
-        complete = finished and known["config"]["epochs"] == config.epochs
+        complete = finished and known["config"].get("epochs") == config.epochs
         place = None if root is None else str(root.resolve())
         moved = known.get("data_root", place) != place
         if complete and not moved:
