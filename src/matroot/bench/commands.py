@@ -192,7 +192,10 @@ def hard(
     settings = _settings(DeviceName.CPU, DtypeName.FLOAT32, quick)
     path = output or _default("hard", settings)
     total = int(1e4 if quick else matrices)
-    _examine(total, seed, path, fresh=fresh, processes=processes, minutes=minutes)
+    check_file(path)
+    check_folder(path.parent / VIOLATIONS)
+    with held(path, path.with_name(f".{path.name}.lock")):
+        _examine(total, seed, path, fresh=fresh, processes=processes, minutes=minutes)
     found = rows.pick(rows.load(path)[0], experiment="hard") if path.exists() else []
     for title, table in hard_report.tables(found).items():
         _show(title, table.head, [[cell.text for cell in line] for line in table.cells])
@@ -209,8 +212,6 @@ def _examine(
     """Run blocks with a progress bar; Ctrl-C keeps finished blocks."""
     from matroot.bench import cases, hard_run
 
-    check_file(path)
-    check_folder(path.parent / VIOLATIONS)
     if fresh and (old := cases.set_aside(path)) is not None:
         console().print(f"the old file is now {old}", markup=False)
     steps = hard_run.run(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from matroot import files
 from matroot.bench.hard import Findings, Subject, compute, examine
 
 # Of one rule in one block; more of a kind tell nothing more.
@@ -128,7 +129,7 @@ def save(case: Case, folder: Path) -> Path:
         "seen": {name: x if x == x else None for name, x in case.seen.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    files.replace(path, json.dumps(content, indent=1) + "\n")
     return path
 
 
