@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -93,11 +92,9 @@ def main(number: Annotated[int, typer.Option("--calls", min=1)] = 1_000_000) -> 
             call()
         print(f"{min(done + part, number):>9,} calls: {resident():.1f} MiB", flush=True)
     after = resident()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{number:,} calls in {time.perf_counter() - start:.0f} s: {before:.1f} MiB before, "
-        f"{after:.1f} after, {peak:.1f} at most: {(after - before) * 2**20 / number:.2f} bytes a "
-        "call"
+        f"{after:.1f} after: {(after - before) * 2**20 / number:.2f} bytes a call"
     )
 
 

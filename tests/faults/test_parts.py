@@ -66,6 +66,7 @@ def test_a_broken_library_says_why(content, why, tmp_path, monkeypatch):
         matroot.sqrtm(torch.eye(31), backend="native")
 
 
+@pytest.mark.slow
 @built
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries of Linux")
 def test_with_a_broken_library_everything_works(tmp_path):
@@ -98,6 +99,7 @@ def test_an_empty_module_in_the_place_of_triton(monkeypatch):
     assert not triton_kernels._installed()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_an_older_triton_is_named_and_left_out():
     """One that lacks what the kernels are made of."""
