@@ -188,7 +188,9 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for part in ("src", "native", "tests", "benchmarks", "docs"):
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("_native*.so"))
+            shutil.copytree(
+                ROOT / part, folder / part, ignore=shutil.ignore_patterns("_native*.so")
+            )
         for file in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / file, folder)
         # Packages by a path: the .pth files among them, an editable install's too, are not run.

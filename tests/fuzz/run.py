@@ -29,9 +29,7 @@ def sanitize() -> None:
     """The seeds of the kernels under each sanitizer, then under valgrind."""
     seeds = sorted((CORPUS / "kernels").iterdir())
     for name in ("address,undefined", "thread"):
-        program = build.build(
-            WORK / name.replace(",", "-"), COMPILER, f"-DMATROOT_SANITIZE={name}"
-        )
+        program = build.build(WORK / name.replace(",", "-"), COMPILER, f"-DMATROOT_SANITIZE={name}")
         run(program, *seeds, **build.environment(program))
     program = build.build(WORK / "plain", COMPILER)
     # Valgrind knows no AVX-512. "Possibly lost" are the stacks of OpenMP's waiting threads.

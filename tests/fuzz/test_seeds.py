@@ -1,4 +1,4 @@
-"""Bytes that fuzzing has found or started from: what they reach works, or is refused in one line."""
+"""Bytes that fuzzing found or started from: what they reach works, or is refused in one line."""
 
 import os
 import shutil
@@ -21,7 +21,9 @@ def test_seed(seed):
 @pytest.mark.skipif(
     shutil.which("cmake") is None or shutil.which("c++") is None, reason="no C++ compiler"
 )
-@pytest.mark.parametrize("sanitizers", ["", pytest.param("address,undefined", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sanitizers", ["", pytest.param("address,undefined", marks=pytest.mark.slow)]
+)
 def test_seeds_of_the_kernels(tmp_path, sanitizers):
     """On the instruction set that every CPU has, which takes the least time to compile."""
     program = build.build(
