@@ -57,6 +57,16 @@ def test_the_page_is_one_file_and_escapes_its_texts(tmp_path):
     assert all(re.search(r"(?<!\\)\|\s*$", line) for line in lines)
 
 
+def test_what_rows_say_is_no_path_and_no_formula(tmp_path):
+    """Names of plots, and the text in them, come from the rows."""
+    odd = row("$\\frac", experiment="accuracy", dtype="../../../above $_", case="accuracy")
+    folder = tmp_path / "a/b/c"
+    page_of([odd], folder)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 6
+    assert all(path.is_relative_to(folder) for path in files)
+
+
 def test_every_plot_is_there_three_times(tmp_path):
     found = [row(), row("other", ms={"forward": [3.0, 2.9, 3.1]})]
     html, markdown = page_of(found, tmp_path)

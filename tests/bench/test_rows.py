@@ -30,6 +30,7 @@ def test_the_newest_row_counts(tmp_path):
     assert [r["error"] for r in rows.load(path)[0]] == [1e-7, 0.25]
 
 
+NONE_SENT = {"calls": 0, "messages": 0, "bytes": 0}
 BROKEN = {
     "{": "",
     "[1]": "expected an object, got list",
@@ -47,6 +48,20 @@ BROKEN = {
     json.dumps(row(experiment="scalar", curve={"x": [1], "y": []})): "two lists of numbers",
     json.dumps(row(traffic={"reduce": {"calls": 1}})): "must hold calls, messages, bytes",
     json.dumps(row(loads=[])): "loads must be numbers",
+    json.dumps(row()).replace("100.0", "1e999"): "beyond 1e+300",
+    json.dumps(row()).replace("100.0", "1" * 400): "beyond 1e+300",
+    json.dumps(row(experiment="scalar", curve={"x": [0], "y": [1]})): "must hold positive x",
+    json.dumps(row(experiment="map", ranks=2, traffic={})): "the phase 'call'",
+    json.dumps(row(experiment="map", ranks=2, traffic={"gossip": NONE_SENT}, ms=None)): "'gossip'",
+    json.dumps(
+        row(
+            experiment="collectives",
+            operation="broadcast",
+            size=1,
+            ms={"call": [1.0, 1.0, 1.0]},
+            traffic={"reduce": NONE_SENT},
+        )
+    ): "must hold the operation, 'broadcast'",
     "[" * 100_000: "",
     "\ufffd\x00": "",
 }

@@ -1,4 +1,4 @@
-"""Bytes that fuzzing has found or started from: what they reach works, or is refused in one line."""
+"""Bytes that fuzzing found or started from: what they reach works, or is refused in one line."""
 
 import os
 import shutil
