@@ -453,6 +453,21 @@ struct Trial {
     }
   }
 
+  void measure() {
+    MeasureTask task{};
+    task.batch = batch();
+    task.eps = eps, task.shift = 8 * unit();
+    std::vector<Slot> slots{input(&task.a, in.below(12)), input(&task.sqrt, in.below(12)),
+                            input(&task.inv_sqrt, in.below(12)),
+                            output(&task.numbers, 8, kMeasures)};
+    run_and_check(task, select(task.batch.is_double, n).measure, slots, threads, alone);
+    // The trace, the least eigenvalue of S and the largest of Z may be negative; these are norms.
+    for (int m = 0; m < count; ++m)
+      for (int i : {0, 2, 3, 5, 7, 8})
+        if (number_at(slots[3], slots[3].block.data(), m * kMeasures + i) < 0)
+          fail("a norm is negative");
+  }
+
   void prepare() {
     PrepareTask task{};
     task.batch = batch();
@@ -596,6 +611,7 @@ void run_trial(int kernel, Kernels (*select)(bool, int), Bytes in) {
     case 8: return trial.divide();
     case 9: return trial.weigh();
     case 10: return trial.product();
+    case 12: return trial.measure();
     default: return trial.numbers_of_function();
   }
 }
@@ -605,7 +621,7 @@ void run_trial(int kernel, Kernels (*select)(bool, int), Bytes in) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const std::vector<InstructionSet> sets = instruction_sets();
   Bytes bytes{data, data + size};
-  const int kernel = bytes.below(12);
+  const int kernel = bytes.below(13);
   const auto select = sets[bytes.below(int(sets.size()))].select;
   if (bytes.below(2)) run_trial<double>(kernel, select, bytes);
   else run_trial<float>(kernel, select, bytes);
