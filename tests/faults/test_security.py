@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, features
 
 from bench.examples import row
 from matroot import cli
 from matroot.bench import report, rows
-from matroot.recipes import dbn
+from matroot.recipes import dbn, images
 from matroot.recipes.data import inside
 from matroot.recipes.images import load_image
 from matroot.recipes.training.configuration import load_config
@@ -226,6 +226,18 @@ def test_a_picture_that_is_a_bomb_is_not_decoded(tmp_path):
         load_image(file)
     assert tracemalloc.get_traced_memory()[1] < 10e6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", images.FORMATS)
+def test_the_formats_of_pictures_are_read(name, tmp_path):
+    if not features.check(
+        {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}.get(name, "zlib")
+    ):
+        pytest.skip(f"Pillow was built without {name}")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a", format=name)
+    pixels, alpha = load_image(tmp_path / "a")
+    assert (pixels.shape, alpha) == ((3, 30, 40), None)
+    assert pixels[0].min() > 240
 
 
 def test_a_picture_starts_no_program(tmp_path, monkeypatch):

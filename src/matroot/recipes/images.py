@@ -14,7 +14,7 @@ from matroot.terminal import check_file, check_folder
 MAX_PIXELS = 4096 * 4096
 # Of those that Pillow reads EPS would start another program, and ICO and ICNS hold pictures larger
 # than they say.
-FORMATS = ("PNG", "JPEG", "MPO", "JPEG2000", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM", "TGA")
+FORMATS = ("PNG", "JPEG", "JPEG2000", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM", "TGA")
 CONTENTS = ("astronaut", "coffee", "chelsea", "rocket")
 STYLES = ("brick", "grass", "gravel", "hubble_deep_field")
 
@@ -41,8 +41,10 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
         FileNotFoundError: There is no such file.
         ValueError: The file is not a readable image, or has more than 4096 x 4096 pixels.
     """
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not everywhere.
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(path, formats=known) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels; at most 4096 x 4096 are supported")
