@@ -130,7 +130,7 @@ def _by_torch(
     x = wide(a)
     n, identity = x.shape[-1], spd.identity_like(x)
     finite = spd.max_abs(x).isfinite()
-    # 4^j for A, 2^j for its root; below, so that the unit of A's rounding is a normal number.
+    # Units in which nothing overflows: A/2ʲ for an even j, S/2^{j/2}. 2ʲ must be a normal number.
     j = torch.where(finite, spd.even_exponent(x, request.eps), 0).clamp(-1000, 1000)
     half = torch.div(j, 2, rounding_mode="floor")
     y = spd.hermitian_part(spd.times_power_of_two(x, -j))
@@ -162,7 +162,7 @@ def _by_torch(
         below = shift * size
         _, semidefinite = factorised(s + below[..., None, None] * identity)
         largest = spd.upper_bound(inverse)[..., 0, 0]
-        # What rounding may have taken from the inverse is below its 16 n units times ‖S‖ ‖S⁻¹‖.
+        # Rounding changes the inverse by less than the share 16 n u ‖S‖ ‖S⁻¹‖.
         doubt = 16 * n * spd.real_eps(x.dtype) * largest * size
         least = torch.where(semidefinite, -below, torch.nan)
         least = torch.where(regular & (doubt < 0.5), (1 - doubt) / largest, least)
