@@ -72,7 +72,7 @@ MUTANTS = (
         "native/eigh.hpp",
         "lowest < -thresholds.indefinite * highest",
         "lowest < -2 * thresholds.indefinite * highest",
-        f"{CONTRACT}/test_backends.py -k native",
+        f"{NATIVE} -k twentieth",
     ),
     Mutant(
         "a threshold: singular at exactly 0",
