@@ -79,7 +79,7 @@ MUTANTS = (
         "native/eigh.hpp",
         ": lowest <= thresholds.singular * highest",
         ": lowest < thresholds.singular * highest",
-        f"{CONTRACT}/test_errors.py",
+        f"{NATIVE} -k twentieth",
     ),
     Mutant(
         "a Hermitian part that is dropped",
@@ -93,7 +93,7 @@ MUTANTS = (
         "native/published.hpp",
         "n, count, task.eps, task.thresholds.skew",
         "n, count, 0.0, task.thresholds.skew",
-        f"{CONTRACT}/test_backends.py -k native",
+        f"{CONTRACT}/test_backends.py -k scales_eps",
     ),
     Mutant(
         "a weight at ties: powers",

@@ -112,6 +112,8 @@ def test_thresholds_to_a_twentieth(n, dtype):
             fails = pytest.raises(torch.linalg.LinAlgError, match=wrong)
             with fails if is_wrong else nullcontext():
                 assert function(a, method="eigh", backend="native").isfinite().all()
+    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+        matroot.inv_sqrtm(torch.zeros(n, n, dtype=dtype), method="eigh", backend="native")
 
 
 @built
