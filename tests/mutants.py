@@ -156,7 +156,7 @@ MUTANTS = (
         "src/matroot/kernels/large.py",
         "passes.scaled(a.reshape(-1, n, n), request.eps)",
         "passes.scaled(a.reshape(-1, n, n), 0.0)",
-        f"{CONTRACT}/test_host_path.py {CONTRACT}/test_ridges.py",
+        f"{CONTRACT}/test_launches.py -k ridge",
     ),
     Mutant(
         "a commutator with a plus",
