@@ -345,6 +345,14 @@ def test_a_broken_promise_is_told():
     assert broken.sqrt.isfinite().all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_ridge(backend):
+    a = random_spd(140, 2, cond=10.0, dtype=torch.float32)
+    found, _ = solved(matroot.inv_sqrtm, a, eps=0.5, backend=backend)
+    expected = exact(a.double() + 0.5 * torch.eye(140), "inv_sqrt")
+    assert relative_error(found, expected).max() < tolerance(torch.float32, 10.0, "inv_sqrt")
+
+
 def test_options_of_the_method():
     a = random_spd(140, 2, cond=1e3)
     for method in (Minimax(tol=1e-2), Minimax(max_steps=2), Minimax(max_steps=1)):

@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 import matroot
+from matroot import spd
 from matroot.gradients import Spectral
 from matroot.kernels import NATIVE, native
 from matroot.methods import Eigh
@@ -91,6 +93,27 @@ def test_neighbours_without_a_root_change_no_bit(n, dtype, method):
             a[places], alone.sqrt[places] = good[places], found.sqrt[places]
             assert found.sqrt[places].isnan().all()
             torch.testing.assert_close(found.sqrt, alone.sqrt, rtol=0, atol=0, equal_nan=True)
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [2, 8, 30, 60])
+def test_thresholds_to_a_twentieth(n, dtype):
+    """Of diagonal matrices, whose eigenvalues are exact."""
+    a = torch.eye(n, dtype=dtype)
+    unit, null = torch.finfo(dtype).eps, spd.null_share(n, dtype)
+    for function, limit, wrong in (
+        (matroot.sqrtm, -n * unit, "indefinite"),
+        (matroot.inv_sqrtm, null, "singular"),
+    ):
+        for factor in (0.95, 1.05):
+            a[-1, -1] = factor * limit
+            is_wrong = factor < 1 if limit > 0 else factor > 1
+            fails = pytest.raises(torch.linalg.LinAlgError, match=wrong)
+            with fails if is_wrong else nullcontext():
+                assert function(a, method="eigh", backend="native").isfinite().all()
+    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+        matroot.inv_sqrtm(torch.zeros(n, n, dtype=dtype), method="eigh", backend="native")
 
 
 @built

@@ -31,7 +31,7 @@ def sanitize() -> None:
     for name in ("address,undefined", "thread"):
         program = build.build(WORK / name.replace(",", "-"), COMPILER, f"-DMATROOT_SANITIZE={name}")
         run(program, *seeds, **build.environment(program))
-    program = build.build(WORK / "plain", COMPILER)
+    program = build.build(WORK / "plain", COMPILER, "-DCMAKE_CXX_FLAGS=-gdwarf-4")
     # Valgrind knows no AVX-512. "Possibly lost" are the stacks of OpenMP's waiting threads.
     leaks = "--leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite"
     for instructions in ("baseline", "avx2"):

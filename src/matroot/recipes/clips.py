@@ -114,8 +114,9 @@ def _opened(path: Path) -> Iterator[InputContainer]:
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels; at most 4096 x 4096 are supported")
             yield video
-    except (OSError, ValueError, IndexError, av.FFmpegError) as error:
-        raise ValueError(f"{path}: not a readable video ({error})") from None
+    except Exception as error:  # PyAV raises many kinds, such as AttributeError for a codec.
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a readable video ({reason})") from None
 
 
 def hmdb51(root: Path, frames: int, split: int, training: Transform, test: Transform) -> Split:
