@@ -533,6 +533,7 @@ def test_stub_is_of_this_module():
     stub = ast.parse((Path(native.__file__).parents[1] / "_native.pyi").read_text())
     classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
     names = set(classes) | {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    names |= {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)}
     assert names == {name for name in dir(M) if not name.startswith("_")}
     for name, node in classes.items():
         for method in node.body:

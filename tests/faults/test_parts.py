@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from importlib.machinery import PathFinder
 
 import pytest
 import torch
@@ -48,9 +49,20 @@ def test_a_broken_library_says_why(content, why, tmp_path, monkeypatch):
         whole = file.read()
     name = "_native.so" if content else "_native.cpython-39-x86_64-linux-gnu.so"
     (tmp_path / name).write_bytes(content(whole) if content else whole)
+
+    class Broken:
+        """Before an editable install's finder, which knows where the whole library is."""
+
+        def find_spec(self, name, path, target=None):
+            if name == "matroot.kernels._native":
+                return PathFinder.find_spec(name, [str(tmp_path)])
+            return None
+
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     monkeypatch.setattr(sys.modules["matroot.kernels"], "__path__", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "matroot.kernels._native")
     if content is None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         found = tasks._load()
     else:
         with pytest.warns(RuntimeWarning, match="compiled CPU kernels are not used") as warned:

@@ -208,8 +208,9 @@ def _check(row: object) -> None:
 
 def _check_scaled(row: Row) -> None:
     """What the report and its model need of a row of several processes."""
-    if row.get("ms") and "call" not in row["ms"]:
-        raise ValueError("field 'ms' must have the phase 'call'")
+    phase = "busiest" if row["experiment"] == "balance" else "call"
+    if row.get("ms") and phase not in row["ms"]:
+        raise ValueError(f"field 'ms' must have the phase {phase!r}")
     sent = row.get("traffic") or {}
     if unknown := set(sent) - set(COLLECTIVES):
         raise ValueError(f"traffic must be of {', '.join(COLLECTIVES)}, got {unknown!r:.60}")
