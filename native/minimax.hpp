@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "cholesky.hpp"
 #include "isa.hpp"
 #include "screen.hpp"
 #include "solver.hpp"
@@ -39,6 +40,12 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
   const T huge = std::numeric_limits<T>::max();
   auto found = (definite > 0) & (most <= huge) & (least <= huge) & (least > 0);
   N low = found ? T(1) / most : s.number(0), low_at_most = found ? T(1) / least : s.number(0);
+  // The inverse of a matrix that is nearly singular may look like that of a regular one: its blocks
+  // of pivots are inverted, which loses more than the elimination that has the last word.
+  const N margin = (2 * T(task.thresholds.null) + T(n) / 8 * eps<T>()) * high;
+  std::memcpy(u, a, sizeof(V) * n * w);
+  s.add_diagonal(u, -margin);
+  const N regular = factorises<K>(n, u, s.memory + Solver<K>::kMatrices * n * w);
   N design = larger(low, 4 * eps<T>() * high);
   N at_least = s.largest_at_least(a);
 
@@ -101,7 +108,8 @@ static void solve_minimax(const MinimaxTask& task, std::int64_t first, int count
   const T null = T(task.thresholds.null);
   for (int l = 0; l < count; ++l) {
     // Singular to rounding, or indefinite: left to the reference, which distinguishes them.
-    if (status[l] == Status::Ok && !(lane<T>(low_at_most, l) > null * lane<T>(at_least, l)))
+    if (status[l] == Status::Ok &&
+        !(lane<T>(regular, l) > 0 && lane<T>(low_at_most, l) > null * lane<T>(at_least, l)))
       status[l] = Status::Left;
     std::int64_t m = first + l;
     bool good = status[l] == Status::Ok;

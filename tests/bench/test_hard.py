@@ -23,6 +23,8 @@ from matroot.testing import exact, random_spd, relative_error
 
 NATIVE = Subject("auto", "native", 0)
 ROOT = Path(__file__).parents[2]
+FILES = Path(__file__).parent / "hard_violations"
+VIOLATIONS = sorted(FILES.iterdir())
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.complex64)
 
 
@@ -405,12 +407,9 @@ def test_the_page_is_made_of_its_rows():
     assert (ROOT / f"docs/images/{name}.svg").exists()
 
 
-def test_the_hermitian_part_is_hermitian_below_the_normal_numbers():
-    least = torch.finfo(torch.float64).smallest_normal * torch.finfo(torch.float64).eps
-    a = torch.eye(40, dtype=torch.float64)
-    a[0, 1:], a[1:, 0] = least, 2 * least
-    part = spd.hermitian_part(a)
-    assert torch.equal(part, part.mT)
+@pytest.mark.parametrize("file", VIOLATIONS, ids=lambda file: file.stem)
+def test_what_was_broken_once_is_not_now(file):
+    assert not hard_cases.replay(hard_cases.load(file)).findings.violations
 
 
 def test_the_first_result_of_a_process_has_the_bits_of_the_second():
@@ -423,5 +422,5 @@ def test_the_first_result_of_a_process_has_the_bits_of_the_second():
         "first, second = (matroot.sqrtm_pair(a.clone()) for _ in range(2))\n"
         "assert all(map(torch.equal, first, second))\n"
     )
-    path = Path(__file__).parent / "hard_violations/first-of-a-process.json"
+    path = FILES / "first-of-a-process.json"
     subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=300)

@@ -450,11 +450,13 @@ def judged(a: Tensor, subject: Subject, found: Computed, *, again: int = 0) -> F
         )
     # Where the truth is known to a thousandth: see ``by_residuals``.
     root_known = t.sqrt_change < _KNOWN
-    exact = root_known & (condition < _SURE) if double else root_known
+    # Of gradients no second order is known.
+    gradient_known = t.sqrt_change < _KNOWN**2
+    exact = gradient_known & (condition < _SURE) if double else gradient_known
     bounds = {
         "S": (found.error_bound, "sqrt", t.sqrt_error, root_known),
         "Z": (found.inv_error_bound, "inv_sqrt", t.inv_error, t.inv_change < _KNOWN),
-        "∇S": (found.gradient_bound, "gradient", t.gradient_error, root_known),
+        "∇S": (found.gradient_bound, "gradient", t.gradient_error, gradient_known),
         "∇Z": (found.inv_gradient_bound, "inv_gradient", t.inv_gradient_error, exact),
     }
     for name, (bound, quantity, error, known) in bounds.items():

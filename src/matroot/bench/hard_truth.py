@@ -245,10 +245,15 @@ def by_residuals(a: Tensor, g: Tensor, found: Results) -> Truth:
         inv_residual=norm(inv_residual),
         sqrt_error=sqrt_error / spd.positive_or_one(sqrt_norm),
         inv_error=norm(e_inv) / inv_norm,
-        gradient_error=norm(gradient_off) / spd.positive_or_one(norm(gradient)),
-        inv_gradient_error=norm(inv_gradient_off) / spd.positive_or_one(norm(inv_gradient)),
+        gradient_error=_relative(gradient_off, q.mH @ gradient @ q),
+        inv_gradient_error=_relative(inv_gradient_off, q.mH @ inv_gradient @ q),
         gradient_size=norm(gradient) / norm(g),
         inv_gradient_size=norm(inv_gradient) / norm(g),
         sqrt_change=sqrt_change,
         inv_change=inv_change,
     )
+
+
+def _relative(off: Tensor, x: Tensor) -> Tensor:
+    """‖E‖_F/‖X − E‖_F for the error E of X."""
+    return norm(off) / spd.positive_or_one(norm(x - off))

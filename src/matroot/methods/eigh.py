@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from matroot import spectrum
+from matroot import spd, spectrum
 from matroot.methods.method import Method
 from matroot.roots import Functions
 from matroot.solution import Solution
@@ -42,7 +42,8 @@ class Eigh(Method):
 class Svd(Method):
     """Singular value decomposition, the baseline of the literature: A = U diag(σ) Vᴴ with U = ±V.
 
-    The sign of an eigenvalue is that of the inner product of its two singular vectors.
+    The sign of an eigenvalue is that of the inner product of its two singular vectors. Where λ and
+    −λ are eigenvalues above rounding, as half precision may have them, it does not converge.
 
     Note:
         One SVD, several times slower than eigh, and one product a root.
@@ -56,7 +57,12 @@ class Svd(Method):
         """See Method.solve."""
         u, sigma, vh = spectrum.svd(a)
         same = (u * vh.mT).sum(-2).real
-        return _solution(Spectrum.from_pairs(torch.where(same < 0, -sigma, sigma), u), functions)
+        found = _solution(Spectrum.from_pairs(torch.where(same < 0, -sigma, sigma), u), functions)
+        # Of λ and −λ the singular vectors are any mixture, and tell no signs.
+        sizes = sigma.detach()
+        above_rounding = sizes > max(8, a.shape[-1]) * spd.real_eps(a.dtype) * sizes[:, :1]
+        mixed = above_rounding & (same.detach().abs() < 0.9)
+        return replace(found, diverged=mixed.any(-1))
 
 
 def _solution(spectrum: Spectrum, functions: Functions) -> Solution:
