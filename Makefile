@@ -27,7 +27,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/python docs/support_table.py --check
 
 unit: $(VENV)/dev.stamp
-	$(PYTEST) -m "not slow and not gpu" --durations=5
+	$(PYTEST) -m "not slow and not gpu" --durations=25
 	$(BIN)/python -m pytest -q --doctest-modules src/matroot
 
 # The wheel as a user gets it: an environment of its own, another directory, no source tree on the
