@@ -46,6 +46,17 @@ def no_autocast(a: Tensor) -> AbstractContextManager[object]:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's operations on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def one_thread_in_a_fork() -> Iterator[None]:
     """PyTorch's operations on one thread, if this process was forked from one that had matroot.
 
@@ -54,12 +65,8 @@ def one_thread_in_a_fork() -> Iterator[None]:
     if os.getpid() == _process.PID:
         yield
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def exporting() -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -146,9 +145,10 @@ def scale(
     """
     from matroot.bench import rows, scale_report
     from matroot.bench.scale import EXPERIMENTS
+    from matroot.context import one_thread
 
     chosen = _chosen(only, EXPERIMENTS)
-    with _one_thread():
+    with one_thread():
         settings = _settings(DeviceName.CPU, DtypeName.FLOAT32, quick)
         path = output or _default("scale", settings)
         _measure([c for make in chosen for c in make(settings)], path, settings, fresh=fresh)
@@ -211,6 +211,7 @@ def _examine(
 ) -> None:
     """Run blocks with a progress bar; Ctrl-C keeps finished blocks."""
     from matroot.bench import cases, hard_run
+    from matroot.context import one_thread
 
     if fresh and (old := cases.set_aside(path)) is not None:
         console().print(f"the old file is now {old}", markup=False)
@@ -218,7 +219,7 @@ def _examine(
         seed, total, path, path.parent / VIOLATIONS, processes=processes, minutes=minutes
     )
     try:
-        with _one_thread(), progress(clock=True) as bar:
+        with one_thread(), progress(clock=True) as bar:
             task = bar.add_task("", total=None)
             for step in steps:
                 bar.update(task, description=step.title, completed=step.done, total=step.total)
@@ -231,9 +232,10 @@ def _examine(
 def _replay(path: Path) -> None:
     """Examine a saved violation again; exit status 1 if a rule is still broken."""
     from matroot.bench import hard_cases
+    from matroot.context import one_thread
 
     case = hard_cases.load(path)
-    with _one_thread():
+    with one_thread():
         seen = hard_cases.replay(case)
     body = [("rule", case.kind), ("matrices", f"{tuple(case.a.shape)}, {case.a.dtype}")]
     body += [("method, backend", f"{case.subject.method}, {case.subject.backend}")]
@@ -258,19 +260,6 @@ def _replay(path: Path) -> None:
     if broken:
         raise typer.Exit(1)
     console().print("no rule is broken now")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As the processes that are started have, and as their rows say."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @app.command()
