@@ -12,6 +12,7 @@ from torch import Tensor
 from matroot import context, screen, spd, spectrum
 from matroot.functions import Sqrt
 from matroot.gradients import ExplicitRule
+from matroot.methods import Eigh
 from matroot.request import Request
 from matroot.roots import Functions
 from matroot.screen import Converged, Status
@@ -55,7 +56,8 @@ def by_solver(
     flat = x.reshape(math.prod(batch), n, n)
     a, k, status = screen.normalized(flat, limits.skew, request.eps)
     products_only = context.exporting() and not request.method.factorises
-    if request.rounded and not (request.method.spectral or products_only):
+    # Eigh counts them as 0 itself.
+    if request.rounded and request.definite and not (type(request.method) is Eigh or products_only):
         a = spectrum.without_rounded_negatives(a, request.input_dtype)
     # Of functions other than the roots a method is asked for eigenpairs alone.
     solution = solve(a, request.solved if request.roots_only else ())

@@ -305,3 +305,17 @@ def test_a_regular_matrix_near_the_threshold_is_inverted():
     for method in ("auto", "minimax"):
         z = matroot.inv_sqrtm(a, method=method)
         assert relative_error(z, exact(a, "inv_sqrt")).max() < 0.02
+
+
+def test_singular_vectors_of_opposite_eigenvalues():
+    """They tell no signs, and such a matrix is not taken for one of equal eigenvalues."""
+    q = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double()).Q
+    a = torch.stack([torch.kron(torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])).double()] * 2)
+    a[1] = q @ torch.diag(torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)) @ q.mT
+    a[1] = (a[1] + a[1].mT) / 2
+    assert matroot.sqrtm_ex(a, method="svd").sqrt.isnan().all()
+    # At the rounding of half precision they are zeros.
+    b = torch.diag(torch.tensor([1.0, 1e-3, -1e-3, 0.0])).half()
+    b[1:3, 1:3] = torch.tensor([[0.0, 1e-3], [1e-3, 0.0]])
+    found = matroot.sqrtm(b, method="svd").float()
+    torch.testing.assert_close(found, matroot.sqrtm(b, method="eigh").float(), rtol=0, atol=1e-3)
