@@ -59,8 +59,8 @@ class Svd(Method):
         same = (u * vh.mT).sum(-2).real
         found = _solution(Spectrum.from_pairs(torch.where(same < 0, -sigma, sigma), u), functions)
         # Of λ and −λ the singular vectors are any mixture, and tell no signs.
-        sizes = sigma.detach()
-        above_rounding = sizes > max(8, a.shape[-1]) * spd.real_eps(a.dtype) * sizes[:, :1]
+        rounding = max(8, a.shape[-1]) * spd.real_eps(a.dtype) * spd.upper_bound(a.detach())
+        above_rounding = sigma.detach() > rounding[..., 0]
         mixed = above_rounding & (same.detach().abs() < 0.9)
         return replace(found, diverged=mixed.any(-1))
 
