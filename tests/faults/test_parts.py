@@ -1,8 +1,6 @@
 """Parts that are broken, missing or old: what is left works, and ``explain`` says what is wrong."""
 
 import importlib.util
-import os
-import subprocess
 import sys
 import types
 from importlib.machinery import PathFinder
@@ -11,24 +9,12 @@ import pytest
 import torch
 
 import matroot
+from faults.conftest import python
 from matroot.kernels import native
 from matroot.kernels import triton as triton_kernels
 from matroot.kernels.native import tasks
 
 built = pytest.mark.skipif(not tasks.available(), reason="kernels were not built")
-
-
-def python(code, **environment):
-    """What a fresh interpreter prints, and its standard error."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip(), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from faults import conftest
 from matroot.kernels.native import tasks
 
 pytestmark = [
@@ -19,15 +20,8 @@ pytestmark = [
 
 def python(code, **environment):
     """What a fresh interpreter with two threads prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", **environment},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    return conftest.python(code, **threads, **environment)[0]
 
 
 LIMITED = """

@@ -200,6 +200,7 @@ def compute(a: Tensor, subject: Subject) -> Computed:
     method = METHOD_OPTIONS[subject.method]
 
     def call(x: Tensor, root: str) -> tuple[matroot.SqrtmResult, list[Tensor]]:
+        # The roots' names are a Literal.
         result = matroot.sqrtm_ex(x, root=root, method=method, backend=subject.backend)  # type: ignore[arg-type]
         roots = [r for r in (result.sqrt, result.inv_sqrt) if r is not None]
         gradients = [
