@@ -70,18 +70,35 @@ struct MeasureRun {
     load(task.sqrt, -1);
     s.multiply(p, x, x);
     s.map(p, [&](int i) { return p[i] - a[i]; });
-    const N size = norm(x);
+    const N size = norm(x), rest = norm(p);
     store(2, size);
-    store(3, norm(p));
-    // The inverse proposes a bound of the least eigenvalue, and a factorisation proves it.
+    store(3, rest);
     std::copy_n(x, n * w, copy);
     const N found = s.invert(copy), inverse = s.upper_bound(copy);
     const auto proposed = (found > 0.0) & (inverse < std::numeric_limits<double>::max());
+    with_inverse(select(proposed & (rest > task.shift * norm(a)), N{} + 1.0, N{}));
+    // The inverse proposes a bound of the least eigenvalue, and a factorisation proves it.
     const N least = select(proposed, 0.9 / inverse, N{});
     const N proved = is_above(least);
     if (all_of(proved)) return store(4, least);
     const N below = -task.shift * size, semidefinite = is_above(below);
     store(4, select(proved > 0.0, least, select(semidefinite > 0.0, below, N{} + kNaN)));
+  }
+  // Of S⁻¹ and R = S² − A, in `copy` and `p`; two products that only large residuals are worth.
+  void with_inverse(const N& wanted) const {
+    N one{}, square{}, two{};
+    if (any_of(wanted)) {
+      s.multiply(product, copy, p);
+      one = norm(product);
+      for (int i = 0; i < n; ++i)
+        for (int j = 0; j < n; ++j) square += K::at(product, w, i, j) * K::at(product, w, j, i);
+      s.multiply(p, product, copy);
+      two = norm(p);
+    }
+    const N infinite = N{} + std::numeric_limits<double>::infinity();
+    store(5, select(wanted > 0.0, one, infinite));
+    store(6, select(wanted > 0.0, square, infinite));
+    store(7, select(wanted > 0.0, two, infinite));
   }
   // Nonzero where X − bound · I has a Cholesky factor.
   N is_above(const N& bound) const {
@@ -94,17 +111,22 @@ struct MeasureRun {
       if (lane<double>(flags, l) == 0) return false;
     return true;
   }
+  bool any_of(const N& flags) const {
+    for (int l = 0; l < count; ++l)
+      if (lane<double>(flags, l) != 0) return true;
+    return false;
+  }
   void of_inv_sqrt() const {
     load(task.inv_sqrt, 1);
-    store(5, norm(x));
-    store(6, s.upper_bound(x));
+    store(8, norm(x));
+    store(9, s.upper_bound(x));
     s.multiply(product, x, a);
-    store(7, norm(product));
+    store(10, norm(product));
     s.multiply(p, product, x);
     s.add_diagonal(p, s.number(-1));
-    store(8, norm(p));
+    store(11, norm(p));
     std::copy_n(x, n * w, copy);
-    store(9, select(factorises<K>(n, copy, m.columns) > 0.0, N{} + 1.0, N{} + kNaN));
+    store(12, select(factorises<K>(n, copy, m.columns) > 0.0, N{} + 1.0, N{} + kNaN));
   }
 };
 

@@ -21,6 +21,20 @@ def _shift(n: int, dtype: torch.dtype) -> float:
     return 8 * spd.real_eps(dtype) + 4 * n * spd.real_eps(torch.float64)
 
 
+class InverseMeasures(NamedTuple):
+    """Of S⁻¹ R for a regular root S and R = S² − A, in the same units; infinite where S is not.
+
+    Attributes:
+        one: ‖S⁻¹ R‖_F.
+        square: tr (S⁻¹ R)², which is ‖S^{−1/2} R S^{−1/2}‖_F².
+        two: ‖S⁻¹ R S⁻¹‖_F.
+    """
+
+    one: Tensor
+    square: Tensor
+    two: Tensor
+
+
 class SqrtMeasures(NamedTuple):
     """Of a root S of A, in units in which nothing overflows, double precision, shape (...).
 
@@ -29,11 +43,13 @@ class SqrtMeasures(NamedTuple):
         residual: ‖S² − A‖_F.
         least: at most λ_min(S), but for the rounding of a Cholesky factorisation; below 0 where S
             may be singular, NaN where it may be indefinite.
+        inverse: with the inverse; None where that was not measured.
     """
 
     norm: Tensor
     residual: Tensor
     least: Tensor
+    inverse: InverseMeasures | None = None
 
 
 class InvSqrtMeasures(NamedTuple):
@@ -111,8 +127,11 @@ def measure(
         found = measures.measure(a, sqrt, inv_sqrt, request.eps, shift)
         if found is not None:
             norm, trace, *rest = found.unbind(-1)
-            of_sqrt = None if sqrt is None else SqrtMeasures(*rest[:3])
-            of_inv = None if inv_sqrt is None else InvSqrtMeasures(*rest[3:])
+            of_sqrt = of_inv = None
+            if sqrt is not None:
+                of_sqrt = SqrtMeasures(*rest[:3], InverseMeasures(*rest[3:6]))
+            if inv_sqrt is not None:
+                of_inv = InvSqrtMeasures(*rest[6:])
             return Measures(norm, trace, of_sqrt, of_inv)
     return _by_torch(request, a, sqrt, inv_sqrt, relative_eps, shift)
 
@@ -154,6 +173,12 @@ def _by_torch(
         )
         return inverse, good & found
 
+    def with_inverse(inverse: Tensor, rest: Tensor, regular: Tensor) -> InverseMeasures:
+        product = inverse @ rest
+        square = (product * product.mT).sum((-2, -1)).real
+        found = norm(product), square, norm(product @ inverse)
+        return InverseMeasures(*(torch.where(regular, x, torch.inf) for x in found))
+
     of_sqrt = of_inv = None
     if sqrt is not None:
         s = spd.times_power_of_two(wide(sqrt), -half)
@@ -165,8 +190,11 @@ def _by_torch(
         # Rounding changes the inverse by less than the share 16 n u ‖S‖ ‖S⁻¹‖.
         doubt = 16 * n * spd.real_eps(x.dtype) * largest * size
         least = torch.where(semidefinite, -below, torch.nan)
-        least = torch.where(regular & (doubt < 0.5), (1 - doubt) / largest, least)
-        of_sqrt = SqrtMeasures(size, norm(s @ s - y), least)
+        regular = regular & (doubt < 0.5)
+        least = torch.where(regular, (1 - doubt) / largest, least)
+        rest = s @ s - y
+        of_inverse = None if context.exporting() else with_inverse(inverse, rest, regular)
+        of_sqrt = SqrtMeasures(size, norm(rest), least, of_inverse)
     if inv_sqrt is not None:
         z = spd.times_power_of_two(wide(inv_sqrt), half)
         product = z @ y
