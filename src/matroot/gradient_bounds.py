@@ -9,6 +9,7 @@ from matroot import checks, context, spd
 from matroot.dtensors import per_matrix
 from matroot.error_bounds import enlarged, rounding
 from matroot.functional import sqrtm_ex
+from matroot.lyapunov import solve_lyapunov
 from matroot.overrides import overridable
 
 
@@ -36,17 +37,17 @@ def gradient_error_bound(
 
     Returns:
         Shape (...), real, no derivative. NaN where nothing can be said: A is singular to rounding,
-        or X is not known to one digit.
+        or double precision does not find the gradient to one digit.
 
     Raises:
         TypeError: see ``sqrtm``; or dtypes differ.
         ValueError: see ``sqrtm``; or shapes differ, or no cotangent is given.
 
     Note:
-        A decomposition in double precision and two to six products: from ‖S X + X S − G‖_F, the
-        error bounds of S and Z, and the least eigenvalue of S (see the numerics page). In single
-        precision it is within a small factor of the error where rounding of X is most of it; in
-        double precision it is some n·u·κ.
+        A decomposition in double precision, a Lyapunov equation and up to eight products: from
+        ‖S X + X S − G‖_F, the error bounds of S and Z, and the least eigenvalue of S (see the
+        numerics page). In single precision it is within a small factor of the error; in double
+        precision it is some n·u·κ.
 
     Example:
         >>> import torch, matroot
@@ -95,19 +96,32 @@ def _bound(
     of_z = of_z / (1 - of_z) * z_norm
     z_most = spd.upper_bound(z)[..., 0, 0] + of_z
     unit = rounding(n, a.dtype, a)
-    rest = s @ x + x @ s
-    error = 2 * of_s * x_norm + unit * 4 * s_norm * x_norm
+    constant = torch.zeros_like(x)  # of the equation S X + X S = G
+    rounded = torch.zeros_like(s_norm)
     if g_sqrt is not None:
         g = spd.hermitian_part(spd.in_double(g_sqrt.detach()))
-        rest = rest - g
-        error = error + unit * norm(g)
+        constant = constant + g
+        rounded = rounded + unit * norm(g)
     if g_inv_sqrt is not None:
         g = spd.hermitian_part(spd.in_double(g_inv_sqrt.detach()))
-        rest = rest + z @ g @ z
-        error = error + norm(g) * (2 * of_z * z_most + 4 * unit * z_norm.square())
-    # X₀ is not less than X but for its error; λ_min of the exact root is 1/‖Z₀‖_2.
-    absolute = (norm(rest) + error) * z_most / 2
-    bound = enlarged(absolute / (x_norm - absolute))
-    known = (absolute < x_norm) & (of_s >= 0) & (of_z >= 0)
-    zero = (absolute == 0) & (x_norm == 0)
+        constant = constant - z @ g @ z
+        rounded = rounded + norm(g) * (2 * of_z * z_most + 4 * unit * z_norm.square())
+
+    def absolute(x: Tensor) -> tuple[Tensor, Tensor]:
+        """At least ‖X − X₀‖_F, and the residual."""
+        rest = s @ x + x @ s - constant
+        error = norm(rest) + norm(x) * (2 * of_s + 4 * unit * s_norm) + rounded
+        # λ_min of the exact root is 1/‖Z₀‖_2.
+        return error * z_most / 2, rest
+
+    # A better gradient, in double precision, says how far off X is, and how large X₀ is at least.
+    error, rest = absolute(x)
+    change = solve_lyapunov(s, rest, check_errors=False)
+    better = x - change
+    of_better, _ = absolute(better)
+    error = torch.minimum(error, norm(change) + of_better)
+    size = torch.maximum(x_norm - error, norm(better) - of_better)
+    bound = enlarged(error / size)
+    known = (size > 0) & (of_s >= 0) & (of_z >= 0)
+    zero = (error == 0) & (x_norm == 0)
     return torch.where(zero, 0.0, torch.where(known, bound, torch.nan))
