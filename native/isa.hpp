@@ -141,10 +141,9 @@ struct DistanceTask {
 
 // What is measured of A + eps·I, in units in which its entries are below 1, and of its roots:
 // ‖A‖_F, tr A; ‖S‖_F, ‖S² − A‖_F, what S has no eigenvalue below, but for rounding (−shift · ‖S‖_F
-// if not a positive number, NaN if not even that), and for R = S² − A ‖S⁻¹ R‖_F, tr (S⁻¹ R)²,
-// ‖S⁻¹ R S⁻¹‖_F (infinite where ‖R‖_F ≤ shift · ‖A‖_F or S is not regular); ‖Z‖_F, a bound of ‖Z‖_2,
-// ‖Z A‖_F, ‖Z A Z − I‖_F, 1 where Z has a Cholesky factor, else NaN. All are NaN where A is not
-// finite.
+// if not a positive number, NaN if not even that), and for R = S² − A ‖S⁻¹ R‖_F, tr (S⁻¹ R)² and
+// ‖S⁻¹ R S⁻¹‖_F (infinite where S is not regular); ‖Z‖_F, a bound of ‖Z‖_2, ‖Z A‖_F, ‖Z A Z − I‖_F,
+// 1 where Z has a Cholesky factor, else NaN. All are NaN where A is not finite.
 constexpr int kMeasures = 13;
 struct MeasureTask {
   Batch batch;

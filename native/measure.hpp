@@ -70,13 +70,13 @@ struct MeasureRun {
     load(task.sqrt, -1);
     s.multiply(p, x, x);
     s.map(p, [&](int i) { return p[i] - a[i]; });
-    const N size = norm(x), rest = norm(p);
+    const N size = norm(x);
     store(2, size);
-    store(3, rest);
+    store(3, norm(p));
     std::copy_n(x, n * w, copy);
     const N found = s.invert(copy), inverse = s.upper_bound(copy);
     const auto proposed = (found > 0.0) & (inverse < std::numeric_limits<double>::max());
-    with_inverse(select(proposed & (rest > task.shift * norm(a)), N{} + 1.0, N{}));
+    with_inverse(select(proposed, N{} + 1.0, N{}));
     // The inverse proposes a bound of the least eigenvalue, and a factorisation proves it.
     const N least = select(proposed, 0.9 / inverse, N{});
     const N proved = is_above(least);
@@ -84,21 +84,17 @@ struct MeasureRun {
     const N below = -task.shift * size, semidefinite = is_above(below);
     store(4, select(proved > 0.0, least, select(semidefinite > 0.0, below, N{} + kNaN)));
   }
-  // Of S⁻¹ and R = S² − A, in `copy` and `p`; two products that only large residuals are worth.
-  void with_inverse(const N& wanted) const {
-    N one{}, square{}, two{};
-    if (any_of(wanted)) {
-      s.multiply(product, copy, p);
-      one = norm(product);
-      for (int i = 0; i < n; ++i)
-        for (int j = 0; j < n; ++j) square += K::at(product, w, i, j) * K::at(product, w, j, i);
-      s.multiply(p, product, copy);
-      two = norm(p);
-    }
+  // Of S⁻¹ and R = S² − A, in `copy` and `p`.
+  void with_inverse(const N& regular) const {
     const N infinite = N{} + std::numeric_limits<double>::infinity();
-    store(5, select(wanted > 0.0, one, infinite));
-    store(6, select(wanted > 0.0, square, infinite));
-    store(7, select(wanted > 0.0, two, infinite));
+    s.multiply(product, copy, p);
+    N square{};
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j) square += K::at(product, w, i, j) * K::at(product, w, j, i);
+    store(5, select(regular > 0.0, norm(product), infinite));
+    store(6, select(regular > 0.0, square, infinite));
+    s.multiply(p, product, copy);
+    store(7, select(regular > 0.0, norm(p), infinite));
   }
   // Nonzero where X − bound · I has a Cholesky factor.
   N is_above(const N& bound) const {
@@ -110,11 +106,6 @@ struct MeasureRun {
     for (int l = 0; l < count; ++l)
       if (lane<double>(flags, l) == 0) return false;
     return true;
-  }
-  bool any_of(const N& flags) const {
-    for (int l = 0; l < count; ++l)
-      if (lane<double>(flags, l) != 0) return true;
-    return false;
   }
   void of_inv_sqrt() const {
     load(task.inv_sqrt, 1);

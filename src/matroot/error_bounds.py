@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from matroot import spd
-from matroot.residuals import InverseMeasures, InvSqrtMeasures, Measures, SqrtMeasures
+from matroot.residuals import InvSqrtMeasures, Measures, SqrtMeasures
 
 
 def enlarged(bound: Tensor) -> Tensor:
@@ -39,8 +39,8 @@ def _of_sqrt(measures: Measures, found: SqrtMeasures, n: int, dtype: torch.dtype
     """At least ‖S − S₀‖_F/‖S₀‖_F, S₀ the exact root of A, negative eigenvalues counted as 0.
 
     With r ≥ ‖S² − A‖_F and S ≥ s I > 0, S₀ ≥ √(s² − r) or 0: ‖S − S₀‖_F ≤ r/(s + √(s² − r)), since
-    S₀(S − S₀) + (S − S₀)S = S² − S₀². Where more is measured, see ``_by_inverse``. By Powers and Størmer (1970) ‖|S| − S₀‖_F² ≤ √n r,
-    where |S| is S but for eigenvalues that rounding has made negative.
+    S₀(S − S₀) + (S − S₀)S = S² − S₀². By Powers and Størmer (1970) ‖|S| − S₀‖_F² ≤ √n r, where |S|
+    is S but for eigenvalues that rounding has made negative. And see ``_by_inverse``.
     ‖S₀‖_F is √tr A. NaN where S is not known to be semi-definite.
     """
     unit = rounding(n, dtype, measures.norm)
