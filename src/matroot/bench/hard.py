@@ -536,12 +536,13 @@ def _differs(a: Tensor, subject: Subject, found: Computed, part: int, unit: Unit
             first, second = getattr(found, name)[piece], getattr(other, name)
             same = (_bits(first) == _bits(second)).all(-1).all(-1)
             if not exactly:
-                close = spd.in_double(first) - spd.in_double(second)
+                # An entry that overflows counts as the largest number.
+                x, y = (spd.in_double(r.nan_to_num(nan=math.nan)) for r in (first, second))
                 allowed = FORWARD_THRESHOLD * getattr(unit, name)[piece] + spd.real_eps(a.dtype)
                 # What is not determined by the matrix need not agree.
-                same |= (norm(close) <= allowed * norm(spd.in_double(first))) | (allowed > 0.1)
+                same |= (norm(x - y) <= allowed * norm(x)) | (allowed > 0.1)
                 # Whether there is a result is judged elsewhere, away from the thresholds.
-                same |= norm(spd.in_double(first) + spd.in_double(second)).isnan()
+                same |= norm(x + y).isnan()
             differs[piece] |= ~same
     return differs
 
