@@ -312,7 +312,7 @@ def test_planted_faults_of_other_kinds(monkeypatch):
 
 def test_overflow_of_a_result_is_no_difference(monkeypatch):
     """Of a method that is only the same to rounding; inf − inf is NaN."""
-    a = torch.tensor([[1e-6, 0.0], [0.0, 0.01]], dtype=torch.float16).expand(2, 2, 2)
+    a = torch.tensor([[1e-5, 0.0], [0.0, 0.01]], dtype=torch.float16).expand(2, 2, 2)
     subject = Subject("svd", "torch", 0)
     found = hard.compute(a, subject)
     assert found.inv_gradient.isinf().any()
@@ -323,7 +323,7 @@ def test_overflow_of_a_result_is_no_difference(monkeypatch):
         return hard._differs(a, subject, found, 2, unit).all()
 
     assert not differs(found.inv_gradient * (1 + 2**-10))
-    assert differs(found.inv_gradient.clamp(-1e3, 1e3))
+    assert differs(found.inv_gradient.nan_to_num(posinf=-1.0, neginf=1.0))
 
 
 def test_a_file_that_holds_no_violation(tmp_path):
