@@ -8,6 +8,10 @@
 
 namespace matroot {
 
+// Another number where a task, a constant or their meaning changes; tasks.py has it too, so that a
+// module which was compiled from other sources is not called.
+constexpr int kInterface = 1;
+
 // The outcome for a matrix: see Status in screen.py. No caller of the library gets Left.
 enum class Status : std::int64_t {
   Ok,

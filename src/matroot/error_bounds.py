@@ -45,6 +45,8 @@ def _of_sqrt(measures: Measures, found: SqrtMeasures, n: int, dtype: torch.dtype
     """
     unit = rounding(n, dtype, measures.norm)
     delta = unit * (found.norm.square() + measures.norm)
+    if measures.relative_ridge is not None:
+        delta = delta + unit * measures.relative_ridge
     r = found.residual + delta
     proven = found.least - unit * n**0.5 * found.norm
     s = proven.clamp(min=0)
@@ -89,6 +91,8 @@ def _of_inv_sqrt(measures: Measures, found: InvSqrtMeasures, n: int, dtype: torc
     """
     unit = rounding(n, dtype, measures.norm)
     evaluated = measures.norm * found.largest * found.norm + found.half * found.norm + n**0.5
+    if measures.relative_ridge is not None:
+        evaluated = evaluated + measures.relative_ridge * found.largest.square()
     rho = found.residual + unit * evaluated
     rest = (1 - rho).sqrt()  # NaN beyond 1.
     # Z has no eigenvalue between ± √(1 − ρ)/√‖A‖, and none below what rounding lets a factor pass.

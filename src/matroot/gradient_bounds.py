@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from matroot import checks, context, spd
+from matroot import checks, context, screen, spd
 from matroot.dtensors import per_matrix
 from matroot.error_bounds import enlarged, rounding
 from matroot.functional import sqrtm_ex
 from matroot.lyapunov import solve_lyapunov
 from matroot.overrides import overridable
+from matroot.screen import Status
 
 
 @overridable
@@ -47,7 +48,8 @@ def gradient_error_bound(
         A decomposition in double precision, a Lyapunov equation and up to eight products: from
         ‖S X + X S − G‖_F, the error bounds of S and Z, and the least eigenvalue of S (see the
         numerics page). In single precision it is within a small factor of the error; in double
-        precision it is some n·u·κ.
+        precision, whose own rounding it cannot tell from errors, it is some hundred n·u for the
+        root and some ten thousand for the inverse root at κ = 10, and grows with κ.
 
     Example:
         >>> import torch, matroot
@@ -71,17 +73,23 @@ def gradient_error_bound(
     real = spd.real_dtype(spd.computing_dtype(a.dtype))
     if a.numel() == 0:
         return a.new_zeros(a.shape[:-2], dtype=real)
+    skew = screen.thresholds(a.shape[-1], a.dtype).skew
     with torch.no_grad(), context.no_autocast(a):
-        x = spd.in_double(gradient.detach())
-        return _bound(spd.in_double(a.detach()), x, g_sqrt, g_inv_sqrt, eps).to(real)
+        wide = spd.in_double(a)
+        nothing = torch.zeros_like(wide)
+        g_s, g_z = (
+            nothing if g is None else spd.hermitian_part(spd.in_double(g))
+            for g in (g_sqrt, g_inv_sqrt)
+        )
+        return _bound(wide, spd.in_double(gradient), g_s, g_z, eps, skew).to(real)
 
 
-def _bound(
-    a: Tensor, x: Tensor, g_sqrt: Tensor | None, g_inv_sqrt: Tensor | None, eps: float
-) -> Tensor:
-    """The same of matrices in double precision."""
-    n = a.shape[-1]
-    s, z, _, _, of_s, of_z, _, _ = sqrtm_ex(a, root="both", eps=eps)
+def _bound(a: Tensor, x: Tensor, g_s: Tensor, g_z: Tensor, eps: float, skew: float) -> Tensor:
+    """The same in double precision, with Hermitian cotangents; see Thresholds for ``skew``."""
+    n, shape = a.shape[-1], a.shape[:-2]
+    flat, k, status = screen.normalized(a.reshape(-1, n, n), skew, eps)
+    a, k = flat.reshape(a.shape), k.reshape(shape)
+    s, z, _, _, of_s, of_z, _, _ = sqrtm_ex(a, root="both")
     assert s is not None
     assert z is not None
     assert of_s is not None
@@ -90,22 +98,32 @@ def _bound(
     def norm(value: Tensor) -> Tensor:
         return spd.frobenius_norm(value)[..., 0, 0]
 
+    # In units in which nothing overflows: A/2ᵏ, so 2^{k/2} X, G_Z/2ᵏ; and these over 2ʲ.
+    least = -4000  # Of no cotangent, or of one that is not finite.
+    j = torch.maximum(
+        *(
+            torch.where((spd.max_abs(g) > 0) & spd.max_abs(g).isfinite(), power, least)
+            for g, power in ((g_s, spd.exponent(g_s)), (g_z, spd.exponent(g_z) - k))
+        )
+    )
+    j = torch.where(j == least, 0, j)
+    x = spd.times_power_of_two(x, torch.div(k, 2, rounding_mode="floor") - j)
+    g_s, g_z = spd.times_power_of_two(g_s, -j), spd.times_power_of_two(g_z, -j - k)
+
     s_norm, z_norm, x_norm = norm(s), norm(z), norm(x)
     # ‖S − S₀‖_F and ‖Z − Z₀‖_F, from bounds relative to the exact roots.
     of_s = of_s / (1 - of_s) * s_norm
     of_z = of_z / (1 - of_z) * z_norm
     z_most = spd.upper_bound(z)[..., 0, 0] + of_z
     unit = rounding(n, a.dtype, a)
-    constant = torch.zeros_like(x)  # of the equation S X + X S = G
-    rounded = torch.zeros_like(s_norm)
-    if g_sqrt is not None:
-        g = spd.hermitian_part(spd.in_double(g_sqrt.detach()))
-        constant = constant + g
-        rounded = rounded + unit * norm(g)
-    if g_inv_sqrt is not None:
-        g = spd.hermitian_part(spd.in_double(g_inv_sqrt.detach()))
-        constant = constant - z @ g @ z
-        rounded = rounded + norm(g) * (2 * of_z * z_most + 4 * unit * z_norm.square())
+    if eps:
+        # A + eps·I was rounded: by less than twice what it is to first order.
+        lost = spd.real_eps(a.dtype) * norm(a)
+        of_s = torch.where(lost * z_most.square() < 0.1, of_s + lost * z_most, torch.nan)
+        of_z = of_z + lost * z_most**3
+        z_most = z_most + lost * z_most**3
+    constant = g_s - z @ g_z @ z  # of the equation S X + X S = G
+    rounded = unit * norm(g_s) + norm(g_z) * (2 * of_z * z_most + 4 * unit * z_norm.square())
 
     def absolute(x: Tensor) -> tuple[Tensor, Tensor]:
         """At least ‖X − X₀‖_F, and the residual."""
@@ -122,6 +140,6 @@ def _bound(
     error = torch.minimum(error, norm(change) + of_better)
     size = torch.maximum(x_norm - error, norm(better) - of_better)
     bound = enlarged(error / size)
-    known = (size > 0) & (of_s >= 0) & (of_z >= 0)
-    zero = (error == 0) & (x_norm == 0)
-    return torch.where(zero, 0.0, torch.where(known, bound, torch.nan))
+    known = (size > 0) & (of_s >= 0) & (of_z >= 0) & (status == Status.OK).reshape(shape)
+    exact = (spd.max_abs(x) == 0) & (spd.max_abs(g_s) == 0) & (spd.max_abs(g_z) == 0)
+    return torch.where(exact, 0.0, torch.where(known, bound, torch.nan))

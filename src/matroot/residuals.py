@@ -80,12 +80,15 @@ class Measures(NamedTuple):
         trace: tr A.
         sqrt: of the root, None where there is none.
         inv_sqrt: of the inverse root, None where there is none.
+        relative_ridge: the Frobenius norm of what relative_eps adds, a product with a norm, which
+            is rounded; None where it adds nothing. (eps is exact, its sum to rounding.)
     """
 
     norm: Tensor
     trace: Tensor
     sqrt: SqrtMeasures | None
     inv_sqrt: InvSqrtMeasures | None
+    relative_ridge: Tensor | None = None
 
 
 class Residuals(NamedTuple):
@@ -154,8 +157,11 @@ def _by_torch(
     half = torch.div(j, 2, rounding_mode="floor")
     y = spd.hermitian_part(spd.times_power_of_two(x, -j))
     ridge = spd.times_power_of_two(torch.full_like(y[..., :1, :1].real, request.eps), -j)
+    relative_ridge = None
     if relative_eps:
-        ridge = ridge + relative_eps * spd.frobenius_norm(spd.times_power_of_two(x, -j))
+        relative = relative_eps * spd.frobenius_norm(spd.times_power_of_two(x, -j))
+        ridge = ridge + relative
+        relative_ridge = n**0.5 * relative[..., 0, 0]
     y = y + ridge * identity
 
     def norm(value: Tensor) -> Tensor:
@@ -208,7 +214,7 @@ def _by_torch(
             torch.where(factorised(z)[1], 1.0, torch.nan).to(y.real.dtype),
             projection,
         )
-    return Measures(norm(y), spd.trace(y), of_sqrt, of_inv)
+    return Measures(norm(y), spd.trace(y), of_sqrt, of_inv, relative_ridge)
 
 
 def residuals(request: Request, measures: Measures, n: int) -> Residuals:
