@@ -35,19 +35,22 @@ def ellipse(c, x, y):
 ends = torch.stack([covariance(-25, 0.45, 0.06), covariance(65, 0.45, 0.06)])
 second = torch.linspace(0, 1, 7, dtype=torch.float64)
 weights = torch.stack([1 - second, second], 1)
+logarithms = torch.einsum("wk,kij->wij", weights, matroot.logm(ends))
 means = {
     "arithmetic": torch.einsum("wk,kij->wij", weights, ends),
     "Bures–Wasserstein": matroot.barycenter(ends, weights),
-    "log-Euclidean": matroot.expm(torch.einsum("wk,kij->wij", weights, matroot.logm(ends))),
+    "log-Euclidean": matroot.expm(logarithms),
 }
 area = {name: c.det().sqrt() / ends[0].det().sqrt() for name, c in means.items()}
 
-figure, ax = plt.subplots(figsize=(10, 4.2), layout="constrained")
+figure, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
 for y, (name, row) in zip((2, 1, 0), means.items(), strict=True):
     for x, c in enumerate(row):
         ax.fill(*ellipse(c, x, y), color=plt.cm.viridis(x / 7), alpha=0.8)
-    ax.text(-0.7, y, f"{name}:\narea × {area[name][3]:.1f} in the middle", ha="right", va="center")
-ax.set(aspect="equal", xlim=(-2.6, 6.5), title="From one covariance to another, by three means")
+    text = f"{name}:\narea × {area[name][3]:.1f} in the middle"
+    ax.text(-0.7, y, text, ha="right", va="center")
+ax.set_title("From one covariance to another, by three means")
+ax.set(aspect="equal", xlim=(-3.1, 6.5))
 ax.set_axis_off()
 plt.show()
 
@@ -77,9 +80,13 @@ ax.set(aspect="equal", title="Barycentres (blue) of four covariances (orange)")
 ax.set_axis_off()
 plt.show()
 
+# %%
+# The arithmetic mean is the largest, the log-Euclidean one has the area of the ends, and the
+# barycentre of two lies on the straight line of optimal transport:
 middle = {name: c[3].item() for name, c in area.items()}
 assert abs(middle["log-Euclidean"] - 1) < 1e-12
 assert middle["arithmetic"] > middle["Bures–Wasserstein"] > middle["log-Euclidean"]
-# Of two the barycentre lies on the straight line of transport.
 line = 0.5 * (torch.eye(2, dtype=torch.float64) + matroot.transport_map(*ends))
 torch.testing.assert_close(means["Bures–Wasserstein"][3], line @ ends[0] @ line)
+
+# sphinx_gallery_thumbnail_number = 2

