@@ -13,8 +13,8 @@ from skimage import data
 
 import matroot
 
-rocket = torch.from_numpy(data.rocket().copy())[::2, ::2].double() / 255
-coffee = torch.from_numpy(data.coffee().copy())[::2, ::2].double() / 255
+rocket = torch.from_numpy(data.rocket())[::2, ::2].double() / 255
+coffee = torch.from_numpy(data.coffee())[::2, ::2].double() / 255
 
 
 def statistics(photograph):
