@@ -9,7 +9,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from matroot import __version__
 from matroot.files import held, replacing
@@ -37,6 +37,7 @@ from matroot.recipes import commands as recipes
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from matroot.methods import MethodName
     from matroot.recipes.stylize import StyleResult
 
 
@@ -175,7 +176,7 @@ def stylize(
             pixels,
             target,
             strength=strength,
-            method=method,
+            method=cast("MethodName", method),
             eps=eps,
             patch=patch,
             texture=texture,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from matroot import call, checks, context, error_bounds, errors, residuals, spd
 from matroot.dtensors import per_matrix
 from matroot.functions import Exp, InvSqrt, Log, OnRange, power
-from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.gradients import GradientName, GradientRule
+from matroot.kernels import BackendName
+from matroot.methods import Method, MethodName
 from matroot.overrides import overridable
 from matroot.plan import ROOTS_OF_ROOTS, resolve, roots_of_roots
 from matroot.request import Singular
@@ -85,9 +87,9 @@ def sqrtm(
     *,
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
 ) -> Tensor:
     """The principal square root of symmetric (Hermitian) positive semi-definite matrices.
@@ -154,9 +156,9 @@ def inv_sqrtm(
     *,
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
     singular: Singular = "raise",
     rtol: float | None = None,
@@ -216,9 +218,9 @@ def sqrtm_pair(
     *,
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
     singular: Singular = "raise",
     rtol: float | None = None,
@@ -268,9 +270,9 @@ def powm(
     *,
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
     singular: Singular = "raise",
 ) -> Tensor:
@@ -350,9 +352,9 @@ def logm(
     *,
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
     singular: Singular = "raise",
 ) -> Tensor:
@@ -404,9 +406,9 @@ def logm(
 def expm(
     a: Tensor,
     *,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
 ) -> Tensor:
     """The exponential of symmetric (Hermitian) matrices.
@@ -447,7 +449,12 @@ def expm(
     return call.values(plan, a, check_errors, named=_NAMED)[0]
 
 
-class SqrtmResult(NamedTuple):
+# The types of what belongs to the root and to the inverse root: None where it was not asked for.
+S = TypeVar("S", bound=Tensor | None, default=Tensor | None, covariant=True)
+Z = TypeVar("Z", bound=Tensor | None, default=Tensor | None, covariant=True)
+
+
+class SqrtmResult(NamedTuple, Generic[S, Z]):
     """What ``sqrtm_ex`` found, for matrices of shape (..., n, n); what was not asked for is None.
 
     Attributes:
@@ -465,16 +472,68 @@ class SqrtmResult(NamedTuple):
             its options say otherwise, shape (...), bool.
     """
 
-    sqrt: Tensor | None
-    inv_sqrt: Tensor | None
-    residual: Tensor | None
-    inv_residual: Tensor | None
-    error_bound: Tensor | None
-    inv_error_bound: Tensor | None
+    sqrt: S
+    inv_sqrt: Z
+    residual: S
+    inv_residual: Z
+    error_bound: S
+    inv_error_bound: Z
     steps: Tensor
     converged: Tensor
 
 
+@overload
+def sqrtm_ex(
+    a: Tensor,
+    *,
+    root: Literal["sqrt"] = "sqrt",
+    eps: float = 0.0,
+    relative_eps: float = 0.0,
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
+    singular: Singular = "raise",
+    rtol: float | None = None,
+) -> SqrtmResult[Tensor, None]: ...
+@overload
+def sqrtm_ex(
+    a: Tensor,
+    *,
+    root: Literal["inv_sqrt"],
+    eps: float = 0.0,
+    relative_eps: float = 0.0,
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
+    singular: Singular = "raise",
+    rtol: float | None = None,
+) -> SqrtmResult[None, Tensor]: ...
+@overload
+def sqrtm_ex(
+    a: Tensor,
+    *,
+    root: Literal["both"],
+    eps: float = 0.0,
+    relative_eps: float = 0.0,
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
+    singular: Singular = "raise",
+    rtol: float | None = None,
+) -> SqrtmResult[Tensor, Tensor]: ...
+@overload
+def sqrtm_ex(
+    a: Tensor,
+    *,
+    root: Root,
+    eps: float = 0.0,
+    relative_eps: float = 0.0,
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
+    singular: Singular = "raise",
+    rtol: float | None = None,
+) -> SqrtmResult[Tensor | None, Tensor | None]: ...
 @overridable
 @per_matrix(_whole_sqrtm_ex)
 def sqrtm_ex(
@@ -483,9 +542,9 @@ def sqrtm_ex(
     root: Root = "sqrt",
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     singular: Singular = "raise",
     rtol: float | None = None,
 ) -> SqrtmResult:

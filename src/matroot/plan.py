@@ -12,10 +12,18 @@ from torch import Tensor
 from matroot import autodiff, checks, context, spd
 from matroot.dtensors import per_matrix
 from matroot.functions import Power, SpectralFunction, power
-from matroot.gradients import GRADIENTS, ExplicitRule, GradientRule, Lyapunov, Spectral
+from matroot.gradients import (
+    GRADIENTS,
+    ExplicitRule,
+    GradientName,
+    GradientRule,
+    Lyapunov,
+    Spectral,
+)
 from matroot.kernels import (
     FAMILIES,
     TORCH,
+    BackendName,
     Declined,
     Family,
     GradientKernel,
@@ -23,7 +31,7 @@ from matroot.kernels import (
     select,
 )
 from matroot.kernels.triton.selftest import switch
-from matroot.methods import METHODS, Eigh, Method, Minimax
+from matroot.methods import METHODS, Eigh, Method, MethodName, Minimax
 from matroot.registry import name_of
 from matroot.request import Request, Singular
 from matroot.roots import INV_SQRT, ROOTS, SQRT, Functions, Root, only_roots
@@ -117,9 +125,9 @@ def resolve(
     functions: Functions,
     a: Tensor,
     eps: float,
-    method: str | Method,
-    gradient: str | GradientRule,
-    backend: str,
+    method: MethodName | Method,
+    gradient: GradientName | GradientRule,
+    backend: BackendName,
     singular: Singular,
     *,
     input_dtype: torch.dtype | None = None,
@@ -177,9 +185,9 @@ def _resolved(
     functions: Functions,
     a: Tensor,
     eps: float,
-    method: str | Method,
-    gradient: str | GradientRule,
-    backend: str,
+    method: MethodName | Method,
+    gradient: GradientName | GradientRule,
+    backend: BackendName,
     singular: Singular,
     input_dtype: torch.dtype | None,
 ) -> Plan:
@@ -218,8 +226,8 @@ ROOTS_OF_ROOTS = {0.5: 0, 0.25: 1, 0.125: 2}
 def roots_of_roots(
     p: float,
     a: Tensor,
-    method: str | Method,
-    gradient: str | GradientRule,
+    method: MethodName | Method,
+    gradient: GradientName | GradientRule,
     singular: Singular,
 ) -> int:
     """How many roots of A^{±1/2} in a row make A^p; 0 where it is made of eigenvalues.
@@ -246,7 +254,7 @@ def roots_of_roots(
     return count if context.on_accelerator(a) or context.exporting() else 0
 
 
-def check_names(method: str | Method, gradient: str | GradientRule) -> None:
+def check_names(method: MethodName | Method, gradient: GradientName | GradientRule) -> None:
     """Raise as ``resolve`` does, where there is no tensor yet: for layers."""
     if method != "auto":
         method = METHODS.resolve(method)
@@ -254,7 +262,7 @@ def check_names(method: str | Method, gradient: str | GradientRule) -> None:
         _check_fit(method, GRADIENTS.resolve(gradient))
 
 
-def _check_fit(method: str | Method, rule: GradientRule) -> None:
+def _check_fit(method: MethodName | Method, rule: GradientRule) -> None:
     if isinstance(method, Method) and rule.needs_eigenpairs and not method.spectral:
         raise ValueError(
             f"gradient {name_of(rule)!r} needs the eigenpairs of a spectral method "
@@ -279,9 +287,9 @@ def explain(
     *,
     root: Root = "sqrt",
     function: SpectralFunction | None = None,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     singular: Singular = "raise",
 ) -> Explanation:
     """What ``sqrtm(a)`` and the like would run, and why; nothing is computed.

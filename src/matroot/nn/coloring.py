@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from matroot import checks
-from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.gradients import GradientName, GradientRule
+from matroot.methods import Method, MethodName
 from matroot.nn.functional import whiten_and_color
 from matroot.nn.whitening import number_of_groups
 from matroot.overrides import Leaf
@@ -65,8 +65,8 @@ class WhiteningColoring2d(Leaf):
         learn_blending: bool = False,
         eps: float = 1e-5,
         shrinkage: Shrinkage | float | None = None,
-        method: str | Method = "auto",
-        gradient: str | GradientRule = "auto",
+        method: MethodName | Method = "auto",
+        gradient: GradientName | GradientRule = "auto",
         normalization: Literal["sqrt", "power"] = "sqrt",
         rtol: float | None = None,
         device: torch.device | str | None = None,

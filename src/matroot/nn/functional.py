@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from matroot import call, checks, context, errors, spd
 from matroot.dtensors import per_matrix
-from matroot.gradients import GradientRule, Lyapunov
+from matroot.gradients import GradientName, GradientRule, Lyapunov
 from matroot.kernels import TRITON_DOUBLE, Family, ValueKernel
-from matroot.methods import Method, Minimax
+from matroot.methods import Method, MethodName, Minimax
 from matroot.overrides import overridable
 from matroot.plan import resolve
 from matroot.request import Request, Singular
@@ -27,8 +27,8 @@ def inverse_root(
     covariance: Tensor,
     eps: float,
     *,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
     rounding: float | Tensor = 1.0,
     rtol: float | None = None,
 ) -> Tensor:
@@ -81,8 +81,8 @@ def inverse_root(
 def _inverse_root(
     covariance: Tensor,
     eps: float,
-    method: str | Method,
-    gradient: str | GradientRule,
+    method: MethodName | Method,
+    gradient: GradientName | GradientRule,
     rounding: float | Tensor = 1.0,
     rtol: float | None = None,
     *,
@@ -259,8 +259,8 @@ def whiten_and_color(
     blending: float | Tensor = 1.0,
     eps: float = 1e-5,
     shrinkage: Shrinkage | float | None = None,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
     normalization: Literal["sqrt", "power"] = "sqrt",
     rtol: float | None = None,
 ) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from matroot import call, checks, context, errors
-from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.gradients import GradientName, GradientRule
+from matroot.methods import Method, MethodName
 from matroot.nn.functional import power_normalization
 from matroot.overrides import Leaf
 from matroot.plan import check_names, resolve
@@ -36,8 +36,8 @@ class _CovariancePooling(Leaf):
         eps: float = 0.0,
         shrinkage: Shrinkage | float | None = None,
         center: bool = True,
-        method: str | Method = "auto",
-        gradient: str | GradientRule = "auto",
+        method: MethodName | Method = "auto",
+        gradient: GradientName | GradientRule = "auto",
         triangle: bool = True,
         scaled: bool = False,
         device: torch.device | str | None = None,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from matroot import checks, context, errors, spd
-from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.gradients import GradientName, GradientRule
+from matroot.methods import Method, MethodName
 from matroot.nn.functional import _inverse_root, power_normalization
 from matroot.nn.running import Running, RunningStatistics
 from matroot.plan import check_names
@@ -43,8 +43,8 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         *,
         groups: int | None = None,
         group_size: int | None = None,
-        method: str | Method = "auto",
-        gradient: str | GradientRule = "auto",
+        method: MethodName | Method = "auto",
+        gradient: GradientName | GradientRule = "auto",
         shrinkage: Shrinkage | float | None = None,
         running: Running = "covariance",
         normalization: Literal["sqrt", "power"] = "sqrt",
