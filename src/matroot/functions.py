@@ -25,6 +25,13 @@ from torch import Tensor
 
 from matroot import elementary, spd
 
+__all__ = ["Exp", "InvSqrt", "Log", "OnRange", "Power", "SpectralFunction", "Sqrt"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # What matrices a function takes: every Hermitian one; every regular one; positive semi-definite
 # ones; positive definite ones.
 Domain = Literal["real", "regular", "semidefinite", "definite"]

@@ -14,6 +14,13 @@ from matroot import spd
 from matroot.dtensors import per_matrix
 from matroot.overrides import overridable
 
+__all__ = ["Moments", "Shrinkage", "moments", "pack_triangle", "unpack_triangle"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Shrinkage = Literal["ledoit_wolf", "oas"]
 SHRINKAGES: tuple[Shrinkage, ...] = ("ledoit_wolf", "oas")
 

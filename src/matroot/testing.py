@@ -13,8 +13,28 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from matroot import context
-from matroot.accuracy import Quantity as Quantity
-from matroot.accuracy import tolerance as tolerance
+from matroot.accuracy import Quantity, tolerance
+
+__all__ = [
+    "Launches",
+    "Products",
+    "Quantity",
+    "Spectrum",
+    "assert_root",
+    "by_eigh",
+    "count_launches",
+    "eigenvalues",
+    "exact",
+    "exact_gradient",
+    "random_spd",
+    "relative_error",
+    "tolerance",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 Spectrum = Literal["log", "clustered", "outlier", "half_zero"]
 
@@ -138,7 +158,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count: how many there were.
     """
 
-    count = 0
+    count: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count and pass on."""

@@ -9,6 +9,12 @@ from torch import Tensor
 
 from matroot.distances import frechet_distance
 
+__all__ = ["calculate_frechet_distance"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def calculate_frechet_distance(
     mu1: Any, sigma1: Any, mu2: Any, sigma2: Any, eps: float = 1e-6

@@ -10,6 +10,12 @@ from torchmetrics import Metric
 
 from matroot.nn.distance import StreamedDistance, loaded, no_samples, pooled
 
+__all__ = ["FrechetDistance"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class FrechetDistance(StreamedDistance, Metric):
     """``matroot.nn.FrechetDistance`` as a ``torchmetrics.Metric``.

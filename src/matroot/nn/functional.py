@@ -20,6 +20,12 @@ from matroot.request import Request, Singular
 from matroot.roots import INV_SQRT, SQRT
 from matroot.statistics import Moments, Shrinkage, moments
 
+__all__ = ["inverse_root", "power_normalization", "whiten_and_color"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 @overridable
 @per_matrix()
