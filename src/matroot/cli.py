@@ -26,8 +26,8 @@ from matroot.terminal import (
 try:
     import typer
     from typer.core import TyperGroup
-except ModuleNotFoundError as error:
-    raise missing("the command line", error, "cli") from None
+except ModuleNotFoundError as _error:
+    raise missing("the command line", _error, "cli") from None
 except KeyboardInterrupt:
     raise interrupted() from None
 
@@ -52,7 +52,7 @@ class _Interruptible(TyperGroup):
             raise interrupted() from None
 
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     cls=_Interruptible,
     help="Square roots and inverse square roots of symmetric positive semi-definite matrices.",
     no_args_is_help=True,

@@ -135,7 +135,7 @@ class Sqrt(SpectralFunction):
 
     domain = "semidefinite"
     bounded_slope = False
-    degree = 0.5
+    degree: float = 0.5
 
     def values(self, x: Tensor) -> Tensor:
         """See SpectralFunction.values."""
@@ -161,7 +161,7 @@ class InvSqrt(SpectralFunction):
 
     domain = "definite"
     bounded_slope = False
-    degree = -0.5
+    degree: float = -0.5
 
     def values(self, x: Tensor) -> Tensor:
         """See SpectralFunction.values."""

@@ -36,6 +36,10 @@ def test_the_function_names_of_the_page_are_there():
             found = getattr(found, part)
 
 
+def test_a_stand_in_shows_its_name_alone():
+    assert dir(matroot.compat.torchmetrics) == ["FrechetDistance"]
+
+
 def published(mu1, sigma1, mu2, sigma2):
     """The formula of pytorch-fid, with eigenvalues in the place of SciPy's root."""
     trace = np.sqrt(np.linalg.eigvals(sigma1 @ sigma2).astype(complex)).real.sum()

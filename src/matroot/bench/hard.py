@@ -66,7 +66,7 @@ _BATCH = 2**17
 # share falls with n⁻⁴, faster than the cost of a matrix rises; one in 100,000 has 1000 rows.
 _SMALL = {n: 0.9 * (1 / n) / sum(1 / m for m in range(1, 33)) for n in range(1, 33)}
 _LARGE = {n: 0.1 * n**-4.0 / sum(m**-4.0 for m in range(33, 257)) for n in range(33, 257)}
-SIZES = {**_SMALL, **_LARGE, 1000: 1e-5}
+SIZES: dict[int, float] = {**_SMALL, **_LARGE, 1000: 1e-5}
 
 METHOD_OPTIONS: dict[str, MethodName | Method] = {
     "auto": "auto",

@@ -53,10 +53,12 @@ class FrechetDistance(StreamedDistance, Metric):
         tensor(4., dtype=torch.float64)
     """
 
-    higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
-    plot_lower_bound = 0.0
+    higher_is_better: bool | None = False
+    is_differentiable: bool | None = False
+    full_state_update: bool | None = False
+    plot_lower_bound: float | None = 0.0
+
+    moments: Tensor
 
     def __init__(
         self,

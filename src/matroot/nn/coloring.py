@@ -74,7 +74,7 @@ class WhiteningColoring2d(Leaf):
     ) -> None:
         super().__init__()
         self.num_features = num_features
-        self.groups = number_of_groups("WhiteningColoring2d", num_features, groups, group_size)
+        self.groups: int = number_of_groups("WhiteningColoring2d", num_features, groups, group_size)
         check_shrinkage(shrinkage)
         checks.finite_at_least_zero("WhiteningColoring2d: eps", eps)
         check_names(method, gradient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from matroot.nn.whitening import (
     DecorrelatedBatchNorm2d,
     DecorrelatedBatchNorm3d,
     DecorrelatedBatchNormAct,
+    WhiteningOptions,
     _DecorrelatedBatchNorm,
     check_group,
 )
@@ -32,7 +33,7 @@ _COUNTERPARTS: dict[type[nn.Module], type[_DecorrelatedBatchNorm]] = {
 def convert_batchnorm(
     module: nn.Module,
     which: Literal["first", "all"] | Callable[[str, nn.Module], bool] = "first",
-    **options: Any,
+    **options: Unpack[WhiteningOptions],
 ) -> nn.Module:
     """Replace the batch normalisation of a model by decorrelated batch normalisation.
 
@@ -80,7 +81,7 @@ def convert_batchnorm(
     converted: dict[nn.Module, nn.Module] = {}
     for name, old in found:  # All before replacing the first: an error changes nothing.
         if old not in converted:
-            converted[old] = _converted(name, old, options)
+            converted[old] = _converted(name, old, dict(options))
     for name, old in found:
         if not name:
             return converted[old]

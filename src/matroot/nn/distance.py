@@ -43,7 +43,7 @@ class StreamedDistance:
         self.num_features = num_features
         self.features = features
         self.squared = squared
-        self.eps = checks.ridge(eps, torch.float64)
+        self.eps: float = checks.ridge(eps, torch.float64)
         self.correction = correction
         self.reset_real_features = reset_real_features
 
@@ -177,6 +177,8 @@ class FrechetDistance(StreamedDistance, nn.Module):
         >>> distance.compute()  # (3 − 1)²
         tensor(4., dtype=torch.float64)
     """
+
+    moments: Tensor
 
     def __init__(
         self,

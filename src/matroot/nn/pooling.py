@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,19 @@ from matroot.roots import SQRT
 from matroot.statistics import Shrinkage, check_shrinkage, moments, pack_triangle
 
 Normalization = Literal["sqrt", "power", "none"]
+
+
+class PoolingOptions(TypedDict, total=False):
+    """The arguments of CovariancePooling2d by keyword, for layers that pass them on."""
+
+    normalization: Normalization
+    eps: float
+    shrinkage: Shrinkage | float | None
+    center: bool
+    method: MethodName | Method
+    gradient: GradientName | GradientRule
+    triangle: bool
+    scaled: bool
 
 
 class _CovariancePooling(Leaf):
@@ -62,7 +75,7 @@ class _CovariancePooling(Leaf):
         for width in reductions:
             checks.whole(f"{name}: out_channels", width)
         self.in_channels = in_channels
-        self.out_channels = widths[-1]
+        self.out_channels: int = widths[-1]
         self.normalization = normalization
         self.eps = eps
         self.shrinkage = shrinkage
@@ -77,7 +90,7 @@ class _CovariancePooling(Leaf):
             layers.append(self._convolution(before, after, 1, bias=False, **where))
             layers.append(self._batch_norm(after, **where))
             layers.append(nn.ReLU())
-        self.reduction = nn.Sequential(*layers)
+        self.reduction: nn.Sequential = nn.Sequential(*layers)
 
     @property
     def out_features(self) -> int:
@@ -282,7 +295,7 @@ class SecondOrderHead(Leaf):
         dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **pooling: Any,
+        **pooling: Unpack[PoolingOptions],
     ) -> None:
         super().__init__()
         checks.whole("SecondOrderHead: num_classes", num_classes)
@@ -291,10 +304,12 @@ class SecondOrderHead(Leaf):
             raise ValueError("SecondOrderHead: needs vectors, got triangle=False")
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.prefix_tokens = prefix_tokens
-        self.class_fc = nn.Linear(in_features, num_classes, **where)
-        self.pooling = TokenCovariancePooling(in_features, features, **where, **pooling)
-        self.dropout = nn.Dropout(dropout)
-        self.visual_fc = nn.Linear(self.pooling.out_features, num_classes, **where)
+        self.class_fc: nn.Linear = nn.Linear(in_features, num_classes, **where)
+        self.pooling: TokenCovariancePooling = TokenCovariancePooling(
+            in_features, features, **where, **pooling
+        )
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
+        self.visual_fc: nn.Linear = nn.Linear(self.pooling.out_features, num_classes, **where)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The logits.

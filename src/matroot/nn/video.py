@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matroot import checks
-from matroot.nn.pooling import CovariancePooling3d
+from matroot.nn.pooling import CovariancePooling3d, PoolingOptions
 from matroot.overrides import Leaf
 
 
@@ -50,6 +50,13 @@ class TemporalAttention(Leaf):
         >>> TemporalAttention(16)(torch.randn(2, 16, 8, 7, 7)).shape
         torch.Size([2, 16, 8, 7, 7])
     """
+
+    query: nn.Conv3d | None
+    key: nn.Conv3d | None
+    value: nn.Conv3d | None
+    norm: nn.BatchNorm3d | None
+    gate: nn.Sequential | None
+    mixing: nn.Conv3d | None
 
     def __init__(
         self,
@@ -180,10 +187,10 @@ class TemporalCovariancePooling(CovariancePooling3d):
         kernel_size: int = 5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **pooling: Any,
+        **pooling: Unpack[PoolingOptions],
     ) -> None:
         super().__init__(in_channels, out_channels, device=device, dtype=dtype, **pooling)
-        self.attention = TemporalAttention(
+        self.attention: TemporalAttention = TemporalAttention(
             self.out_channels,
             spatial=spatial_attention,
             temporal=temporal_attention,

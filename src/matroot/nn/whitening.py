@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, distributed, nn
@@ -21,6 +21,27 @@ from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+class WhiteningOptions(TypedDict, total=False):
+    """The arguments of DecorrelatedBatchNorm2d by keyword, for functions that pass them on."""
+
+    eps: float
+    momentum: float | None
+    affine: bool
+    track_running_stats: bool
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    groups: int | None
+    group_size: int | None
+    method: MethodName | Method
+    gradient: GradientName | GradientRule
+    shrinkage: Shrinkage | float | None
+    running: Running
+    normalization: Literal["sqrt", "power"]
+    bias: bool
+    rtol: float | None
+    process_group: ProcessGroup | Literal["world"] | None
 
 
 class _DecorrelatedBatchNorm(RunningStatistics):
@@ -57,7 +78,7 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         checks.cut_off(f"{name}: rtol", rtol)
         self.rtol = rtol
         self.num_features = num_features
-        self.groups = number_of_groups(name, num_features, groups, group_size)
+        self.groups: int = number_of_groups(name, num_features, groups, group_size)
         checks.finite_at_least_zero(f"{name}: eps", eps)
         if momentum is not None:
             checks.finite_at_least_zero(f"{name}: momentum", momentum)
@@ -71,11 +92,11 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         self.momentum = momentum
         self.affine = affine
         self.track_running_stats = track_running_stats
-        self.method = method
-        self.gradient = gradient
+        self.method: MethodName | Method = method
+        self.gradient: GradientName | GradientRule = gradient
         self.shrinkage = shrinkage
         self.running = running
-        self.normalization = normalization
+        self.normalization: Literal["sqrt", "power"] = normalization
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         for kind, wanted in (("weight", affine), ("bias", affine and bias)):
             parameter = nn.Parameter(torch.empty(num_features, **where)) if wanted else None
@@ -344,11 +365,11 @@ class DecorrelatedBatchNormAct(DecorrelatedBatchNorm):
         *,
         drop: nn.Module | None = None,
         act: nn.Module | None = None,
-        **options: Any,
+        **options: Unpack[WhiteningOptions],
     ) -> None:
         super().__init__(num_features, **options)
-        self.drop = nn.Identity() if drop is None else drop
-        self.act = nn.Identity() if act is None else act
+        self.drop: nn.Module = nn.Identity() if drop is None else drop
+        self.act: nn.Module = nn.Identity() if act is None else act
 
     def forward(self, x: Tensor) -> Tensor:
         """See DecorrelatedBatchNorm2d.forward."""
