@@ -1,42 +1,28 @@
 """Backward rules, one file each; any of them goes with any method that can feed it.
 
-A rule is registered by its import here, and public by its name in ``__all__``.
+A rule is registered by its import here, ``import … as …`` so that type checkers let it pass on.
 """
 
 from typing import Literal
 
-from matroot.gradients.rule import ExplicitRule, GradientRule, ImplicitRule, Kept
+from matroot.gradients.rule import ExplicitRule as ExplicitRule
+from matroot.gradients.rule import GradientRule as GradientRule
+from matroot.gradients.rule import ImplicitRule as ImplicitRule
+from matroot.gradients.rule import Kept as Kept
 from matroot.registry import Registry
 
 # In the order of tables and messages.
 # isort: off
-from matroot.gradients.lyapunov import Lyapunov
-from matroot.gradients.spectral import Spectral
-from matroot.gradients.unrolled import Unrolled
-from matroot.gradients.published import SpectralNaive
-from matroot.gradients.published import SpectralClipped
-from matroot.gradients.published import SpectralTaylor
-from matroot.gradients.published import SpectralPade
-from matroot.gradients.published import PowerIteration
+from matroot.gradients.lyapunov import Lyapunov as Lyapunov
+from matroot.gradients.spectral import Spectral as Spectral
+from matroot.gradients.unrolled import Unrolled as Unrolled
+from matroot.gradients.published import SpectralNaive as SpectralNaive
+from matroot.gradients.published import SpectralClipped as SpectralClipped
+from matroot.gradients.published import SpectralTaylor as SpectralTaylor
+from matroot.gradients.published import SpectralPade as SpectralPade
+from matroot.gradients.published import PowerIteration as PowerIteration
 
 # isort: on
-
-__all__ = [
-    "GRADIENTS",
-    "ExplicitRule",
-    "GradientName",
-    "GradientRule",
-    "ImplicitRule",
-    "Kept",
-    "Lyapunov",
-    "PowerIteration",
-    "Spectral",
-    "SpectralClipped",
-    "SpectralNaive",
-    "SpectralPade",
-    "SpectralTaylor",
-    "Unrolled",
-]
 
 GRADIENTS: Registry[GradientRule] = Registry("gradient", GradientRule, globals())
 
@@ -55,4 +41,5 @@ GradientName = Literal[
 
 
 def __dir__() -> list[str]:
-    return __all__
+    own = ["GRADIENTS", "ExplicitRule", "GradientName", "GradientRule", "ImplicitRule", "Kept"]
+    return [*own, *(cls.__name__ for cls in GRADIENTS.values())]

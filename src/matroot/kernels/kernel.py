@@ -18,7 +18,14 @@ from matroot.roots import Functions
 from matroot.solution import Solution
 
 # What ``backend=`` takes: ``FAMILIES`` by name.
-BackendName = Literal["auto", "torch", "native", "triton", "triton-tf32", "triton-double"]
+BackendName = Literal[
+    "auto",
+    "torch",
+    "native",
+    "triton",
+    "triton-tf32",
+    "triton-double",
+]
 
 
 @dataclass(frozen=True)
