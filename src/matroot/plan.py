@@ -298,22 +298,32 @@ def explain(
     matrix must not depend on its batch.
 
     Args:
-        a: shape (..., n, n); see ``sqrtm``.
-        root: ``"sqrt"``, ``"inv_sqrt"`` or ``"both"``.
+        a: matrices of the kind in question, shape (..., n, n), float16, bfloat16, float32, float64,
+            complex64 or complex128; their values are not looked at.
+        root: which of the roots: ``"sqrt"`` (the default), ``"inv_sqrt"`` or ``"both"``.
         function: instead of a root ``functions.Power(p)``, ``functions.Log()`` or
-            ``functions.Exp()``: what ``powm``, ``logm`` and ``expm`` compute.
-        method: as it would be given to ``sqrtm``.
-        gradient: as it would be given to ``sqrtm``.
-        backend: as it would be given to ``sqrtm``.
-        singular: as it would be given to ``inv_sqrtm``.
+            ``functions.Exp()``: what ``powm``, ``logm`` and ``expm`` compute; None (the default):
+            the root.
+        method: a name from ``matroot.methods.METHODS``, such as ``"pade"``, or an object with
+            options, such as ``Pade(order=5)``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and
+            ``Minimax()`` elsewhere.
+        gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` (the default)
+            is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
+        backend: who computes: ``"native"`` (compiled kernels, on a CPU), ``"triton"``,
+            ``"triton-tf32"`` or ``"triton-double"`` (fused kernels, on NVIDIA GPUs) or ``"torch"``
+            (PyTorch's operations); ``"auto"`` (the default) is the first of native, triton and
+            torch that can. ``sqrtm`` says more of each.
+        singular: ``"raise"`` (the default) or ``"pinv"``: whether the inverse root of a singular
+            matrix is an error or that of the pseudo-inverse.
 
     Returns:
         The choice, with a sentence for each part. Inside ``torch.func`` transforms, and for the
         gradient with ``create_graph=True``, PyTorch's operations run instead of the kernels.
 
     Raises:
-        TypeError: see ``sqrtm``.
-        ValueError: see ``sqrtm``.
+        TypeError: ``a`` is not a tensor of a supported dtype, or an option has the wrong type.
+        ValueError: ``a`` is not (..., n, n), a name is unknown, an option is out of range, or the
+            gradient rule cannot work with the method.
 
     Example:
         >>> import torch, matroot

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 import matroot
-from matroot.gradients import GRADIENTS, GradientName
+from matroot.functions import SpectralFunction as Function
+from matroot.gradients import GRADIENTS, GradientName, GradientRule
 from matroot.kernels import FAMILIES, BackendName
-from matroot.methods import METHODS, MethodName
+from matroot.methods import METHODS, Method, MethodName
 from matroot.nn.pooling import CovariancePooling2d, PoolingOptions
 from matroot.nn.whitening import DecorrelatedBatchNorm2d, WhiteningOptions
 
@@ -57,6 +58,49 @@ def test_all_that_a_package_imports_to_be_public_is_shown():
         classes = {k for k, v in vars(module).items() if inspect.isclass(v) and k != "Registry"}
         functions = {k for k, v in vars(module).items() if inspect.isfunction(v)}
         assert classes | functions - {"__dir__"} <= {*dir(module)}, name
+
+
+def public_parts():
+    """Functions, and classes with arguments of their own, by name."""
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for public in {*dir(module)} - {"__version__", "torchmetrics"}:
+            found = getattr(module, public)
+            if inspect.isfunction(found) or inspect.isclass(found):
+                yield f"{name}.{public}", found
+
+
+def documented(text, section):
+    """Names and texts of the entries of a section."""
+    _, _, rest = text.partition(f"\n{section}:\n")
+    block = rest.split("\n\n")[0]
+    return dict(re.findall(r"^    ([\w.]+): ((?:.|\n     )*)", block, re.MULTILINE))
+
+
+def test_docstrings_say_every_argument():
+    told = set()
+    for name, part in public_parts():
+        text = inspect.getdoc(part)
+        arguments = documented(text, "Args")
+        if inspect.isclass(part) and not arguments:
+            # Results, whose fields are attributes, and classes without options.
+            assert "Attributes:" in text or issubclass(part, GradientRule | Method | Function), name
+            continue
+        assert list(arguments) == [*inspect.signature(part).parameters], name
+        for argument, meaning in arguments.items():
+            assert not re.match("(see|as of|as in) ", meaning), f"{name}: {argument}: {meaning}"
+        told.add(name)
+    assert {"matroot.sqrtm", "matroot.nn.CovariancePooling3d", "matroot.testing.exact"} <= told
+
+
+def test_functions_say_the_same_of_the_same_argument():
+    for argument in ("eps", "relative_eps", "gradient", "check_errors", "rtol"):
+        functions = ("inv_sqrtm", "sqrtm_pair", "sqrtm_ex")
+        texts = [
+            documented(inspect.getdoc(getattr(matroot, name)), "Args").get(argument)
+            for name in functions
+        ]
+        assert len({*texts} - {None}) == 1, argument
 
 
 def test_literals_hold_what_the_registries_hold():

@@ -27,8 +27,8 @@ def calculate_frechet_distance(
     Args:
         mu1: mean, shape (n,), a NumPy array or whatever ``torch.tensor`` takes.
         sigma1: covariance, shape (n, n).
-        mu2: mean, as ``mu1``.
-        sigma2: covariance, as ``sigma1``.
+        mu2: mean, shape (n,), as ``mu1``.
+        sigma2: covariance, shape (n, n), as ``sigma1``.
         eps: taken and not used: singular covariances need no ridge here.
 
     Returns:

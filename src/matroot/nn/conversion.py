@@ -48,11 +48,11 @@ def convert_batchnorm(
 
     Args:
         module: the model; changed in place, unless it is itself such a layer.
-        which: the ``"first"`` layer in the order of ``named_modules``, as the paper does, ``"all"``, or
-            a function of name and layer.
-        options: ``groups``, ``method`` and so on, see DecorrelatedBatchNorm2d. A ``group_size`` must
-            divide the channels of every layer that is converted. Another ``eps`` than the layer had
-            changes the outputs accordingly.
+        which: the ``"first"`` layer (the default) in the order of ``named_modules``, as the paper
+            does, ``"all"``, or a function of name and layer.
+        options: by keyword, arguments of the new layers, see DecorrelatedBatchNorm2d: ``groups``,
+            ``method`` and so on. A ``group_size`` must divide the channels of every layer that is
+            converted. Another ``eps`` than the layer had changes the outputs accordingly.
 
     Returns:
         The model.
@@ -101,7 +101,7 @@ def convert_sync_whitening(
     Args:
         module: the model, or a layer; changed in place. Before it is wrapped for parallel training
             or after.
-        process_group: whose samples are counted; None: those of all processes.
+        process_group: whose samples are counted; None (the default): those of all processes.
 
     Returns:
         The model.

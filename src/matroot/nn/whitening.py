@@ -327,9 +327,44 @@ class _DecorrelatedBatchNorm(RunningStatistics):
 
 
 class DecorrelatedBatchNorm(_DecorrelatedBatchNorm):
-    """ZCA-whitens the channels of (N, C) to (N, C, D, H, W); see DecorrelatedBatchNorm2d.
+    """ZCA-whitens the channels of (N, C) to (N, C, D, H, W).
+
+    DecorrelatedBatchNorm2d has the equation, costs and sources.
 
     ``torch.nn.SyncBatchNorm``, which takes any number of dimensions, is converted to it.
+
+    Args:
+        num_features: C, the number of channels.
+        eps: ridge on the covariance, in its units, 1e-5 by default; where rounding requires a
+            larger one, that one is used.
+        momentum: share of the new batch in the running statistics, 0.1 by default; None: the mean
+            of all batches.
+        affine: learn a scale and a shift of each channel, as by default.
+        track_running_stats: keep running statistics, as by default; without them evaluation uses
+            the batch's.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers, of matrices float32 at least; None (the default):
+            PyTorch's.
+        groups: number of groups of channels that are whitened separately, 1 by default; or
+        group_size: channels in each.
+        method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of the inverse root, a name from ``matroot.gradients.GRADIENTS`` or an object;
+            ``"auto"`` (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()``
+            for the others.
+        shrinkage: of the covariance: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or
+            ``"oas"``, which choose it; None (the default): none.
+        running: what is averaged for evaluation: ``"covariance"`` (the default) or ``"whitening"``,
+            the matrices that whiten, as published.
+        normalization: ``"sqrt"`` (the default), or ``"power"``, which divides by the root of the
+            largest eigenvalue and decorrelates nothing: for comparison.
+        bias: False leaves the shift out.
+        rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
+            instead of adding a ridge for rounding; None (the default): leave out none.
+        process_group: whose samples count in training: None (the default), this process's;
+            ``"world"``, those of all processes of torch.distributed; or those of a
+            ``ProcessGroup``.
 
     Example:
         >>> import torch
@@ -346,10 +381,11 @@ class DecorrelatedBatchNormAct(DecorrelatedBatchNorm):
     """A DecorrelatedBatchNorm with the modules of timm's batch normalisation: act(drop(whitened)).
 
     Args:
-        num_features: C.
-        drop: the module after whitening; None: none.
-        act: the activation after that; None: none.
-        options: see DecorrelatedBatchNorm2d.
+        num_features: C, the number of channels.
+        drop: the module after whitening; None (the default): none.
+        act: the activation after that; None (the default): none.
+        options: by keyword, the other arguments of DecorrelatedBatchNorm: ``eps``, ``momentum``,
+            ``groups``, ``method`` and so on.
 
     Example:
         >>> import torch
@@ -381,7 +417,42 @@ class DecorrelatedBatchNormAct(DecorrelatedBatchNorm):
 
 
 class DecorrelatedBatchNorm1d(_DecorrelatedBatchNorm):
-    """ZCA-whitens the channels of (N, C) or (N, C, L); see DecorrelatedBatchNorm2d.
+    """ZCA-whitens the channels of (N, C) or (N, C, L).
+
+    DecorrelatedBatchNorm2d has the equation, costs and sources.
+
+    Args:
+        num_features: C, the number of channels.
+        eps: ridge on the covariance, in its units, 1e-5 by default; where rounding requires a
+            larger one, that one is used.
+        momentum: share of the new batch in the running statistics, 0.1 by default; None: the mean
+            of all batches.
+        affine: learn a scale and a shift of each channel, as by default.
+        track_running_stats: keep running statistics, as by default; without them evaluation uses
+            the batch's.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers, of matrices float32 at least; None (the default):
+            PyTorch's.
+        groups: number of groups of channels that are whitened separately, 1 by default; or
+        group_size: channels in each.
+        method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of the inverse root, a name from ``matroot.gradients.GRADIENTS`` or an object;
+            ``"auto"`` (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()``
+            for the others.
+        shrinkage: of the covariance: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or
+            ``"oas"``, which choose it; None (the default): none.
+        running: what is averaged for evaluation: ``"covariance"`` (the default) or ``"whitening"``,
+            the matrices that whiten, as published.
+        normalization: ``"sqrt"`` (the default), or ``"power"``, which divides by the root of the
+            largest eigenvalue and decorrelates nothing: for comparison.
+        bias: False leaves the shift out.
+        rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
+            instead of adding a ridge for rounding; None (the default): leave out none.
+        process_group: whose samples count in training: None (the default), this process's;
+            ``"world"``, those of all processes of torch.distributed; or those of a
+            ``ProcessGroup``.
 
     Example:
         >>> import torch
@@ -405,33 +476,40 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
     evaluation, with the arguments and buffers of ``torch.nn.BatchNorm2d``.
 
     Args:
-        num_features: C.
-        eps: ridge on the covariance, in its units. Rounding requires another one, some 1e-6 of a
-            channel's variance (``matroot.nn.functional.inverse_root``); the larger one is used,
-            so that results are finite with fewer samples than channels of a group.
-        momentum: share of the new batch in the running statistics; None: the mean of all batches.
-        affine: learn γ and β.
-        track_running_stats: keep running statistics; without them evaluation uses the batch's.
-        device: of parameters and buffers.
+        num_features: C, the number of channels.
+        eps: ridge on the covariance, in its units, 1e-5 by default. Rounding requires another one,
+            some 1e-6 of a channel's variance (``matroot.nn.functional.inverse_root``); the larger
+            one is used, so that results are finite with fewer samples than channels of a group.
+        momentum: share of the new batch in the running statistics, 0.1 by default; None: the mean
+            of all batches.
+        affine: learn γ and β, as by default.
+        track_running_stats: keep running statistics, as by default; without them evaluation uses
+            the batch's.
+        device: of parameters and buffers; None (the default): PyTorch's.
         dtype: of parameters and buffers; the matrices among these are float32 at least, also after
-            ``half()``.
+            ``half()``. None (the default): PyTorch's.
         groups: number of groups that are whitened separately, 1 by default; or
         group_size: channels in each.
-        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` gives the values
-            of IterNorm.
-        gradient: of the inverse root; IterNorm's own is ``"unrolled"``, from which ``"auto"``
-            differs much (``matroot.methods.NewtonSchulz``).
-        shrinkage: of the covariance, see ``matroot.statistics.moments``.
-        running: what evaluation uses: the running ``"covariance"``, or the running average of the
-            ``"whitening"`` matrices, as published.
-        normalization: ``"power"`` divides by the root of the largest eigenvalue instead, which
-            decorrelates nothing (``matroot.nn.functional.power_normalization``): for comparison.
+        method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere. ``NewtonSchulz()`` gives the values of IterNorm.
+        gradient: of the inverse root, a name from ``matroot.gradients.GRADIENTS`` or an object;
+            ``"auto"`` (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()``
+            for the others. IterNorm's own is ``"unrolled"``, from which ``"auto"`` differs much
+            (``matroot.methods.NewtonSchulz``).
+        shrinkage: of the covariance: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or
+            ``"oas"``, which choose it; None (the default): none.
+        running: what evaluation uses: the running ``"covariance"`` (the default), or the running
+            average of the ``"whitening"`` matrices, as published.
+        normalization: ``"sqrt"`` (the default), or ``"power"``, which divides by the root of the
+            largest eigenvalue instead and decorrelates nothing
+            (``matroot.nn.functional.power_normalization``): for comparison.
         bias: False leaves β out.
         rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
-            instead of adding a ridge for rounding; see ``matroot.inv_sqrtm``.
-        process_group: in training, whose samples μ and Σ are of: None: this process's; ``"world"``:
-            those of all processes of torch.distributed, where it is initialised; or those of a
-            ``ProcessGroup``. See also ``convert_sync_whitening``.
+            instead of adding a ridge for rounding; None (the default): leave out none.
+        process_group: in training, whose samples μ and Σ are of: None (the default), this
+            process's; ``"world"``, those of all processes of torch.distributed, where it is
+            initialised; or those of a ``ProcessGroup``. See also ``convert_sync_whitening``.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -469,7 +547,42 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
 
 
 class DecorrelatedBatchNorm3d(_DecorrelatedBatchNorm):
-    """ZCA-whitens the channels of (N, C, D, H, W); see DecorrelatedBatchNorm2d.
+    """ZCA-whitens the channels of (N, C, D, H, W).
+
+    DecorrelatedBatchNorm2d has the equation, costs and sources.
+
+    Args:
+        num_features: C, the number of channels.
+        eps: ridge on the covariance, in its units, 1e-5 by default; where rounding requires a
+            larger one, that one is used.
+        momentum: share of the new batch in the running statistics, 0.1 by default; None: the mean
+            of all batches.
+        affine: learn a scale and a shift of each channel, as by default.
+        track_running_stats: keep running statistics, as by default; without them evaluation uses
+            the batch's.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers, of matrices float32 at least; None (the default):
+            PyTorch's.
+        groups: number of groups of channels that are whitened separately, 1 by default; or
+        group_size: channels in each.
+        method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of the inverse root, a name from ``matroot.gradients.GRADIENTS`` or an object;
+            ``"auto"`` (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()``
+            for the others.
+        shrinkage: of the covariance: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or
+            ``"oas"``, which choose it; None (the default): none.
+        running: what is averaged for evaluation: ``"covariance"`` (the default) or ``"whitening"``,
+            the matrices that whiten, as published.
+        normalization: ``"sqrt"`` (the default), or ``"power"``, which divides by the root of the
+            largest eigenvalue and decorrelates nothing: for comparison.
+        bias: False leaves the shift out.
+        rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
+            instead of adding a ridge for rounding; None (the default): leave out none.
+        process_group: whose samples count in training: None (the default), this process's;
+            ``"world"``, those of all processes of torch.distributed; or those of a
+            ``ProcessGroup``.
 
     Example:
         >>> import torch
