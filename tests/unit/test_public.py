@@ -48,6 +48,8 @@ def test_dir_shows_public_names_alone():
                 assert found.__doc__, f"{name}.{public} has no docstring"
         if hasattr(module, "__all__"):
             assert {*shown} - {"__version__"} == {*module.__all__}
+    stand_ins = Path(matroot.compat.__file__).parent.glob("[!_]*.py")
+    assert dir(matroot.compat) == sorted(path.stem for path in stand_ins)
     assert "call" not in dir(matroot)
     assert "whitening" not in dir(matroot.nn)
 
