@@ -30,19 +30,21 @@ def gradient_error_bound(
     S X₀ + X₀ S = herm(G_S) − Z herm(G_Z) Z for S = (A + eps·I)^{1/2} and Z = S⁻¹.
 
     Args:
-        a: shape (..., n, n); see ``sqrtm``.
+        a: symmetric (Hermitian) positive semi-definite matrices, shape (..., n, n), float16,
+            bfloat16, float32, float64, complex64 or complex128. The Hermitian part is used; half
+            precision is computed in float32.
         gradient: X, as autograd gives it, the shape and dtype of ``a``.
         g_sqrt: the cotangent G_S of the root, the same shape and dtype; None for 0.
         g_inv_sqrt: the cotangent G_Z of the inverse root; None for 0.
-        eps: the ridge with which the roots were taken.
+        eps: the ridge with which the roots were taken, at least 0 (the default).
 
     Returns:
         Shape (...), real, no derivative. NaN where nothing can be said: A is singular to rounding,
         or double precision does not find the gradient to one digit.
 
     Raises:
-        TypeError: see ``sqrtm``; or dtypes differ.
-        ValueError: see ``sqrtm``; or shapes differ, or no cotangent is given.
+        TypeError: a matrix is not a tensor of a supported dtype, or dtypes differ.
+        ValueError: ``a`` is not (..., n, n), shapes or devices differ, or no cotangent is given.
 
     Note:
         A decomposition in double precision, a Lyapunov equation and up to eight products: from
