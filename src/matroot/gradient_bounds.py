@@ -92,10 +92,6 @@ def _bound(a: Tensor, x: Tensor, g_s: Tensor, g_z: Tensor, eps: float, skew: flo
     flat, k, status = screen.normalized(a.reshape(-1, n, n), skew, eps)
     a, k = flat.reshape(a.shape), k.reshape(shape)
     s, z, _, _, of_s, of_z, _, _ = sqrtm_ex(a, root="both")
-    assert s is not None
-    assert z is not None
-    assert of_s is not None
-    assert of_z is not None
 
     def norm(value: Tensor) -> Tensor:
         return spd.frobenius_norm(value)[..., 0, 0]
