@@ -132,7 +132,8 @@ def measure(
             norm, trace, *rest = found.unbind(-1)
             of_sqrt = of_inv = None
             if sqrt is not None:
-                of_sqrt = SqrtMeasures(*rest[:3], InverseMeasures(*rest[3:6]))
+                size, residual, least, *inverse = rest[:6]
+                of_sqrt = SqrtMeasures(size, residual, least, InverseMeasures(*inverse))
             if inv_sqrt is not None:
                 of_inv = InvSqrtMeasures(*rest[6:])
             return Measures(norm, trace, of_sqrt, of_inv)
