@@ -97,7 +97,7 @@ fuzz: $(VENV)/dev.stamp
 
 # The site. The programs of the gallery run, those that have not changed since the last time do not.
 docs: $(VENV)/docs.stamp
-	$(CALM) $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	$(CALM) $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --write-all docs build/docs
 	$(BIN)/python docs/check_site.py build/docs
 
 format: $(VENV)/dev.stamp

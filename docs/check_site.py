@@ -50,7 +50,7 @@ class Page(HTMLParser):
             self.loaded.add(source)
         for part in found.get("srcset", "").split(","):
             self.loaded |= set(part.split()[:1])
-        # The gallery's thumbnails have their titles below, and no text of their own for that reason.
+        # Thumbnails of the gallery have their titles beside them, and so an empty text.
         thumbnail = found.get("src", "").endswith("_thumb.png") and "alt" in found
         if tag == "img" and not thumbnail and not found.get("alt", "").strip():
             self.untold.append(found.get("src", ""))

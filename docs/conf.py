@@ -9,6 +9,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 # Where the source is published: links to files outside docs/ lead there. Without an address the
@@ -84,6 +85,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_domain_indices = False
 html_theme_options = {"source_repository": REPOSITORY} if REPOSITORY else {}
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
@@ -120,8 +122,24 @@ def _commands(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace("<!-- commands -->", text)
 
 
+def _initials(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
+) -> None:
+    """Keep a line that begins with one letter and a full stop from becoming an item of a list."""
+    lines[:] = [re.sub(r"^(\s*(?::[^:]+: )?[A-Za-z])\.(?=\s|$)", r"\1\\.", line) for line in lines]
+
+
+def _cells(app: Sphinx, doctree: nodes.document) -> None:
+    """Tell short cells of tables, numbers mostly, from sentences: only these may be wrapped."""
+    for cell in doctree.findall(nodes.entry):
+        cell["classes"].append("short" if len(cell.astext()) <= 28 else "sentence")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls it."""
     app.connect("source-read", _commands)
     app.connect("source-read", _outside)
+    # After napoleon.
+    app.connect("autodoc-process-docstring", _initials, priority=900)
+    app.connect("doctree-read", _cells)
     return {"parallel_read_safe": True}

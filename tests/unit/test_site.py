@@ -1,4 +1,4 @@
-"""The reference pages of the site hold every public name."""
+"""The site's reference holds every public name, and the programs on its pages run."""
 
 import ast
 import re
@@ -55,3 +55,13 @@ def test_every_public_name_of_a_module_is_in_the_reference(module: str) -> None:
     assert names, "a module without public names is not public"
     missing = names - documented()
     assert not missing, f"add them to a page in docs/reference: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("page", ["index", "install", "choosing", "troubleshooting"])
+def test_the_blocks_of_the_page_run(page: str) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
