@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,31 @@ def test_the_blocks_of_the_page_run(page: str) -> None:
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+FAULTS = {
+    '<a href="gone.html">x</a>': "broken link: gone.html",
+    '<a href="index.html#gone">x</a>': "broken anchor: index.html#gone",
+    '<a href="#gone">x</a>': "broken anchor: #gone",
+    '<img src="a.svg">': "picture without a text: a.svg",
+    '<img src="gone.svg" alt="A curve">': "is not there: gone.svg",
+    '<script src="https://example.org/a.js"></script>': "from another host: https://example.org",
+    '<link rel="stylesheet" href="b.css">': "b.css loads //example.org/font",
+    '<img src="large.png" alt="Large">': "weighs 1.60 MB",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_page_is_found(fault: str, tmp_path: Path) -> None:
+    (tmp_path / "a.svg").touch()
+    (tmp_path / "b.css").write_text("p { background: url(//example.org/font) }")
+    (tmp_path / "large.png").write_bytes(bytes(1_600_000))
+    page = tmp_path / "index.html"
+    sound = '<h1 id="top">T</h1><a href="#top">x</a><img src="a.svg" alt="A curve">'
+    problems = runpy.run_path(str(ROOT / "docs/check_site.py"))["problems"]
+    page.write_text(sound + '<a href="https://example.org">x</a><a href="a.svg">x</a>')
+    assert problems(page) == []
+    page = tmp_path / "other.html"
+    page.write_text(sound + fault)
+    (found,) = problems(page)
+    assert FAULTS[fault] in found
