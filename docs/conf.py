@@ -11,6 +11,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.nodes import make_refnode
 from sphinx_gallery.scrapers import matplotlib_scraper
 from sphinx_gallery.sorting import FunctionSortKey
 
@@ -169,6 +170,22 @@ def _cells(app: Sphinx, doctree: nodes.document) -> None:
         cell["classes"].append("short" if len(cell.astext()) <= 28 else "sentence")
 
 
+def _names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Make links of code that is a public name, such as ``sqrtm`` and ``Pade(order=5)``."""
+    domain = app.env.domains.python_domain
+    for literal in [*doctree.findall(nodes.literal)]:
+        found = re.fullmatch(r"(?:matroot\.)?([\w.]+)(?:\(.*\))?", literal.astext())
+        if found is None or isinstance(literal.parent, nodes.reference | nodes.title | nodes.term):
+            continue
+        for module in ("matroot", "matroot.methods", "matroot.gradients", "matroot.nn"):
+            entry = domain.objects.get(f"{module}.{found[1]}")
+            if entry is not None and entry.objtype in ("class", "exception", "function", "data"):
+                place = (docname, entry.docname, entry.node_id)
+                link = make_refnode(app.builder, *place, literal.deepcopy(), f"{module}.{found[1]}")
+                literal.replace_self(link)
+                break
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls it."""
     app.connect("source-read", _commands)
@@ -176,4 +193,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # After napoleon.
     app.connect("autodoc-process-docstring", _initials, priority=900)
     app.connect("doctree-read", _cells)
+    app.connect("doctree-resolved", _names)
     return {"parallel_read_safe": True}
