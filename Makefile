@@ -97,7 +97,9 @@ fuzz: $(VENV)/dev.stamp
 
 # The site. The programs of the gallery run, those that have not changed since the last time do not.
 docs: $(VENV)/docs.stamp
-	$(CALM) $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --write-all docs build/docs
+	rm -rf build/docs
+	$(CALM) $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --write-all \
+	  --doctree-dir build/doctrees docs build/docs
 	$(BIN)/python docs/check_site.py build/docs
 
 format: $(VENV)/dev.stamp
