@@ -40,9 +40,9 @@ nitpick_ignore_regex = [
     # Other packages' names: their own pages would have to be read over the network.
     ("py:.*", r"(torch|numpy|sklearn|torchmetrics|collections|pathlib)\..*"),
     # Names as they stand in annotations and in napoleon's Raises.
-    ("py:class", r"(Tensor|(nn\.)?Module|Callable|ProcessGroup|Shrinkage|Running)"),
+    ("py:class", r"(Tensor|(nn\.)?Module|Callable|ProcessGroup)"),
     # Types of the inside, which the text of an argument explains.
-    ("py:class", r"matroot\..*"),
+    ("py:class", r"(matroot\..*|BackendName|Root|Running|Shrinkage|Singular|S|Z)"),
 ]
 # The table of contents may name a page that a working copy lacks; one that no table names is an
 # error all the same.
