@@ -93,7 +93,7 @@ def folders(root, names=("trainA", "trainB", "testA", "testB")):
 def test_unpaired_folders(tmp_path):
     root = folders(tmp_path / "data")
     (root / "trainA/notes.txt").write_text("no picture")
-    training, test, _ = style.datasets(tiny(data="folder"), root)
+    training, test, *_ = style.datasets(tiny(data="folder"), root)
     assert (len(training), len(test)) == (4, 4)
     x, y = training[1]
     assert x.shape == y.shape == (3, 32, 32)

@@ -10,24 +10,33 @@ from types import ModuleType
 
 APPLICATIONS = ("dbn", "sovit", "gcp", "video", "style")
 
+EMBEDDED = {
+    "dbn": "digits",
+    "sovit": "textures",
+    "gcp": "textures",
+    "video": "motions",
+    "style": "photos",
+}
+"""The ``data`` of each application that need no folder."""
+
 _CLASSES = (
-    "a folder with train/CLASS/ and val/CLASS/ (or test/CLASS/), a folder of pictures a class: "
-    "--set data=folder --data-root DIR"
+    "train/CLASS/ and val/CLASS/ (or test/CLASS/), or CLASS/ alone, of which a fifth is kept for "
+    "test, or a list .csv with the columns path, class and perhaps part"
 )
 OWN_DATA = {
-    "dbn": _CLASSES,
-    "sovit": _CLASSES,
-    "gcp": _CLASSES,
-    "video": "videos and lists laid out as UCF101 is (UCF-101/CLASS/NAME.avi and "
-    "ucfTrainTestlist/) or HMDB51: --set data=ucf101 --data-root DIR",
-    "style": "a folder with trainA/ and testA/ (photographs), trainB/ and testB/ (styles): "
-    "--set data=folder --data-root DIR",
+    "dbn": f"pictures in {_CLASSES}; CIFAR as it is unpacked",
+    "sovit": f"pictures in {_CLASSES}",
+    "gcp": f"pictures in {_CLASSES}; CUB-200-2011, FGVC-Aircraft, Stanford Cars as they are "
+    "unpacked",
+    "video": f"videos (AVI) in {_CLASSES}; UCF101, HMDB51 as they are unpacked",
+    "style": "pictures in photographs/ and styles/, of which a fifth is kept for test, or in "
+    "trainA/ and testA/ (photographs), trainB/ and testB/ (styles)",
 }
-"""How a user's own data are laid out, by application."""
+"""How the data in ``--data-root`` may be laid out, by application."""
 
 
 def application(name: str) -> ModuleType:
-    """The module of an application: ``Settings``, ``datasets`` and ``build`` or ``Learner``.
+    """The module of an application: ``Settings``, ``datasets``, ``build`` and so on.
 
     Raises:
         ValueError: an unknown name.

@@ -1,4 +1,4 @@
-"""HMDB51 and UCF101: videos in folders, official splits, a few frames of each.
+"""Videos: HMDB51 and UCF101 with their official splits, and folders of one's own; few frames each.
 
 torchvision's classes of these names rely on its reader of videos, which was removed; here PyAV
 reads them.
@@ -10,19 +10,18 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import av
 import torch
 from av.container import InputContainer
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from matroot.recipes.data import Split, Transform, inside, lines
+from matroot.recipes.data import Items, Split, Transform, inside, lines
 from matroot.recipes.images import MAX_PIXELS
+from matroot.recipes.layouts import VIDEOS, find
 
 
-class Clips(Dataset[Any]):
+class Clips(Items):
     """Frames of videos, (3, frames, H, W) after the transform, and classes.
 
     A video is cut into as many segments of equal length as there are frames (Temporal Segment
@@ -42,20 +41,23 @@ class Clips(Dataset[Any]):
         transform: Transform,
         training: bool,
     ) -> None:
-        self.items, self.frames = items, frames
-        self.transform, self.training = transform, training
+        super().__init__(items, transform)
+        self.frames, self.training = frames, training
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.items[index]
+    def read(self, path: Path) -> Tensor:
+        """See ``Items``."""
         count = count_frames(path)
         start = torch.arange(self.frames + 1) * count / self.frames
         where = torch.rand(self.frames) if self.training else torch.tensor(0.5)
         chosen = (start[:-1] + where * start.diff()).long().clamp(max=count - 1)
         clip: Tensor = self.transform(read_frames(path, chosen.tolist()))
-        return clip.transpose(0, 1), label
+        return clip.transpose(0, 1)
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """See ``Items``."""
+        with _opened(path) as video:
+            stream = video.streams.video[0]
+            return stream.width, stream.height
 
 
 def count_frames(path: Path) -> int:
@@ -149,7 +151,7 @@ def hmdb51(root: Path, frames: int, split: int, training: Transform, test: Trans
             if part not in items:
                 raise ValueError(f"{file}: expected lines 'NAME 0', 1 or 2, got '{video} {part}'")
             items[part].append((inside(videos / name, video), label))
-    return _split(root, items["1"], items["2"], len(found), frames, training, test)
+    return _split(root, items["1"], items["2"], sorted(found), frames, training, test)
 
 
 def ucf101(root: Path, frames: int, split: int, training: Transform, test: Transform) -> Split:
@@ -176,7 +178,17 @@ def ucf101(root: Path, frames: int, split: int, training: Transform, test: Trans
         parts.append(items)
     if both := set(parts[0]) & set(parts[1]):
         raise ValueError(f"{lists}: {min(both)[0]} is listed for training and for test")
-    return _split(root, parts[0], parts[1], len(order), frames, training, test)
+    return _split(root, parts[0], parts[1], tuple(order), frames, training, test)
+
+
+def video_folders(root: Path, frames: int, training: Transform, test: Transform) -> Split:
+    """Videos of one's own, see ``layouts.find``; arguments as of ``hmdb51``."""
+    found = find(root, VIDEOS)
+    parts = (
+        Clips(found.training, frames, training, training=True),
+        Clips(found.test, frames, test, training=False),
+    )
+    return Split(*parts, found.classes, found.layout)
 
 
 def _check_split(split: int) -> None:
@@ -188,7 +200,7 @@ def _split(
     root: Path,
     train: Sequence[tuple[Path, int]],
     held_out: Sequence[tuple[Path, int]],
-    classes: int,
+    classes: Sequence[str],
     frames: int,
     training: Transform,
     test: Transform,
@@ -199,7 +211,7 @@ def _split(
         missing = next((path for path, _ in items if not path.is_file()), None)
         if missing is not None:
             raise ValueError(f"{missing}: named in a list of {root}, but missing")
-    return (
+    return Split(
         Clips(train, frames, training, training=True),
         Clips(held_out, frames, test, training=False),
         classes,

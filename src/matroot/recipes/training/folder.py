@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -65,18 +66,28 @@ class RunFolder:
             )
         return known
 
-    def check_data(self, known: dict[str, Any], items: list[int], root: str | None) -> None:
+    def check_data(
+        self, known: dict[str, Any], items: list[int], classes: list[str], root: str | None
+    ) -> None:
         """Raise ValueError where the run that the folder holds was trained on other data.
 
         Args:
             known: see ``earlier_run``.
             items: sizes of training and test set, number of classes.
+            classes: their names.
             root: the folder that data are read from.
         """
         if known.get("items", items) != items:
             raise ValueError(
                 f"{self.path} holds a run with other data: {_counted(known['items'])} in "
                 f"{known.get('data_root')}, {_counted(items)} in {root}; choose another folder"
+            )
+
+        # Runs of before the names were recorded have none.
+        if known.get("classes", classes) != classes:
+            raise ValueError(
+                f"{self.path} holds a run with other classes ({_shown(known['classes'])}) than are "
+                f"in {root} ({_shown(classes)}); choose another folder"
             )
 
     def start(self, description: dict[str, Any]) -> None:
@@ -89,6 +100,10 @@ class RunFolder:
 
 def _counted(items: list[int]) -> str:
     return "{} items for training, {} for test, {} classes".format(*items)
+
+
+def _shown(names: Any) -> str:
+    return textwrap.shorten(", ".join(map(str, names)), 60, placeholder=" …")
 
 
 def read_json(file: Path) -> dict[str, Any]:
