@@ -114,8 +114,8 @@ def test_official_splits_of_videos(name, tmp_path):
 
 def test_hmdb51_with_its_classes_beside_the_lists(tmp_path):
     write_hmdb51(tmp_path, videos=".")
-    training, test, classes = read_videos("hmdb51", tmp_path)
-    assert (len(training), len(test), classes) == (2, 2, 2)
+    training, test, classes, _ = read_videos("hmdb51", tmp_path)
+    assert (len(training), len(test), len(classes)) == (2, 2, 2)
     assert shown(training[0][0])
 
 

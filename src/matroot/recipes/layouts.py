@@ -335,7 +335,7 @@ def listing(split: Split, root: Path) -> list[str]:
 def _sizes(*parts: Items) -> str:
     """Width × height of some of the files, by their headers."""
     files = [path for part in parts for path, _ in part.items]
-    some = files[:: max(1, len(files) // _LOOKED_AT)]
+    some = files[:: -(-len(files) // _LOOKED_AT)]
     sizes = [parts[0].size(path) for path in some]
     least, most = (what(sizes, key=lambda size: size[0] * size[1]) for what in (min, max))
     words = " to ".join(f"{w}×{h}" for w, h in dict.fromkeys((least, most)))

@@ -22,7 +22,7 @@ from matroot.recipes.catalogue import APPLICATIONS, application
 from matroot.recipes.data import Items, Split
 from matroot.recipes.methods import layer_options
 from matroot.recipes.training.configuration import Common, settings
-from matroot.recipes.training.folder import RunFolder, read_checkpoint, read_json
+from matroot.recipes.training.folder import RunFolder, read_checkpoint
 from matroot.recipes.training.loop import network
 from matroot.terminal import one_line
 
@@ -68,23 +68,21 @@ def load(run: Path, device: str = "auto", wanted: Sequence[str] = APPLICATIONS) 
     if not folder.description.is_file() or not folder.checkpoint.is_file():
         of = f" {wanted[0]}" if len(wanted) == 1 else ""
         raise ValueError(f"{run}: expected run.json and last.ckpt of a run of 'matroot train{of}'")
-    values = read_json(folder.description)
+    values = folder.described()
     name: Any = values.get("application")
     if name not in wanted:
         raise ValueError(f"{run}: expected a run of {' or '.join(wanted)}, got one of {name}")
+    count = values["items"][2]
+    # Runs of before the names were recorded have none.
+    classes = tuple(values.get("classes", map(str, range(count))))
+    root = None if values["data_root"] is None else Path(values["data_root"])
     try:
         gradient = None if values["gradient"] == "auto" else values["gradient"]
         config: Any = settings(name, values["config"], str(folder.description))
-        _, _, count = map(int, values["items"])
-        # Runs of before the names were recorded have none.
-        classes = tuple(map(str, values.get("classes", range(count))))
-        if len(classes) != count:
-            raise ValueError
         options = layer_options(values["method"], gradient, config.eps)
         checkpoint = read_checkpoint(folder.checkpoint)
         made = network(name, application(name), _untrained(config), count, options, seed=0)
         made.load_state_dict(checkpoint["state_dict"])
-        root = None if values["data_root"] is None else Path(values["data_root"])
         epochs = checkpoint["epoch"] + 1
     except (KeyError, TypeError, RuntimeError):
         raise ValueError(f"{run}: run.json and last.ckpt do not go together") from None

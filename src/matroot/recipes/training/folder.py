@@ -42,12 +42,8 @@ class RunFolder:
         """
         if not (self.checkpoint.exists() or self.result.exists()):
             return {}
-        known = read_json(self.description)
-        old, new = known.get("config"), asked["config"]
-        items, root = known.get("items", [0, 0, 0]), known.get("data_root")
-        counts = isinstance(items, list) and [type(count) for count in items] == [int] * 3
-        if not (isinstance(old, dict) and counts and isinstance(root, str | None)):
-            raise ValueError(f"{self.description}: expected what 'matroot train' has written there")
+        known = self.described()
+        old, new = known["config"], asked["config"]
         # Until it was described each process had its own statistics.
         known.setdefault("sync_whitening", False)
         pairs = [(name, known.get(name), asked[name]) for name in asked if name != "config"]
@@ -64,6 +60,24 @@ class RunFolder:
                 f"{self.path} holds a run with another {', '.join(different)}; "
                 "choose another folder"
             )
+        return known
+
+    def described(self) -> dict[str, Any]:
+        """The description, with ``config``, ``items``, ``classes`` and ``data_root`` checked.
+
+        Raises:
+            ValueError: it is missing, or holds something else.
+        """
+        known = read_json(self.description)
+        items = known.setdefault("items", [0, 0, 0])
+        counts = isinstance(items, list) and [type(count) for count in items] == [int] * 3
+        # Runs of before the names were recorded have none.
+        classes = known.get("classes", ["?"] * items[2] if counts else [])
+        named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+        fits = counts and named and len(classes) == items[2]
+        root = known.setdefault("data_root", None)
+        if not (fits and isinstance(known.get("config"), dict) and isinstance(root, str | None)):
+            raise _not_ours(self.description)
         return known
 
     def check_data(
@@ -83,7 +97,6 @@ class RunFolder:
                 f"{known.get('data_root')}, {_counted(items)} in {root}; choose another folder"
             )
 
-        # Runs of before the names were recorded have none.
         if known.get("classes", classes) != classes:
             raise ValueError(
                 f"{self.path} holds a run with other classes ({_shown(known['classes'])}) than are "
@@ -117,8 +130,12 @@ def read_json(file: Path) -> dict[str, Any]:
     except (FileNotFoundError, json.JSONDecodeError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{file}: expected what 'matroot train' has written there")
+        raise _not_ours(file)
     return found
+
+
+def _not_ours(file: Path) -> ValueError:
+    return ValueError(f"{file}: expected what 'matroot train' has written there")
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
