@@ -98,7 +98,8 @@ def test_a_broken_picture_is_named_and_ends_the_run(tmp_path, workers):
     for part, label in itertools.product(("train", "val"), ("cat", "dog")):
         (tmp_path / part / label).mkdir(parents=True)
         for i in range(8):
-            Image.new("RGB", (40, 30), "red").save(tmp_path / part / label / f"{i}.jpg")
+            noise = Image.effect_noise((40, 30), 50).convert("RGB")
+            noise.save(tmp_path / part / label / f"{i}.jpg")
     file = tmp_path / "train/cat/5.jpg"
     file.write_bytes(file.read_bytes()[:-60])  # The header, which is looked at before, is whole.
     changes = {"data": "folder", "workers": workers, "batch_size": 4, "size": 32, "epochs": 1}

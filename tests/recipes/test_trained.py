@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import pages
 from matroot.cli import app
 from matroot.recipes import embedded, trained
 from matroot.recipes.catalogue import APPLICATIONS, EMBEDDED, application
@@ -275,3 +276,24 @@ def test_a_file_is_read_as_the_embedded_pictures_are(tmp_path):
 def test_help_shows_commands():
     for command, words in (("predict", "classes.csv"), ("evaluate", "--data-root OTHER --all")):
         assert words in " ".join(run(command, "--help").output.split())
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = "own_data.md"
+    tiles, in_python = pages.blocks(page)
+    pages.run(page, tiles, {})
+    _, example, _ = pages.blocks(page, "console")
+    said = ""
+    for line in example.splitlines():
+        if line.startswith("$ matroot "):
+            found = run(*line.removeprefix("$ matroot ").split())
+            assert found.exit_code == 0, found.output
+            said += found.output
+    # All that does not depend on the last digits.
+    for line in example.splitlines():
+        if line.startswith("  ") or "written" in line or "most taken for" in line:
+            assert line in said
+    found = pages.run(page, in_python, {})
+    assert (found["name"], found["probability"] > 0.5) == ("brick", True)
