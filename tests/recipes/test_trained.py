@@ -123,8 +123,9 @@ def test_an_unreadable_file_is_named_and_left_out(own, tmp_path):
     ("arguments", "message"),
     [
         (["predict", "{0}", "nowhere.png"], "nowhere.png: there is no such file or folder"),
-        (["predict", "{0}", "{1}"], "no file ends with"),
+        (["predict", "{0}", "{1}"], "expected a folder of pictures, got nothing"),
         (["predict", "{0}", "{2}", "-o", "a.txt"], "a.txt: expected a name that ends with .csv"),
+        (["predict", "{0}", "{2}", "-o", "none/a.csv"], "none/a.csv: there is no folder none"),
         (["predict", "{0}", "{2}", "--style", "{2}"], "a run of gcp takes no --style"),
         (["predict", "{1}", "{2}"], "expected run.json and last.ckpt of a run of 'matroot train'"),
         (["predict", "{0}", "{2}", "--device", "abacus"], "--device 'abacus' is none that can"),

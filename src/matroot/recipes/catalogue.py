@@ -19,20 +19,22 @@ EMBEDDED = {
 }
 """The ``data`` of each application that need no folder."""
 
-_CLASSES = (
-    "train/CLASS/ and val/CLASS/ (or test/CLASS/), or CLASS/ alone, of which a fifth is kept for "
-    "test, or a list .csv with the columns path, class and perhaps part"
-)
 OWN_DATA = {
-    "dbn": f"pictures in {_CLASSES}; CIFAR as it is unpacked",
-    "sovit": f"pictures in {_CLASSES}",
-    "gcp": f"pictures in {_CLASSES}; CUB-200-2011, FGVC-Aircraft, Stanford Cars as they are "
-    "unpacked",
-    "video": f"videos (AVI) in {_CLASSES}; UCF101, HMDB51 as they are unpacked",
-    "style": "pictures in photographs/ and styles/, of which a fifth is kept for test, or in "
-    "trainA/ and testA/ (photographs), trainB/ and testB/ (styles)",
+    "dbn": "pictures by class; CIFAR-10 and CIFAR-100 as they are unpacked",
+    "sovit": "pictures by class",
+    "gcp": "pictures by class; CUB-200-2011, FGVC-Aircraft, Stanford Cars as they are unpacked",
+    "video": "videos (AVI) by class; UCF101 and HMDB51 as they are unpacked",
+    "style": "pictures in photographs/ and styles/, of which a fifth is kept for test; or in "
+    "trainA/, testA/ (photographs), trainB/, testB/ (styles)",
 }
-"""How the data in ``--data-root`` may be laid out, by application."""
+"""What ``--data-root`` may hold, by application."""
+
+BY_CLASS = (
+    "By class: train/CLASS/ and val/CLASS/ (or test/CLASS/); or a list *.csv with the columns "
+    "path, class and perhaps part (train or test); or CLASS/ alone, of which a fifth is kept for "
+    "test."
+)
+"""The layouts of pictures and videos by class."""
 
 
 def application(name: str) -> ModuleType:

@@ -151,7 +151,8 @@ def hmdb51(root: Path, frames: int, split: int, training: Transform, test: Trans
             if part not in items:
                 raise ValueError(f"{file}: expected lines 'NAME 0', 1 or 2, got '{video} {part}'")
             items[part].append((inside(videos / name, video), label))
-    return _split(root, items["1"], items["2"], sorted(found), frames, training, test)
+    parts, layout = (items["1"], items["2"]), f"HMDB51, split {split}"
+    return _split(root, *parts, sorted(found), layout, frames, training, test)
 
 
 def ucf101(root: Path, frames: int, split: int, training: Transform, test: Transform) -> Split:
@@ -178,7 +179,8 @@ def ucf101(root: Path, frames: int, split: int, training: Transform, test: Trans
         parts.append(items)
     if both := set(parts[0]) & set(parts[1]):
         raise ValueError(f"{lists}: {min(both)[0]} is listed for training and for test")
-    return _split(root, parts[0], parts[1], tuple(order), frames, training, test)
+    layout = f"UCF101, split {split}"
+    return _split(root, parts[0], parts[1], tuple(order), layout, frames, training, test)
 
 
 def video_folders(root: Path, frames: int, training: Transform, test: Transform) -> Split:
@@ -201,6 +203,7 @@ def _split(
     train: Sequence[tuple[Path, int]],
     held_out: Sequence[tuple[Path, int]],
     classes: Sequence[str],
+    layout: str,
     frames: int,
     training: Transform,
     test: Transform,
@@ -215,4 +218,5 @@ def _split(
         Clips(train, frames, training, training=True),
         Clips(held_out, frames, test, training=False),
         classes,
+        layout,
     )

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from matroot.recipes.catalogue import (
     APPLICATIONS,
+    BY_CLASS,
     EMBEDDED,
     OWN_DATA,
     application,
@@ -222,10 +223,9 @@ def _overview(command: str) -> str:
     width = max(map(len, APPLICATIONS))
     lines = ["Applications and their configurations (--config):", ""]
     lines += [f"  {name:<{width}}  {', '.join(configurations(name))}" for name in APPLICATIONS]
-    lines += ["", "Your own data (--data-root DIR), which it finds laid out as:", ""]
-    for layout in dict.fromkeys(OWN_DATA.values()):
-        names = ", ".join(name for name in APPLICATIONS if OWN_DATA[name] == layout)
-        lines += [f"  {names}: {layout}"]
+    lines += ["", "Your own data (--data-root DIR): how they lie there is found and listed.", ""]
+    lines += [f"  {name:<{width}}  {OWN_DATA[name]}" for name in APPLICATIONS]
+    lines += ["", BY_CLASS]
     lines += ["", f"{command} gcp --help lists the fields of gcp for --set, and so on."]
     return "\n".join(lines) + "\n"
 
@@ -245,7 +245,8 @@ def _about(name: str) -> str:
         table.append((field, values, default, _value(getattr(small, field))))
     widths = [max(len(line[i]) for line in table) for i in range(len(head))]
     lines = [f"Configurations of {name} (--config): {', '.join(configurations(name))}", ""]
-    lines += [f"Your own data: {OWN_DATA[name]}", ""]
+    lines += [f"Your own data (--data-root DIR): {OWN_DATA[name]}"]
+    lines += [BY_CLASS, ""] if "by class" in OWN_DATA[name] else [""]
     lines += [f"Fields of {name} (--set FIELD=VALUE):", ""]
     for line in table:
         cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))

@@ -211,7 +211,8 @@ def cub(root: Path, training: Transform, test: Transform) -> Split:
     }
     if not all(items.values()):
         raise ValueError(f"{folder / 'train_test_split.txt'}: expected pictures of both parts")
-    return Split(Listed(items["1"], training), Listed(items["0"], test), tuple(classes.values()))
+    parts = Listed(items["1"], training), Listed(items["0"], test)
+    return Split(parts[0], parts[1], tuple(classes.values()), "CUB-200-2011, its own parts")
 
 
 def aircraft(root: Path, training: Transform, test: Transform) -> Split:
@@ -226,7 +227,7 @@ def aircraft(root: Path, training: Transform, test: Transform) -> Split:
         dataset.transform = transform
         for path in dataset._image_files:
             inside(root, Path(path).relative_to(root).as_posix())
-    return Split(sets[0], sets[1], tuple(sets[0].classes))
+    return Split(sets[0], sets[1], tuple(sets[0].classes), "FGVC-Aircraft, its own parts")
 
 
 def cars(root: Path, training: Transform, test: Transform) -> Split:
@@ -243,7 +244,7 @@ def cars(root: Path, training: Transform, test: Transform) -> Split:
             inside(root, Path(path).relative_to(root).as_posix())
             if not 0 <= label < classes:
                 raise ValueError(f"{path}: class {label + 1}; expected 1 to {classes}")
-    return Split(sets[0], sets[1], tuple(sets[0].classes))
+    return Split(sets[0], sets[1], tuple(sets[0].classes), "Stanford Cars, its own parts")
 
 
 def _torchvision(kind: Any, root: Path, folder: str, parts: tuple[str, str]) -> list[Any]:

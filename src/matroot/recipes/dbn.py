@@ -71,7 +71,8 @@ def datasets(config: Settings, root: Path | None) -> Split:
         raise ValueError(
             f"{config.data}: not in {folder}, and cannot be downloaded: {error}"
         ) from None
-    return Split(train, test, tuple(train.classes))
+    layout = f"CIFAR-{len(train.classes)}, its own parts"
+    return Split(train, test, tuple(train.classes), layout)
 
 
 def reader(config: Settings) -> Callable[[Path], Tensor]:

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from matroot.files import replace, replacing
-from matroot.recipes.catalogue import APPLICATIONS, application
+from matroot.recipes.catalogue import APPLICATIONS, EMBEDDED, application
 from matroot.recipes.data import Items, Split
+from matroot.recipes.layouts import Kind, files_in
 from matroot.recipes.methods import layer_options
 from matroot.recipes.training.configuration import Common, settings
 from matroot.recipes.training.folder import RunFolder, read_checkpoint
@@ -264,7 +265,7 @@ def split_of(trained: Trained, root: Path | None) -> Split:
         ValueError: the folder does not fit, or was not given and is no longer there.
     """
     place = trained.data_root if root is None else root
-    if place is not None and trained.data_root is None:
+    if place is not None and trained.config.data == EMBEDDED[trained.name]:
         raise ValueError(
             f"the run was trained on the embedded data {trained.config.data!r}, {place} would go "
             "unused; leave out --data-root"
@@ -377,8 +378,8 @@ def evaluate_style(
     return ratios
 
 
-def files_of(arguments: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:
-    """Files, and those of the given kinds in folders.
+def files_of(arguments: Iterable[Path], kind: Kind) -> list[Path]:
+    """Files, and those of a kind in folders.
 
     Raises:
         ValueError: a folder without one, or a file that does not exist.
@@ -386,10 +387,7 @@ def files_of(arguments: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:
     found: list[Path] = []
     for path in arguments:
         if path.is_dir():
-            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes)
-            if not inside:
-                raise ValueError(f"{path}: no file ends with {', '.join(sorted(suffixes))}")
-            found += inside
+            found += files_in(path, kind)
         elif path.is_file():
             found.append(path)
         else:

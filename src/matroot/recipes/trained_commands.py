@@ -60,7 +60,7 @@ def predict(
 
     with working(f"loading {run}"):
         trained = load(run, device)
-    paths = files_of(files, (VIDEOS if trained.name == "video" else PICTURES).suffixes)
+    paths = files_of(files, VIDEOS if trained.name == "video" else PICTURES)
     if (style is not None) != (trained.name == "style"):
         does = "needs --style PICTURE" if style is None else "takes no --style"
         raise ValueError(f"{run}: a run of {trained.name} {does}")
@@ -70,6 +70,8 @@ def predict(
     if output is not None:
         if output.suffix not in (".csv", ".json"):
             raise ValueError(f"{output}: expected a name that ends with .csv or .json")
+        if not output.parent.is_dir():
+            raise ValueError(f"{output}: there is no folder {output.parent}")
         check_file(output)
     found: list[Prediction] = []
     with progress() as bars:
