@@ -93,6 +93,8 @@ HEAD = "path,class,part\n"
         (HEAD + "1.png,a,train\n2.png,b,test\n", "pictures of each class for training, none of b"),
         (HEAD + "1.png,a,train\n1.png,b,test\n", r"1\.png named twice"),
         (HEAD + "1.png,a,train\n3.png,b,test\n", r"3\.png: named in .*, but missing; paths are"),
+        (HEAD + f"1.png,a,train\n{'x' * 300},b,test\n", "x: named in .*, but missing"),
+        (HEAD + '1.png,a,train\n"2\n.png",b,test\n', r"2 \.png: named in .*, but missing"),
         (HEAD + "../1.png,a,train\n2.png,b,test\n", "leads out"),
         (HEAD + "/1.png,a,train\n2.png,b,test\n", "leads out"),
         ("path,class\n1.png,a\n2.png,b\n", "class 'a' has one file; expected two at least"),

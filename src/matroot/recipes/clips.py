@@ -7,6 +7,7 @@ reads them.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,7 +212,7 @@ def _split(
     for part, items in (("training", train), ("test", held_out)):
         if not items:
             raise ValueError(f"{root}: the lists name no {part} videos")
-        missing = next((path for path, _ in items if not path.is_file()), None)
+        missing = next((path for path, _ in items if not os.path.isfile(path)), None)
         if missing is not None:
             raise ValueError(f"{missing}: named in a list of {root}, but missing")
     return Split(

@@ -211,8 +211,8 @@ def cub(root: Path, training: Transform, test: Transform) -> Split:
     }
     if not all(items.values()):
         raise ValueError(f"{folder / 'train_test_split.txt'}: expected pictures of both parts")
-    parts = Listed(items["1"], training), Listed(items["0"], test)
-    return Split(parts[0], parts[1], tuple(classes.values()), "CUB-200-2011, its own parts")
+    sets = Listed(items["1"], training), Listed(items["0"], test)
+    return Split(sets[0], sets[1], tuple(classes.values()), "CUB-200-2011, its own parts")
 
 
 def aircraft(root: Path, training: Transform, test: Transform) -> Split:

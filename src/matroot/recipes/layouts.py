@@ -140,9 +140,11 @@ def _in_list(root: Path, file: Path, kind: Kind) -> Found:
     twice = [path for path, count in Counter(path for path, _ in items).items() if count > 1]
     if twice:
         raise ValueError(f"{file}: {_some([str(p.relative_to(root)) for p in twice])} named twice")
-    missing = next((path for path, _ in items if not path.is_file()), None)
+    # Unlike Path.is_file it takes any name for one that may be missing.
+    missing = next((path for path, _ in items if not os.path.isfile(path)), None)
     if missing is not None:
-        raise ValueError(f"{missing}: named in {file}, but missing; paths are those from {root}")
+        name = one_line(str(missing))
+        raise ValueError(f"{name}: named in {file}, but missing; paths are those from {root}")
     if "part" not in rows[0]:
         layout = f"the list {file.name}, a fifth of each class kept for test"
         return Found(*_divided(root, items, classes), tuple(classes), layout)

@@ -74,8 +74,6 @@ def load(run: Path, device: str = "auto", wanted: Sequence[str] = APPLICATIONS) 
     if name not in wanted:
         raise ValueError(f"{run}: expected a run of {' or '.join(wanted)}, got one of {name}")
     count = values["items"][2]
-    # Runs of before the names were recorded have none.
-    classes = tuple(values.get("classes", map(str, range(count))))
     root = None if values["data_root"] is None else Path(values["data_root"])
     try:
         gradient = None if values["gradient"] == "auto" else values["gradient"]
@@ -87,6 +85,8 @@ def load(run: Path, device: str = "auto", wanted: Sequence[str] = APPLICATIONS) 
         epochs = checkpoint["epoch"] + 1
     except (KeyError, TypeError, RuntimeError):
         raise ValueError(f"{run}: run.json and last.ckpt do not go together") from None
+    # Runs of before the names were recorded have none.
+    classes = tuple(values.get("classes", map(str, range(count))))
     return Trained(name, config, classes, root, epochs, made.eval().to(where), where)
 
 

@@ -71,10 +71,11 @@ class RunFolder:
         known = read_json(self.description)
         items = known.setdefault("items", [0, 0, 0])
         counts = isinstance(items, list) and [type(count) for count in items] == [int] * 3
-        # Runs of before the names were recorded have none.
-        classes = known.get("classes", ["?"] * items[2] if counts else [])
-        named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-        fits = counts and named and len(classes) == items[2]
+        fits = counts
+        if counts and "classes" in known:  # Runs of before the names were recorded have none.
+            classes = known["classes"]
+            named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+            fits = named and len(classes) == items[2]
         root = known.setdefault("data_root", None)
         if not (fits and isinstance(known.get("config"), dict) and isinstance(root, str | None)):
             raise _not_ours(self.description)
