@@ -36,6 +36,7 @@ def names(items, root):
 def test_class_folders_in_two_parts(test, tmp_path):
     write(tmp_path, "train/cat/a.png", "train/dog/deep/b.JPG", f"{test}/cat/c.webp")
     write(tmp_path, f"{test}/dog/d.png", "train/.hidden/e.png", "train/cat/._a.png")
+    write(tmp_path, "train/cat/.ipynb_checkpoints/a.png", "train/__MACOSX/cat/a.png")
     (tmp_path / "train/cat/notes.txt").write_text("")
     found = find(tmp_path, PICTURES)
     assert names(found.training, tmp_path) == [("train/cat/a.png", 0), ("train/dog/deep/b.JPG", 1)]

@@ -205,13 +205,16 @@ def _divided(
         name = item[0].relative_to(root).as_posix()
         return hashlib.sha256(os.fsencode(name)).digest()
 
+    by_class: list[list[tuple[Path, int]]] = [[] for _ in classes]
+    for item in items:
+        by_class[item[1]].append(item)
     training, test = [], []
-    for label, name in enumerate(classes):
-        own = sorted((item for item in items if item[1] == label), key=order)
+    for name, own in zip(classes, by_class, strict=True):
         if len(own) < 2:
             raise ValueError(
                 f"{root}: class {name!r} has one file; expected two at least, one of them for test"
             )
+        own.sort(key=order)
         count = max(1, round(TEST_SHARE * len(own)))
         test += sorted(own[:count])
         training += sorted(own[count:])
@@ -230,26 +233,33 @@ def divided_files(folder: Path, kind: Kind) -> tuple[list[Path], list[Path]]:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, but for hidden ones and what archives of macOS add."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    return [name for name in names if not name.startswith((".", "__MACOSX"))]
+    """The names of the folders in a folder, without those that hold no data."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and _counts(path.name))
+
+
+def _counts(name: str) -> bool:
+    """Whether a file or folder counts: not a hidden one, nor what archives of macOS add."""
+    return not name.startswith((".", "__MACOSX"))
 
 
 def _of_classes(folder: Path, classes: Sequence[str], kind: Kind) -> list[tuple[Path, int]]:
     """The files in the folders of the classes, also those in folders within them."""
     items: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        found = [
-            Path(place) / file
-            for place, _, files in os.walk(folder / name)
-            for file in files
-            if Path(file).suffix.lower() in kind.suffixes and not file.startswith(".")
-        ]
+        found = []
+        for place, folders, files in os.walk(folder / name):
+            folders[:] = filter(_counts, folders)  # os.walk goes into these.
+            found += [Path(place, file) for file in files if _is_of(file, kind)]
         if not found:
             got = content(folder / name)
             raise ValueError(f"{folder / name}: no {kind.things} in it, but {got}; {kind.help}")
         items += [(file, label) for file in sorted(found)]
     return items
+
+
+def _is_of(name: str, kind: Kind) -> bool:
+    """Whether a file is of a kind, by its name."""
+    return _counts(name) and Path(name).suffix.lower() in kind.suffixes
 
 
 def files_in(folder: Path, kind: Kind) -> list[Path]:
@@ -258,8 +268,8 @@ def files_in(folder: Path, kind: Kind) -> list[Path]:
     Raises:
         ValueError: there are none, or it is no folder.
     """
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = [f for f in found if f.suffix.lower() in kind.suffixes and not f.name.startswith(".")]
+    every = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [file for file in every if _is_of(file.name, kind)]
     if not found:
         got = content(folder) if folder.is_dir() else "nothing of that name"
         raise ValueError(f"{folder}: expected a folder of {kind.things}, got {got}")
