@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -166,25 +167,25 @@ def _rows(file: Path) -> list[dict[str, str]]:
     """The rows of a list, each value there and without blanks around it."""
     wanted = "expected the columns path, class and perhaps part, with commas between them"
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened, strict=True)
-            names = [name.strip() for name in reader.fieldnames or []]
-            if not {"path", "class"} <= set(names) or len(set(names)) < len(names):
-                got = f"got {_some(names)}" if names else "got no line"
-                raise ValueError(f"{file}: {wanted}; {got}; the first line names them")
-            reader.fieldnames = names
-            used: list[str] = [name for name in ("path", "class", "part") if name in names]
-            rows: list[dict[str, str]] = []
-            for row in reader:
-                values = {name: (row[name] or "").strip() for name in used}
-                if empty := next((name for name, value in values.items() if not value), None):
-                    raise ValueError(f"{file}, line {reader.line_num}: no {empty}")
-                if values.get("part", "train") not in _PARTS:
-                    raise ValueError(
-                        f"{file}, line {reader.line_num}: expected part train or test, got "
-                        f"{values['part']!r}"
-                    )
-                rows.append(values)
+        text = file.read_bytes().decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        names = [name.strip() for name in reader.fieldnames or []]
+        if not {"path", "class"} <= set(names) or len(set(names)) < len(names):
+            got = f"got {_some(names)}" if names else "got no line"
+            raise ValueError(f"{file}: {wanted}; {got}; the first line names them")
+        reader.fieldnames = names
+        used: list[str] = [name for name in ("path", "class", "part") if name in names]
+        rows: list[dict[str, str]] = []
+        for row in reader:
+            values = {name: (row[name] or "").strip() for name in used}
+            if empty := next((name for name, value in values.items() if not value), None):
+                raise ValueError(f"{file}, line {reader.line_num}: no {empty}")
+            if values.get("part", "train") not in _PARTS:
+                raise ValueError(
+                    f"{file}, line {reader.line_num}: expected part train or test, got "
+                    f"{values['part']!r}"
+                )
+            rows.append(values)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file}: expected a list as text in UTF-8 ({error})") from None
     if not rows:
