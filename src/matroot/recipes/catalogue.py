@@ -10,7 +10,7 @@ from types import ModuleType
 
 APPLICATIONS = ("dbn", "sovit", "gcp", "video", "style")
 
-EMBEDDED = {
+EMBEDDED: dict[str, str] = {
     "dbn": "digits",
     "sovit": "textures",
     "gcp": "textures",

@@ -43,7 +43,8 @@ class Clips(Items):
         training: bool,
     ) -> None:
         super().__init__(items, transform)
-        self.frames, self.training = frames, training
+        self.frames = frames
+        self.training = training
 
     def read(self, path: Path) -> Tensor:
         """See ``Items``."""

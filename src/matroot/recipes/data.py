@@ -35,7 +35,8 @@ class Transformed(Dataset[Any]):
     """A data set whose pictures are transformed."""
 
     def __init__(self, dataset: Dataset[Any], transform: Transform) -> None:
-        self.dataset, self.transform = dataset, transform
+        self.dataset = dataset
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # Dataset does not say that it has one.
@@ -147,7 +148,8 @@ class Items(Dataset[Any]):
     """Files given by their paths, and their classes."""
 
     def __init__(self, items: Sequence[tuple[Path, int]], transform: Transform) -> None:
-        self.items, self.transform = items, transform
+        self.items = items
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.items)

@@ -47,8 +47,8 @@ def _picture_suffixes() -> frozenset[str]:
     return frozenset(s for s, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
-PICTURES = Kind("pictures", _picture_suffixes(), "save them as JPEG or PNG")
-VIDEOS = Kind(
+PICTURES: Kind = Kind("pictures", _picture_suffixes(), "save them as JPEG or PNG")
+VIDEOS: Kind = Kind(
     "videos",
     frozenset({".avi"}),
     "only AVI is read: ffmpeg -i NAME.mp4 -c:v mpeg4 -q:v 3 NAME.avi converts a video",
