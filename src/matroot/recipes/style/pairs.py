@@ -45,12 +45,14 @@ class Pairs(Dataset[Any]):
         config: Settings,
         training: bool,
     ) -> None:
-        self.photographs, self.styles, self.training = photographs, styles, training
-        self.length = config.pairs if training else len(photographs) * len(styles)
+        self.photographs = photographs
+        self.styles = styles
+        self.training = training
+        self.length: int = config.pairs if training else len(photographs) * len(styles)
         crop = [v2.RandomCrop(config.size), v2.RandomHorizontalFlip()]
         if not training:
             crop = [v2.CenterCrop(config.test_size)]
-        self.transform = v2.Compose([v2.Resize(config.test_size), *crop])
+        self.transform: v2.Compose = v2.Compose([v2.Resize(config.test_size), *crop])
 
     def __len__(self) -> int:
         return self.length
