@@ -1,4 +1,4 @@
-"""The command line: ``matroot demo``, ``stylize``, ``train``, ``compare`` and ``bench``.
+"""The command line: ``matroot demo``, ``stylize``, ``train``, ``predict``, ``bench`` and so on.
 
 PyTorch, and what else takes long to load, is imported where a command needs it.
 """
@@ -33,6 +33,7 @@ except KeyboardInterrupt:
 
 from matroot.bench import commands as bench
 from matroot.recipes import commands as recipes
+from matroot.recipes import trained_commands as trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +63,8 @@ app: typer.Typer = typer.Typer(
 app.add_typer(bench.app, name="bench")
 app.command(cls=recipes.ApplicationCommand)(recipes.train)
 app.command(cls=recipes.ApplicationCommand)(recipes.compare)
+app.command()(trained.predict)
+app.command()(trained.evaluate)
 
 
 # Modules that the extra "cli" installs.
@@ -209,10 +212,11 @@ def _report(result: StyleResult, output: Path, strength: float) -> None:
 def _painted(content: Tensor, style: Tensor, network: Path) -> Tensor:
     """The picture that the network of a run makes."""
     recipes.need_recipes()
-    from matroot.recipes.style.transfer import load, transfer
+    from matroot.recipes.style.transfer import transfer
+    from matroot.recipes.trained import load
 
     with working(f"painting by the network of {network}"):
-        return transfer(load(network), content, style)
+        return transfer(load(network, "cpu", ["style"]).network, content, style)
 
 
 def _given(ctx: typer.Context, name: str) -> bool:

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,10 +24,9 @@ from PIL import Image
 import matroot
 from matroot import cli
 from matroot.bench import cases, compare, report  # noqa: F401  (so that an engine can watch them)
-from matroot.recipes import clips, commands, data, images, stylize
+from matroot.recipes import clips, commands, data, images, layouts, stylize, trained
 from matroot.recipes import compare as comparison
 from matroot.recipes.catalogue import APPLICATIONS
-from matroot.recipes.style import transfer
 from matroot.recipes.training import loop
 from matroot.recipes.training.configuration import load_config
 from matroot.recipes.training.folder import RunFolder, read_checkpoint, read_json
@@ -104,7 +103,7 @@ ASKED = {"application": "dbn", "method": "auto", "seed": 0, "config": {"epochs":
 
 
 def runs(given: bytes) -> None:
-    """The folder of a run: its description, continued and read as a run of style."""
+    """The folder of a run: its description, continued and used."""
     with _folder() as folder:
         (folder / "run.json").write_bytes(given)
         (folder / "last.ckpt").write_bytes(b"")
@@ -112,9 +111,9 @@ def runs(given: bytes) -> None:
         with _one_line(ValueError):
             read_json(folder / "run.json")
         with _one_line(ValueError):
-            run.check_data(run.earlier_run(ASKED), [2, 1, 2], None)
+            run.check_data(run.earlier_run(ASKED), [2, 1, 2], ["a", "b"], None)
         with _one_line(ValueError):
-            transfer.load(folder)
+            trained.load(folder, "cpu")
 
 
 _LISTS = {
@@ -146,13 +145,30 @@ def lists(given: bytes) -> None:
             (root / place).parent.mkdir(parents=True, exist_ok=True)
             (root / place).touch()
         if name in ("cub", "aircraft"):
-            training, test, classes = getattr(data, name)(root, None, None)
+            split = getattr(data, name)(root, None, None)
         else:
-            training, test, classes = getattr(clips, name)(root, 3, 1, None, None)
-        for part in (training, test):
-            for path, label in getattr(part, "items", []):
-                assert path.resolve().is_relative_to(root.resolve())
-                assert 0 <= label < classes
+            split = getattr(clips, name)(root, 3, 1, None, None)
+        for part in (split.training, split.test):
+            _inside(root, getattr(part, "items", []), split.classes)
+
+
+def own_lists(given: bytes) -> None:
+    """A list of one's own data, beside some pictures."""
+    with _folder() as root, _one_line(ValueError):
+        (root / "list.csv").write_bytes(given)
+        for name in ("1.png", "2.png", "a, b.png"):
+            (root / name).touch()
+        found = layouts.find(root, layouts.PICTURES)
+        assert found.training
+        assert found.test
+        assert not set(found.training) & set(found.test)
+        _inside(root, found.training + found.test, found.classes)
+
+
+def _inside(root: Path, items: Sequence[tuple[Path, int]], classes: Sequence[str]) -> None:
+    for path, label in items:
+        assert path.resolve().is_relative_to(root.resolve())
+        assert 0 <= label < len(classes)
 
 
 def pictures(given: bytes) -> None:
@@ -180,6 +196,7 @@ _WORDS = (
     *("--methods", "--network", "--texture", "--precision", "--devices", "--accelerator"),
     *("auto", "eigh", "dbn", "gcp", "style", "video", "sovit", "cpu", "--quick", "--fresh"),
     *("a.png", "b.png", "out.png", "0", "1", "-1", "nan", "1e999", "epochs=1", "eps=0", "rows"),
+    *("predict", "evaluate", "--all", "--top", "--style", "--device", "out.csv"),
 )
 
 
@@ -298,6 +315,7 @@ def _same(x: torch.Tensor, y: torch.Tensor) -> bool:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
-        *(rows, configurations, checkpoints, runs, lists, pictures, videos, arguments, tensors),
+        *(rows, configurations, checkpoints, runs, lists, own_lists, pictures, videos),
+        *(arguments, tensors),
     )
 }

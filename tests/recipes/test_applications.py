@@ -93,7 +93,7 @@ def folders(root, names=("trainA", "trainB", "testA", "testB")):
 def test_unpaired_folders(tmp_path):
     root = folders(tmp_path / "data")
     (root / "trainA/notes.txt").write_text("no picture")
-    training, test, _ = style.datasets(tiny(data="folder"), root)
+    training, test, *_ = style.datasets(tiny(data="folder"), root)
     assert (len(training), len(test)) == (4, 4)
     x, y = training[1]
     assert x.shape == y.shape == (3, 32, 32)
@@ -131,6 +131,18 @@ def test_train_then_stylize_with_the_network(tmp_path):
     assert size(tmp_path / "c.png") == (71, 50)
     found = run("stylize", *files, "--network", tmp_path)
     assert "expected run.json and last.ckpt" in str(found.exception)
+    # The same picture by the other command, and the measure of the test set.
+    paint = ["predict", tmp_path / "run", tmp_path / "a.png", "--device", "cpu"]
+    found = run(*paint, "--style", tmp_path / "b.png", "-o", tmp_path / "out")
+    assert found.exit_code == 0, found.output
+    assert (tmp_path / "out/a-b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+    assert "needs --style PICTURE" in str(run(*paint).exception)
+    found = run("evaluate", tmp_path / "run", "--device", "cpu")
+    assert found.exit_code == 0, found.output
+    measured = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())
+    for key in ("improvement", "least_improvement"):
+        assert measured[key] == pytest.approx(result[key], rel=1e-3)
+    assert size(tmp_path / "run/evaluation/pictures.png")[0] > 500
 
 
 def test_compare_prints_the_table_and_resumes(tmp_path):

@@ -104,7 +104,7 @@ def test_the_published_video_network(name, tmp_path, monkeypatch):
     monkeypatch.setattr(video.clips, name, read)
     changes = {"size": 32, "pretrained": False, "split": 2}
     config = load_config("video", f"{name}-resnet50", changes)
-    training, test, classes = video.datasets(config, tmp_path)
+    training, test, classes, *_ = video.datasets(config, tmp_path)
     assert classes == 2
     for ((x, _),) in (training, test):
         assert (x.shape, x.dtype) == ((3, 8, 32, 32), torch.float32)

@@ -62,8 +62,8 @@ def test_cifar_is_read_as_it_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(cifar, "meta", cifar.meta | {"md5": of_names})
     config = load_config("dbn", "cifar10-resnet18")
-    training, test, classes = dbn.datasets(config, tmp_path)
-    assert (len(training), len(test), classes) == (100, 20, 10)
+    training, test, classes, *_ = dbn.datasets(config, tmp_path)
+    assert (len(training), len(test), len(classes)) == (100, 20, 10)
     x, y = training[3]
     assert (x.shape, x.dtype, y) == ((3, 32, 32), torch.float32, 3)
     # A changed file is not read, and cannot be downloaded where there is no network.
@@ -80,16 +80,17 @@ def test_folders_laid_out_as_imagenet(tmp_path):
             for i in range(3):
                 Image.new("RGB", (40, 30), colour).save(tmp_path / part / label / f"{i}.jpg")
     config = load_config("gcp", "imagenet-resnet50", {"size": 32})
-    training, test, classes = gcp.datasets(config, tmp_path)
-    assert (len(training), len(test), classes) == (6, 6, 2)
+    training, test, classes, *_ = gcp.datasets(config, tmp_path)
+    assert (len(training), len(test), len(classes)) == (6, 6, 2)
     x, y = training[0]
     assert x.shape == (3, 32, 32)
     assert y == 0
     (tmp_path / "val/dog").rename(tmp_path / "val/wolf")
     with pytest.raises(ValueError, match="different classes"):
         gcp.datasets(config, tmp_path)
+    (tmp_path / "val").rename(tmp_path / "other")
     with pytest.raises(ValueError, match="expected the folders 'train' and 'val'"):
-        gcp.datasets(config, tmp_path / "train")
+        gcp.datasets(config, tmp_path)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -97,8 +98,10 @@ def test_a_broken_picture_is_named_and_ends_the_run(tmp_path, workers):
     for part, label in itertools.product(("train", "val"), ("cat", "dog")):
         (tmp_path / part / label).mkdir(parents=True)
         for i in range(8):
-            Image.new("RGB", (40, 30), "red").save(tmp_path / part / label / f"{i}.jpg")
-    (tmp_path / "train/cat/5.jpg").write_bytes(b"no picture")
+            noise = Image.effect_noise((40, 30), 50).convert("RGB")
+            noise.save(tmp_path / part / label / f"{i}.jpg")
+    file = tmp_path / "train/cat/5.jpg"
+    file.write_bytes(file.read_bytes()[:-60])  # The header, which is looked at before, is whole.
     changes = {"data": "folder", "workers": workers, "batch_size": 4, "size": 32, "epochs": 1}
     arguments = ["gcp", "--data-root", tmp_path, "-o", tmp_path / "run", "--no-progress"]
     arguments += [f"--set={name}={value}" for name, value in changes.items()]
@@ -184,8 +187,8 @@ FINE = {
 def test_the_official_split_of_fine_grained_pictures(name, tmp_path):
     write, in_training, in_test = FINE[name]
     write(tmp_path)
-    training, test, classes = getattr(data, name)(tmp_path, as_read, as_read)
-    assert classes == 2
+    training, test, classes, *_ = getattr(data, name)(tmp_path, as_read, as_read)
+    assert len(classes) == 2
     assert (values(training), values(test)) == (in_training, in_test)
 
 
@@ -201,7 +204,7 @@ def test_a_configuration_reads_them(name, tmp_path):
 
 
 def test_cub_is_found_by_its_own_folder(tmp_path):
-    training, _, _ = data.cub(write_cub(tmp_path), as_read, as_read)
+    training, *_ = data.cub(write_cub(tmp_path), as_read, as_read)
     assert len(training) == 2
 
 
@@ -280,7 +283,7 @@ def test_lists_of_cars_that_do_not_fit(tmp_path):
 def test_a_picture_that_is_cut_off_is_named(tmp_path):
     file = write_cub(tmp_path) / "images/001.Albatross/a_1.jpg"
     file.write_bytes(file.read_bytes()[:-60])
-    _, test, _ = data.cub(tmp_path, as_read, as_read)
+    _, test, *_ = data.cub(tmp_path, as_read, as_read)
     one_line(test.__getitem__, 0, match=re.escape(str(file)))
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"a_1\.jpg"):
@@ -300,7 +303,7 @@ def test_a_picture_that_is_too_large_is_named(tmp_path):
     write_cub(tmp_path)
     file = tmp_path / "CUB_200_2011/images/001.Albatross/a_1.jpg"
     Image.new("1", (4097, 4096)).save(file, "png")
-    _, test, _ = data.cub(tmp_path, as_read, as_read)
+    _, test, *_ = data.cub(tmp_path, as_read, as_read)
     one_line(test.__getitem__, 0, match=f"{re.escape(str(file))}: .*4097 x 4096 pixels")
 
 

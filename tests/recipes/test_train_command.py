@@ -24,7 +24,7 @@ def test_help_lists_the_fields():
     text = CliRunner().invoke(app, ["train", "--help"]).output
     for name in APPLICATIONS:
         assert all(config in text for config in configurations(name))
-    assert "--set data=folder --data-root DIR" in text
+    assert "a list *.csv with the columns path, class and perhaps part" in text
     text = CliRunner().invoke(app, ["compare", "sovit", "--help"]).output
     lines = [line.split() for line in text.splitlines()]
     assert ["positions", "fixed|learned", "fixed", "fixed"] in lines

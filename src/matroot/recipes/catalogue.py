@@ -10,24 +10,35 @@ from types import ModuleType
 
 APPLICATIONS = ("dbn", "sovit", "gcp", "video", "style")
 
-_CLASSES = (
-    "a folder with train/CLASS/ and val/CLASS/ (or test/CLASS/), a folder of pictures a class: "
-    "--set data=folder --data-root DIR"
-)
-OWN_DATA = {
-    "dbn": _CLASSES,
-    "sovit": _CLASSES,
-    "gcp": _CLASSES,
-    "video": "videos and lists laid out as UCF101 is (UCF-101/CLASS/NAME.avi and "
-    "ucfTrainTestlist/) or HMDB51: --set data=ucf101 --data-root DIR",
-    "style": "a folder with trainA/ and testA/ (photographs), trainB/ and testB/ (styles): "
-    "--set data=folder --data-root DIR",
+EMBEDDED: dict[str, str] = {
+    "dbn": "digits",
+    "sovit": "textures",
+    "gcp": "textures",
+    "video": "motions",
+    "style": "photos",
 }
-"""How a user's own data are laid out, by application."""
+"""The ``data`` of each application that need no folder."""
+
+OWN_DATA = {
+    "dbn": "pictures by class; CIFAR-10 and CIFAR-100 as they are unpacked",
+    "sovit": "pictures by class",
+    "gcp": "pictures by class; CUB-200-2011, FGVC-Aircraft, Stanford Cars as they are unpacked",
+    "video": "videos (AVI) by class; UCF101 and HMDB51 as they are unpacked",
+    "style": "pictures in photographs/ and styles/, of which a fifth is kept for test; or in "
+    "trainA/, testA/ (photographs), trainB/, testB/ (styles)",
+}
+"""What ``--data-root`` may hold, by application."""
+
+BY_CLASS = (
+    "By class: train/CLASS/ and val/CLASS/ (or test/CLASS/); or a list *.csv with the columns "
+    "path, class and perhaps part (train or test); or CLASS/ alone, of which a fifth is kept for "
+    "test."
+)
+"""The layouts of pictures and videos by class."""
 
 
 def application(name: str) -> ModuleType:
-    """The module of an application: ``Settings``, ``datasets`` and ``build`` or ``Learner``.
+    """The module of an application: ``Settings``, ``datasets``, ``build`` and so on.
 
     Raises:
         ValueError: an unknown name.

@@ -1,4 +1,4 @@
-"""HMDB51 and UCF101: videos in folders, official splits, a few frames of each.
+"""Videos: HMDB51 and UCF101 with their official splits, and folders of one's own; few frames each.
 
 torchvision's classes of these names rely on its reader of videos, which was removed; here PyAV
 reads them.
@@ -7,22 +7,22 @@ reads them.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import av
 import torch
 from av.container import InputContainer
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from matroot.recipes.data import Split, Transform, inside, lines
+from matroot.recipes.data import Items, Split, Transform, inside, lines
 from matroot.recipes.images import MAX_PIXELS
+from matroot.recipes.layouts import VIDEOS, find
 
 
-class Clips(Dataset[Any]):
+class Clips(Items):
     """Frames of videos, (3, frames, H, W) after the transform, and classes.
 
     A video is cut into as many segments of equal length as there are frames (Temporal Segment
@@ -42,22 +42,24 @@ class Clips(Dataset[Any]):
         transform: Transform,
         training: bool,
     ) -> None:
-        self.items = items
+        super().__init__(items, transform)
         self.frames = frames
-        self.transform = transform
         self.training = training
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.items[index]
+    def read(self, path: Path) -> Tensor:
+        """See ``Items``."""
         count = count_frames(path)
         start = torch.arange(self.frames + 1) * count / self.frames
         where = torch.rand(self.frames) if self.training else torch.tensor(0.5)
         chosen = (start[:-1] + where * start.diff()).long().clamp(max=count - 1)
         clip: Tensor = self.transform(read_frames(path, chosen.tolist()))
-        return clip.transpose(0, 1), label
+        return clip.transpose(0, 1)
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """See ``Items``."""
+        with _opened(path) as video:
+            stream = video.streams.video[0]
+            return stream.width, stream.height
 
 
 def count_frames(path: Path) -> int:
@@ -151,7 +153,8 @@ def hmdb51(root: Path, frames: int, split: int, training: Transform, test: Trans
             if part not in items:
                 raise ValueError(f"{file}: expected lines 'NAME 0', 1 or 2, got '{video} {part}'")
             items[part].append((inside(videos / name, video), label))
-    return _split(root, items["1"], items["2"], len(found), frames, training, test)
+    parts, layout = (items["1"], items["2"]), f"HMDB51, split {split}"
+    return _split(root, *parts, sorted(found), layout, frames, training, test)
 
 
 def ucf101(root: Path, frames: int, split: int, training: Transform, test: Transform) -> Split:
@@ -178,7 +181,18 @@ def ucf101(root: Path, frames: int, split: int, training: Transform, test: Trans
         parts.append(items)
     if both := set(parts[0]) & set(parts[1]):
         raise ValueError(f"{lists}: {min(both)[0]} is listed for training and for test")
-    return _split(root, parts[0], parts[1], len(order), frames, training, test)
+    layout = f"UCF101, split {split}"
+    return _split(root, parts[0], parts[1], tuple(order), layout, frames, training, test)
+
+
+def video_folders(root: Path, frames: int, training: Transform, test: Transform) -> Split:
+    """Videos of one's own, see ``layouts.find``; arguments as of ``hmdb51``."""
+    found = find(root, VIDEOS)
+    parts = (
+        Clips(found.training, frames, training, training=True),
+        Clips(found.test, frames, test, training=False),
+    )
+    return Split(*parts, found.classes, found.layout)
 
 
 def _check_split(split: int) -> None:
@@ -190,7 +204,8 @@ def _split(
     root: Path,
     train: Sequence[tuple[Path, int]],
     held_out: Sequence[tuple[Path, int]],
-    classes: int,
+    classes: Sequence[str],
+    layout: str,
     frames: int,
     training: Transform,
     test: Transform,
@@ -198,11 +213,12 @@ def _split(
     for part, items in (("training", train), ("test", held_out)):
         if not items:
             raise ValueError(f"{root}: the lists name no {part} videos")
-        missing = next((path for path, _ in items if not path.is_file()), None)
+        missing = next((path for path, _ in items if not os.path.isfile(path)), None)
         if missing is not None:
             raise ValueError(f"{missing}: named in a list of {root}, but missing")
-    return (
+    return Split(
         Clips(train, frames, training, training=True),
         Clips(held_out, frames, test, training=False),
         classes,
+        layout,
     )

@@ -15,7 +15,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
-from matroot.recipes.catalogue import APPLICATIONS, OWN_DATA, application, configurations
+from matroot.recipes.catalogue import (
+    APPLICATIONS,
+    BY_CLASS,
+    EMBEDDED,
+    OWN_DATA,
+    application,
+    configurations,
+)
 from matroot.terminal import INTERRUPTED, TERMINATED, interrupted, missing, working
 
 # What both commands take.
@@ -23,7 +30,8 @@ _Application = Annotated[str, typer.Argument(help=", ".join(APPLICATIONS))]
 _Config = Annotated[str, typer.Option(help="A named configuration, or a YAML file of your own.")]
 _Eps = Annotated[float | None, typer.Option(help="Ridge, if not that of the configuration.")]
 _DataRoot = Annotated[
-    Path | None, typer.Option(help="Folder of data that are not embedded (see below).")
+    Path | None,
+    typer.Option(help="Folder of data of your own (see below), or of a known data set."),
 ]
 _Changes = Annotated[
     list[str] | None,
@@ -71,22 +79,32 @@ def train(
 ) -> None:
     """Train an application of the paper; ends with one line: result {json}.
 
-    Without options it trains a small configuration on embedded data. The same command again
-    continues where an interrupted run has stopped.
+    Without options it trains a small configuration on embedded data. With --data-root DIR it says
+    what it has found there, and trains on that. The same command again continues where an
+    interrupted run has stopped. "matroot evaluate" and "matroot predict" use the run.
     """
     need_recipes()
     _only_warnings()
+    from matroot.recipes.layouts import listing
     from matroot.recipes.training.configuration import load_config
     from matroot.recipes.training.loop import say
     from matroot.recipes.training.loop import train as run
 
     changes = _changes(change, eps)
-    settings = load_config(application, config, changes)
+    changes = _with_data(application, config, changes, data_root)
+    settings: Any = load_config(application, config, changes)
     _refuse_without_effect(settings.without_effect(), changes)
     if method == "pi" and eps is not None:
         raise ValueError("--eps does nothing with --method pi, which is not a root; leave it out")
     if output is None:
         output = Path("runs") / application / f"{Path(config).stem}-{method}-{seed}"
+
+    def announce(data: Any) -> None:
+        if data_root is not None:
+            say("\n".join(listing(data, data_root)))
+            if changes.get("data") == "folder":
+                say(f"  read as {settings.size}×{settings.size} pixels (--set size=)")
+
     with _interruptible():
         result = run(
             application,
@@ -96,6 +114,7 @@ def train(
             gradient=gradient,
             seed=seed,
             root=data_root,
+            on_data=announce,
             progress=progress,
             tensorboard=tensorboard,
             accelerator=accelerator,
@@ -146,6 +165,7 @@ def compare(
     from matroot.recipes.training.loop import say
 
     changes = _changes(change, eps)
+    changes = _with_data(application, config, changes, data_root)
     settings = load_config(application, config, changes)
     _refuse_without_effect(settings.without_effect(), changes)
     if output is None:
@@ -203,10 +223,9 @@ def _overview(command: str) -> str:
     width = max(map(len, APPLICATIONS))
     lines = ["Applications and their configurations (--config):", ""]
     lines += [f"  {name:<{width}}  {', '.join(configurations(name))}" for name in APPLICATIONS]
-    lines += ["", "Your own data (--data-root DIR, not with data that are embedded):", ""]
-    for layout in dict.fromkeys(OWN_DATA.values()):
-        names = ", ".join(name for name in APPLICATIONS if OWN_DATA[name] == layout)
-        lines += [f"  {names}: {layout}"]
+    lines += ["", "Your own data (--data-root DIR): how they lie there is found and listed.", ""]
+    lines += [f"  {name:<{width}}  {OWN_DATA[name]}" for name in APPLICATIONS]
+    lines += ["", BY_CLASS]
     lines += ["", f"{command} gcp --help lists the fields of gcp for --set, and so on."]
     return "\n".join(lines) + "\n"
 
@@ -226,7 +245,8 @@ def _about(name: str) -> str:
         table.append((field, values, default, _value(getattr(small, field))))
     widths = [max(len(line[i]) for line in table) for i in range(len(head))]
     lines = [f"Configurations of {name} (--config): {', '.join(configurations(name))}", ""]
-    lines += [f"Your own data: {OWN_DATA[name]}", ""]
+    lines += [f"Your own data (--data-root DIR): {OWN_DATA[name]}"]
+    lines += [BY_CLASS, ""] if "by class" in OWN_DATA[name] else [""]
     lines += [f"Fields of {name} (--set FIELD=VALUE):", ""]
     for line in table:
         cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
@@ -289,6 +309,20 @@ def need_recipes() -> None:
             import matroot.recipes.training.loop  # noqa: F401  (to name what is missing)
     except ModuleNotFoundError as error:
         raise missing("training", error, "cli,recipes") from None
+
+
+def _with_data(
+    name: str, config: str, changes: dict[str, Any], root: Path | None
+) -> dict[str, Any]:
+    """The changes, with the kind of data in a folder where neither they nor a file say it."""
+    from matroot.recipes.layouts import data_in
+    from matroot.recipes.training.configuration import load_config
+
+    if root is None or "data" in changes:
+        return changes
+    if load_config(name, config, changes).data != EMBEDDED[name]:
+        return changes
+    return changes | {"data": data_in(name, root)}
 
 
 def _refuse_without_effect(without_effect: dict[str, str], changes: dict[str, Any]) -> None:

@@ -236,8 +236,9 @@ def _times(
     if trained is None:
         return [math.nan] * len(methods)
     module = application(name)
-    training, test, classes = module.datasets(config, root)
-    network = learner(module, config, classes, layer_options(trained, gradient, config.eps), 0)
+    training, test, classes, _ = module.datasets(config, root)
+    options = layer_options(trained, gradient, config.eps)
+    network = learner(module, config, len(classes), options, 0)
     folder = RunFolder(_folder(output, trained, results[trained][0]["seed"]))
     network.load_state_dict(read_checkpoint(folder.checkpoint)["state_dict"])
     batch = next(iter(Data(training, test, config, 0).train_dataloader()))

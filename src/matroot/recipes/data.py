@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import FGVCAircraft, ImageFolder, StanfordCars
+from torchvision.datasets import FGVCAircraft, StanfordCars
 from torchvision.transforms import v2
 
 from matroot.recipes import embedded
-from matroot.recipes.images import load_image
+from matroot.recipes.images import image_size, load_image
 
 Transform = Callable[[Any], Any]
-Split = tuple[Dataset[Any], Dataset[Any], int]
-"""Training set, test set, number of classes."""
+
+
+class Split(NamedTuple):
+    """Training set, test set, names of the classes, and in words how the data are laid out."""
+
+    training: Dataset[Any]
+    test: Dataset[Any]
+    classes: Sequence[str]
+    layout: str = ""
+
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's channels."""
@@ -96,7 +104,7 @@ def textures(config: Any, root: Path | None) -> Split:
     no_root(config, root)
     turn = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
     train, test = (embedded.textures(part, config.size) for part in embedded.PARTS)
-    return Transformed(train, turn), test, len(embedded.TEXTURES)
+    return Split(Transformed(train, turn), test, embedded.TEXTURES)
 
 
 def read(path: str | Path) -> Tensor:
@@ -136,8 +144,8 @@ def inside(folder: Path, name: str) -> Path:
     return folder / path
 
 
-class Listed(Dataset[Any]):
-    """Pictures given by their paths."""
+class Items(Dataset[Any]):
+    """Files given by their paths, and their classes."""
 
     def __init__(self, items: Sequence[tuple[Path, int]], transform: Transform) -> None:
         self.items = items
@@ -148,7 +156,27 @@ class Listed(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         path, label = self.items[index]
-        return self.transform(read(path)), label
+        return self.read(path), label
+
+    def read(self, path: Path) -> Any:
+        """What a file is to the network; ValueError where it cannot be read."""
+        raise NotImplementedError
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """Width and height by the header of a file; ValueError where it has none."""
+        raise NotImplementedError
+
+
+class Listed(Items):
+    """Pictures given by their paths."""
+
+    def read(self, path: Path) -> Any:
+        """See ``Items``."""
+        return self.transform(read(path))
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """See ``Items``."""
+        return image_size(path)
 
 
 def cub(root: Path, training: Transform, test: Transform) -> Split:
@@ -185,7 +213,8 @@ def cub(root: Path, training: Transform, test: Transform) -> Split:
     }
     if not all(items.values()):
         raise ValueError(f"{folder / 'train_test_split.txt'}: expected pictures of both parts")
-    return Listed(items["1"], training), Listed(items["0"], test), len(classes)
+    sets = Listed(items["1"], training), Listed(items["0"], test)
+    return Split(sets[0], sets[1], tuple(classes.values()), "CUB-200-2011, its own parts")
 
 
 def aircraft(root: Path, training: Transform, test: Transform) -> Split:
@@ -200,7 +229,7 @@ def aircraft(root: Path, training: Transform, test: Transform) -> Split:
         dataset.transform = transform
         for path in dataset._image_files:
             inside(root, Path(path).relative_to(root).as_posix())
-    return sets[0], sets[1], len(sets[0].classes)
+    return Split(sets[0], sets[1], tuple(sets[0].classes), "FGVC-Aircraft, its own parts")
 
 
 def cars(root: Path, training: Transform, test: Transform) -> Split:
@@ -217,7 +246,7 @@ def cars(root: Path, training: Transform, test: Transform) -> Split:
             inside(root, Path(path).relative_to(root).as_posix())
             if not 0 <= label < classes:
                 raise ValueError(f"{path}: class {label + 1}; expected 1 to {classes}")
-    return sets[0], sets[1], classes
+    return Split(sets[0], sets[1], tuple(sets[0].classes), "Stanford Cars, its own parts")
 
 
 def _torchvision(kind: Any, root: Path, folder: str, parts: tuple[str, str]) -> list[Any]:
@@ -230,23 +259,3 @@ def _torchvision(kind: Any, root: Path, folder: str, parts: tuple[str, str]) -> 
     if not all(len(part) for part in sets):
         raise ValueError(f"{root / folder}: expected pictures in both {' and '.join(parts)}")
     return sets
-
-
-def image_folders(root: Path, training: Transform, test: Transform) -> Split:
-    """``root/train/CLASS/*.jpg`` and ``root/val/CLASS/*.jpg`` (or ``test``), as ImageNet is kept.
-
-    Raises:
-        ValueError: a part is missing or empty, or their classes differ.
-    """
-    other = "val" if (root / "val").is_dir() else "test"
-    found = []
-    for part, transform in (("train", training), (other, test)):
-        if not (root / part).is_dir():
-            raise ValueError(f"{root}: expected the folders 'train' and 'val' (or 'test')")
-        try:
-            found.append(ImageFolder(str(root / part), transform, loader=read))
-        except FileNotFoundError as error:
-            raise ValueError(f"{root / part}: {error}") from None
-    if found[0].classes != found[1].classes:
-        raise ValueError(f"{root}: 'train' and {other!r} have different classes")
-    return found[0], found[1], len(found[0].classes)

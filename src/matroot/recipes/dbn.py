@@ -7,11 +7,12 @@ whose first stage keeps the size; its first batch normalisation becomes ZCA whit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 from torchvision import datasets as tv
 from torchvision.transforms import v2
 
@@ -21,11 +22,12 @@ from matroot.recipes.data import (
     Split,
     Transformed,
     crops,
-    image_folders,
     need_root,
     no_root,
+    read,
     to_numbers,
 )
+from matroot.recipes.layouts import image_folders
 from matroot.recipes.training.configuration import Config
 
 WHITENS = True
@@ -35,7 +37,7 @@ WHITENS = True
 class Settings(Config):
     """``data``: ``"digits"`` (embedded), ``"cifar10"``, ``"cifar100"``, or ``"folder"``.
 
-    A folder is laid out as ImageNet is. ``size`` is that of crops; CIFAR's pictures are 32 wide.
+    A folder holds pictures of one's own. ``size`` is that of crops; CIFAR's pictures are 32 wide.
     """
 
     data: Literal["digits", "folder", "cifar10", "cifar100"]
@@ -50,7 +52,7 @@ class Settings(Config):
 
 
 def datasets(config: Settings, root: Path | None) -> Split:
-    """Training set, test set, number of classes."""
+    """Training set, test set, names of the classes."""
     if config.data == "folder":
         return image_folders(need_root(config.data, root), *crops(config.size))
     if config.data == "digits":
@@ -58,8 +60,8 @@ def datasets(config: Settings, root: Path | None) -> Split:
         # Digits are shifted but not mirrored.
         shift = v2.RandomCrop(config.size, padding=config.size // 8)
         train, test = (embedded.digits(part, config.size) for part in embedded.PARTS)
-        return Transformed(train, shift), test, 10
-    kind, classes = (tv.CIFAR10, 10) if config.data == "cifar10" else (tv.CIFAR100, 100)
+        return Split(Transformed(train, shift), test, tuple("0123456789"))
+    kind = tv.CIFAR10 if config.data == "cifar10" else tv.CIFAR100
     folder = need_root(config.data, root)
     changed = to_numbers(v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip())
     try:
@@ -69,7 +71,18 @@ def datasets(config: Settings, root: Path | None) -> Split:
         raise ValueError(
             f"{config.data}: not in {folder}, and cannot be downloaded: {error}"
         ) from None
-    return train, test, classes
+    layout = f"CIFAR-{len(train.classes)}, its own parts"
+    return Split(train, test, tuple(train.classes), layout)
+
+
+def reader(config: Settings) -> Callable[[Path], Tensor]:
+    """What reads a picture as the network takes it in test."""
+    if config.data == "digits":
+        return lambda path: embedded.as_digit(read(path), config.size)
+    _, test = crops(config.size)
+    if config.data != "folder":
+        test = to_numbers(v2.Resize(32), v2.CenterCrop(32))
+    return lambda path: test(read(path))
 
 
 def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:

@@ -97,8 +97,18 @@ def digits(part: Part, size: int = 16) -> TensorDataset:
     y = torch.from_numpy(data.target).long()
     test = torch.arange(len(x)) % 4 == 3
     chosen = test if part == "test" else ~test
-    x = F.interpolate(x[chosen], (size, size), mode="bilinear")
-    return TensorDataset(x.expand(-1, 3, -1, -1), y[chosen])
+    return TensorDataset(_enlarged(x[chosen], size), y[chosen])
+
+
+def as_digit(image: Tensor, size: int = 32) -> Tensor:
+    """A picture of a light digit on black, uint8 (3, H, W), as one of ``digits``."""
+    grey = image.float().mean(0)[None, None] / 255
+    return _enlarged(F.interpolate(grey, (8, 8), mode="area"), size)[0]
+
+
+def _enlarged(x: Tensor, size: int) -> Tensor:
+    """Grey pictures (N, 1, 8, 8) as (N, 3, size, size)."""
+    return F.interpolate(x, (size, size), mode="bilinear").expand(-1, 3, -1, -1)
 
 
 def textures(part: Part, size: int = 32, count: int = 200) -> TensorDataset:
@@ -123,10 +133,27 @@ def textures(part: Part, size: int = 32, count: int = 200) -> TensorDataset:
         region = grey[: int(0.6 * height)] if part == "train" else grey[int(0.65 * height) :]
         for _ in range(count):
             i, j = (int(torch.randint(s - size, (), generator=generator)) for s in region.shape)
-            patch = region[i : i + size, j : j + size]
-            x.append((patch - patch.mean()) / patch.std().clamp(min=0.02))
+            x.append(_standardised(region[i : i + size, j : j + size]))
             y.append(label)
     return TensorDataset(torch.stack(x)[:, None].expand(-1, 3, -1, -1), torch.tensor(y))
+
+
+def as_texture(image: Tensor, size: int = 32) -> Tensor:
+    """The middle of a picture, uint8 (3, H, W), as one of ``textures``; its shape (3, size, size).
+
+    Raises:
+        ValueError: the picture is smaller.
+    """
+    height, width = image.shape[1:]
+    if min(height, width) < size:
+        raise ValueError(f"{width} x {height} pixels; a texture takes {size} x {size}")
+    i, j = (height - size) // 2, (width - size) // 2
+    grey = image[:, i : i + size, j : j + size].float().mean(0) / 255
+    return _standardised(grey).expand(3, -1, -1)
+
+
+def _standardised(patch: Tensor) -> Tensor:
+    return (patch - patch.mean()) / patch.std().clamp(min=0.02)
 
 
 def motions(part: Part, frames: int = 8, size: int = 32, count: int | None = None) -> TensorDataset:

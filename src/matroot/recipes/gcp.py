@@ -7,31 +7,25 @@ covariance goes into the linear layer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from matroot.nn import CovariancePooling2d
-from matroot.recipes.data import (
-    Split,
-    aircraft,
-    cars,
-    crops,
-    cub,
-    image_folders,
-    need_root,
-    textures,
-)
+from matroot.recipes import embedded
+from matroot.recipes.data import Split, aircraft, cars, crops, cub, need_root, read, textures
+from matroot.recipes.layouts import image_folders
 from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
     """Global covariance pooling.
 
-    ``data``: ``"textures"`` (embedded), ``"folder"``, laid out as ImageNet is, or fine-grained:
+    ``data``: ``"textures"`` (embedded), ``"folder"``, pictures of one's own, or fine-grained:
     ``"cub"`` (birds), ``"aircraft"``, ``"cars"``.
 
     ``layers``: blocks in the four stages, if not those of the backbone; ``keep_size``: the stages,
@@ -57,11 +51,19 @@ class Settings(Config):
 
 
 def datasets(config: Settings, root: Path | None) -> Split:
-    """Training set, test set, number of classes."""
+    """Training set, test set, names of the classes."""
     if config.data == "textures":
         return textures(config, root)
     readers = {"folder": image_folders, "cub": cub, "aircraft": aircraft, "cars": cars}
     return readers[config.data](need_root(config.data, root), *crops(config.size))
+
+
+def reader(config: Settings) -> Callable[[Path], Tensor]:
+    """What reads a picture as the network takes it in test."""
+    if config.data == "textures":
+        return lambda path: embedded.as_texture(read(path), config.size)
+    _, test = crops(config.size)
+    return lambda path: test(read(path))
 
 
 def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:

@@ -1,6 +1,7 @@
 """Pictures in and out: files, scikit-image's photographs, contact sheets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,29 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
         FileNotFoundError: There is no such file.
         ValueError: The file is not a readable image, or has more than 4096 x 4096 pixels.
     """
+    with _opened(path) as opened:
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode == "F":
+            raise ValueError("floating-point pixels; expected 8 or 16 bit")
+        if picture.mode.startswith("I"):  # 16-bit grey: convert() would clip it to 8 bit
+            wide = np.asarray(picture).astype(np.int32).clip(0, 65535)
+            picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        has_alpha = picture.has_transparency_data
+        pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
+    planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return planes[:3], planes[3] if has_alpha else None
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a picture by its header; errors as of ``load_image``."""
+    with _opened(path) as opened:
+        width, height = opened.size
+    return width, height
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An open picture; errors here and while it is used become a ValueError that names it."""
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not everywhere.
     try:
@@ -48,21 +72,12 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
             width, height = opened.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels; at most 4096 x 4096 are supported")
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode == "F":
-                raise ValueError("floating-point pixels; expected 8 or 16 bit")
-            if picture.mode.startswith("I"):  # 16-bit grey: convert() would clip it to 8 bit
-                wide = np.asarray(picture).astype(np.int32).clip(0, 65535)
-                picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-            has_alpha = picture.has_transparency_data
-            pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
+            yield opened
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's parsers raise many kinds.
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a readable image ({reason})") from error
-    planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    return planes[:3], planes[3] if has_alpha else None
 
 
 def save_image(image: Tensor, path: str | Path, alpha: Tensor | None = None) -> None:

@@ -6,6 +6,7 @@ than the published ones: 3×3 convolutions of stride 2, in place of blocks of a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +15,17 @@ from typing import Any, Literal
 from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from matroot.nn import SecondOrderHead
-from matroot.recipes.data import Split, crops, image_folders, need_root, textures
+from matroot.recipes import embedded
+from matroot.recipes.data import Split, crops, need_root, read, textures
+from matroot.recipes.layouts import image_folders
 from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
-    """``data``: ``"textures"`` (embedded) or ``"folder"``, laid out as ImageNet is.
+    """``data``: ``"textures"`` (embedded) or ``"folder"``, pictures of one's own.
 
     ``features``: width of the visual tokens in the covariance. ``halvings``: convolutions of
     stride 2 before the transformer; four make 14×14 tokens of 224×224 pixels. ``head``:
@@ -48,10 +51,18 @@ class Settings(Config):
 
 
 def datasets(config: Settings, root: Path | None) -> Split:
-    """Training set, test set, number of classes."""
+    """Training set, test set, names of the classes."""
     if config.data == "textures":
         return textures(config, root)
     return image_folders(need_root(config.data, root), *crops(config.size))
+
+
+def reader(config: Settings) -> Callable[[Path], Tensor]:
+    """What reads a picture as the network takes it in test."""
+    if config.data == "textures":
+        return lambda path: embedded.as_texture(read(path), config.size)
+    _, test = crops(config.size)
+    return lambda path: test(read(path))
 
 
 def build(config: Settings, classes: int, options: dict[str, Any]) -> nn.Module:

@@ -7,6 +7,7 @@ the upper triangle of the root of the covariance over all frames and positions i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic import Field
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from matroot.nn import TemporalCovariancePooling
 from matroot.recipes import clips, embedded
@@ -24,7 +26,9 @@ from matroot.recipes.training.configuration import Config
 
 
 class Settings(Config):
-    """``data``: ``"motions"`` (embedded), ``"hmdb51"`` or ``"ucf101"``, their ``split`` 1 to 3.
+    """``data``: ``"motions"`` (embedded), ``"folder"`` (one's own), ``"hmdb51"``, ``"ucf101"``.
+
+    ``split``: 1 to 3, of the last two.
 
     ``layers``: blocks of each stage, None for those of the backbone. ``excitation``: whether its
     blocks see the frame before and the frame after. ``differences``: the first convolution is
@@ -32,7 +36,7 @@ class Settings(Config):
     ``small_pictures``: three 3×3 convolutions at the start, without pooling after them.
     """
 
-    data: Literal["motions", "hmdb51", "ucf101"]
+    data: Literal["motions", "hmdb51", "ucf101", "folder"]
     split: Literal[1, 2, 3] = 1
     # A name of timm's; "hf-hub:…" and "local-dir:…" would read models of anyone.
     backbone: str = Field("resnet50", pattern=r"^[\w.]+$")
@@ -52,20 +56,31 @@ class Settings(Config):
         found = super().without_effect()
         if self.pooling == "average":
             found |= dict.fromkeys(("eps", "reduced"), "pooling=average")
-        if self.data == "motions":
-            found["split"] = "data=motions"
+        if self.data in ("motions", "folder"):
+            found["split"] = f"data={self.data}"
         return found
 
 
 def datasets(config: Settings, root: Path | None) -> Split:
-    """Training set, test set, number of classes."""
+    """Training set, test set, names of the classes."""
     if config.data == "motions":
         no_root(config, root)
         train, test = (embedded.motions(p, config.frames, config.size) for p in embedded.PARTS)
-        return Transformed(train, _recoloured), Transformed(test, _equal), len(embedded.MOTIONS)
+        return Split(Transformed(train, _recoloured), Transformed(test, _equal), embedded.MOTIONS)
+    folder, changes = need_root(config.data, root), crops(config.size, least=0.25)
+    if config.data == "folder":
+        return clips.video_folders(folder, config.frames, *changes)
     read = clips.hmdb51 if config.data == "hmdb51" else clips.ucf101
-    folder = need_root(config.data, root)
-    return read(folder, config.frames, config.split, *crops(config.size, least=0.25))
+    return read(folder, config.frames, config.split, *changes)
+
+
+def reader(config: Settings) -> Callable[[Path], Tensor]:
+    """What reads a video as the network takes it in test."""
+    _, test = crops(config.size)
+    if config.data == "motions":
+        numbers = v2.ToDtype(torch.float32, scale=True)
+        test = v2.Compose([v2.Resize(config.size), v2.CenterCrop(config.size), numbers, _equal])
+    return clips.Clips([], config.frames, test, training=False).read
 
 
 def _equal(clip: Tensor) -> Tensor:

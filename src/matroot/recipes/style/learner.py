@@ -46,6 +46,31 @@ def style_loss(x: Tensor, y: Tensor) -> Tensor:
         return (means + spreads).mean() / x.shape[1]
 
 
+def improvement(content: Tensor, style: Tensor, made: Tensor) -> float:
+    """How much the squared distance of 5×5 patch covariances to the style has fallen.
+
+    Args:
+        content: the photograph, uint8 (3, H, W).
+        style: the style.
+        made: the photograph in the style.
+
+    Returns:
+        The distance before over that after.
+    """
+    a, b, c = (patch_covariance(t, patch=5, eps=0.0) for t in (content, style, made))
+    before, after = (float(bures_wasserstein_distance(t, b)) for t in (a, c))
+    # Between equal or flat pictures it is rounding, and must not make a ratio of 0 or ∞.
+    least = 1e-6 * float((a + b).trace()) + 1e-12
+    return max(before, least) / max(after, least)
+
+
+def sheet_row(
+    content: Tensor, style: Tensor, made: Tensor, ratio: float
+) -> list[tuple[Tensor, str]]:
+    """A row of the sheet of pictures; see ``improvement``."""
+    return [(content, "content"), (style, "style"), (made, f"squared distance / {ratio:.1f}")]
+
+
 class Direction(NamedTuple):
     """From one domain to the other: from pictures ``x`` to the style of pictures ``y``."""
 
@@ -170,11 +195,7 @@ class Learner(lightning.LightningModule):
             self.log("lpips_to_style", lpips(z, y))
         pictures = [to_bytes(t).cpu() for t in (x, y, z)]
         for content, style, made in zip(*pictures, strict=True):
-            a, b, c = (patch_covariance(t, patch=5, eps=0.0) for t in (content, style, made))
-            before, after = (float(bures_wasserstein_distance(t, b)) for t in (a, c))
-            # Between equal or flat pictures it is rounding, and must not make a ratio of 0 or ∞.
-            least = 1e-6 * float((a + b).trace()) + 1e-12
-            self.ratios.append(max(before, least) / max(after, least))
+            self.ratios.append(improvement(content, style, made))
             self.shown.append((content, style, made))
 
     def on_validation_epoch_end(self) -> None:
@@ -184,10 +205,8 @@ class Learner(lightning.LightningModule):
         self.log("improvement", ratios.log().mean().exp(), prog_bar=True, sync_dist=True)
         self.log("least_improvement", ratios.min(), sync_dist=True)
         if self.trainer.is_global_zero:
-            rows = [
-                [(content, "content"), (style, "style"), (made, f"squared distance / {ratio:.1f}")]
-                for (content, style, made), ratio in zip(self.shown, self.ratios, strict=True)
-            ][:16]
+            shown = zip(self.shown, self.ratios, strict=True)
+            rows = [sheet_row(*pictures, ratio) for pictures, ratio in shown][:16]
             sheet = contact_sheet(rows, side=192)
             with replacing(Path(self.trainer.default_root_dir) / "pictures.png") as fresh:
                 sheet.save(fresh)

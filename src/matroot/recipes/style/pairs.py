@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -15,18 +14,15 @@ from torchvision.transforms import v2
 from matroot.recipes import embedded
 from matroot.recipes.data import Split, need_root, no_root
 from matroot.recipes.images import load_image
+from matroot.recipes.layouts import PICTURES, content, divided_files, files_in
 from matroot.recipes.style.settings import Settings
 
 
 class Files(Sequence[Tensor]):
-    """The pictures in a folder, read when asked for, uint8 (3, H, W)."""
+    """Pictures in files, read when asked for, uint8 (3, H, W)."""
 
-    def __init__(self, folder: Path) -> None:
-        known = Image.registered_extensions()
-        found = sorted(folder.iterdir()) if folder.is_dir() else []
-        self.files: list[Path] = [file for file in found if file.suffix.lower() in known]
-        if not self.files:
-            raise ValueError(f"{folder}: expected a folder of pictures")
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
 
     def __len__(self) -> int:
         return len(self.files)
@@ -81,8 +77,9 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 def datasets(config: Settings, root: Path | None) -> Split:
-    """Training pairs, test pairs, and 0: there are no classes."""
+    """Training pairs and test pairs; there are no classes."""
     found: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
+    layout = ""
     if config.data == "photos":
         no_root(config, root)
         # Once, not at every crop.
@@ -91,7 +88,28 @@ def datasets(config: Settings, root: Path | None) -> Split:
             photographs, styles = embedded.photos(part)
             found.append(([resize(x) for x in photographs], [resize(x) for x in styles]))
     else:
-        folder = need_root(config.data, root)
-        found = [(Files(folder / f"{p}A"), Files(folder / f"{p}B")) for p in embedded.PARTS]
+        parts, layout = _files(need_root(config.data, root))
+        found = [(Files(photographs), Files(styles)) for photographs, styles in parts]
     training, test = (Pairs(*pictures, config, i == 0) for i, pictures in enumerate(found))
-    return training, test, 0
+    return Split(training, test, (), layout)
+
+
+def _files(root: Path) -> tuple[list[tuple[list[Path], list[Path]]], str]:
+    """Photographs and styles for training and for test, and in words how they are laid out."""
+    if any((root / f"{part}{side}").is_dir() for part in embedded.PARTS for side in "AB"):
+        parts = [
+            (files_in(root / f"{part}A", PICTURES), files_in(root / f"{part}B", PICTURES))
+            for part in embedded.PARTS
+        ]
+        layout = "trainA, testA: photographs; trainB, testB: styles"
+    elif (root / "photographs").is_dir() and (root / "styles").is_dir():
+        sides = [divided_files(root / name, PICTURES) for name in ("photographs", "styles")]
+        parts = list(zip(*sides, strict=True))
+        layout = "photographs/ and styles/, a fifth of each kept for test"
+    else:
+        raise ValueError(
+            f"{root}: expected the folders photographs and styles, or trainA and testA "
+            f"(photographs), trainB and testB (styles); got {content(root)}"
+        )
+    counts = [f"{len(photographs)} × {len(styles)}" for photographs, styles in parts]
+    return parts, f"{layout}; {counts[0]} for training, {counts[1]} for test"

@@ -10,9 +10,9 @@ from matroot.recipes.training.configuration import Common
 
 
 class Settings(Common):
-    """``data``: ``"photos"`` (embedded) or ``"folder"``, with trainA, trainB, testA and testB.
+    """``data``: ``"photos"`` (embedded) or ``"folder"``, with photographs and styles of one's own.
 
-    A are photographs, B styles. ``pairs``: how many are drawn for an epoch. ``size``: of crops in
+    ``pairs``: how many are drawn for an epoch. ``size``: of crops in
     training; ``test_size``: of the shorter side before cropping. ``width``: channels at full size;
     the transforms see four times as many. ``cycle``: train the other direction too, and that both
     together give back the picture. The last four fields are weights of losses.

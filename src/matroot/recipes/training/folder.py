@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -41,12 +42,8 @@ class RunFolder:
         """
         if not (self.checkpoint.exists() or self.result.exists()):
             return {}
-        known = read_json(self.description)
-        old, new = known.get("config"), asked["config"]
-        items, root = known.get("items", [0, 0, 0]), known.get("data_root")
-        counts = isinstance(items, list) and [type(count) for count in items] == [int] * 3
-        if not (isinstance(old, dict) and counts and isinstance(root, str | None)):
-            raise ValueError(f"{self.description}: expected what 'matroot train' has written there")
+        known = self.described()
+        old, new = known["config"], asked["config"]
         # Until it was described each process had its own statistics.
         known.setdefault("sync_whitening", False)
         pairs = [(name, known.get(name), asked[name]) for name in asked if name != "config"]
@@ -65,18 +62,46 @@ class RunFolder:
             )
         return known
 
-    def check_data(self, known: dict[str, Any], items: list[int], root: str | None) -> None:
+    def described(self) -> dict[str, Any]:
+        """The description, with ``config``, ``items``, ``classes`` and ``data_root`` checked.
+
+        Raises:
+            ValueError: it is missing, or holds something else.
+        """
+        known = read_json(self.description)
+        items = known.setdefault("items", [0, 0, 0])
+        counts = isinstance(items, list) and [type(count) for count in items] == [int] * 3
+        fits = counts
+        if counts and "classes" in known:  # Runs of before the names were recorded have none.
+            classes = known["classes"]
+            named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+            fits = named and len(classes) == items[2]
+        root = known.setdefault("data_root", None)
+        if not (fits and isinstance(known.get("config"), dict) and isinstance(root, str | None)):
+            raise _not_ours(self.description)
+        return known
+
+    def check_data(
+        self, known: dict[str, Any], items: list[int], classes: list[str], root: str | None
+    ) -> None:
         """Raise ValueError where the run that the folder holds was trained on other data.
 
         Args:
             known: see ``earlier_run``.
             items: sizes of training and test set, number of classes.
+            classes: their names.
             root: the folder that data are read from.
         """
         if known.get("items", items) != items:
             raise ValueError(
                 f"{self.path} holds a run with other data: {_counted(known['items'])} in "
                 f"{known.get('data_root')}, {_counted(items)} in {root}; choose another folder"
+            )
+
+        if known.get("classes", classes) != classes:
+            raise ValueError(
+                f"{self.path} holds a run with other classes ({_shown(known['classes'])}) than are "
+                f"in {root} ({_shown(classes)}); choose another folder"
             )
 
     def start(self, description: dict[str, Any]) -> None:
@@ -91,6 +116,10 @@ def _counted(items: list[int]) -> str:
     return "{} items for training, {} for test, {} classes".format(*items)
 
 
+def _shown(names: Any) -> str:
+    return textwrap.shorten(", ".join(map(str, names)), 60, placeholder=" …")
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """What a run has written into ``file``.
 
@@ -102,8 +131,12 @@ def read_json(file: Path) -> dict[str, Any]:
     except (FileNotFoundError, json.JSONDecodeError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{file}: expected what 'matroot train' has written there")
+        raise _not_ours(file)
     return found
+
+
+def _not_ours(file: Path) -> ValueError:
+    return ValueError(f"{file}: expected what 'matroot train' has written there")
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

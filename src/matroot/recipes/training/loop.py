@@ -9,7 +9,7 @@ import statistics
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from matroot.files import held, replace
 from matroot.nn import convert_sync_whitening
 from matroot.recipes.catalogue import application
+from matroot.recipes.data import Split
 from matroot.recipes.methods import layer_options
 from matroot.recipes.training.classifier import Classifier
 from matroot.recipes.training.configuration import Common, Config
@@ -113,6 +114,7 @@ def train(
     progress: bool = True,
     tensorboard: bool = False,
     callbacks: Sequence[Callback] = (),
+    on_data: Callable[[Split], None] = lambda _: None,
     **trainer: Any,
 ) -> dict[str, Any]:
     """Train an application, or continue where an earlier run in the same folder has stopped.
@@ -132,6 +134,7 @@ def train(
         progress: whether to show a bar.
         tensorboard: whether to write TensorBoard's logs in addition to those in CSV.
         callbacks: more of Lightning's.
+        on_data: called with the data before the training.
         trainer: options of ``lightning.Trainer``: ``accelerator``, ``devices``, ``num_nodes``,
             ``precision`` …
 
@@ -166,9 +169,10 @@ def train(
         if resumed:
             # Lightning reads it again, but its errors about a broken file are not recognisable.
             read_checkpoint(folder.checkpoint)
-        training, test, classes = module.datasets(config, root)
-        items = [len(training), len(test), classes]
-        folder.check_data(known, items, place)
+        data = module.datasets(config, root)
+        classes = list(data.classes)
+        items = [len(data.training), len(data.test), len(classes)]
+        folder.check_data(known, items, classes, place)
         if moved:
             say(f"data are read from {place}, before from {one_line(str(known['data_root']))}")
         if complete:
@@ -176,14 +180,16 @@ def train(
         if resumed:
             more = f" to {config.epochs} epochs" if finished else ""
             say(f"going on from {folder.checkpoint}{more}")
-        model = _network(name, module, config, classes, options, seed)
+        on_data(data)
+        model = network(name, module, config, len(classes), options, seed)
         if asked["sync_whitening"]:
             convert_sync_whitening(model)
-        data = Data(training, test, config, seed)
-        batches = len(data.train_dataloader())
+        loaders = Data(data.training, data.test, config, seed)
+        batches = len(loaders.train_dataloader())
         if not batches:
             raise ValueError(
-                f"{len(training)} items for training make no batch of {config.batch_size}"
+                f"{items[0]} items for training make no batch of {config.batch_size}; --set "
+                f"batch_size={max(1, items[0] // 4)} makes some"
             )
         record = Record()
         if processes > 1 and hasattr(module, "DISTRIBUTED_STRATEGY"):
@@ -198,8 +204,8 @@ def train(
             options=trainer,
         )
         if loop.is_global_zero:
-            folder.start(asked | {"data_root": place, "items": items})
-        _fit(loop, model, data, folder, method)
+            folder.start(asked | {"data_root": place, "items": items, "classes": classes})
+        _fit(loop, model, loaders, folder, method)
         result = _result(asked, record, loop.current_epoch, output)
         if loop.current_epoch >= config.epochs and loop.is_global_zero:
             replace(folder.result, json.dumps(result))
@@ -250,7 +256,7 @@ def _finished_before(folder: RunFolder) -> dict[str, Any]:
     return read_json(folder.result)
 
 
-def _network(
+def network(
     name: str, module: ModuleType, config: Common, classes: int, options: dict[str, Any], seed: int
 ) -> lightning.LightningModule:
     """``learner``; errors of timm and PyTorch about sizes that do not match become a ValueError."""
