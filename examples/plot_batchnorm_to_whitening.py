@@ -94,7 +94,7 @@ for name, net in networks.items():
     matrix = channels.transpose(0, 1).flatten(1).corrcoef()
     correlation[name] = matrix[~torch.eye(len(matrix), dtype=torch.bool)].abs().mean()
     axes[name].imshow(matrix.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
-    title = f"{name}: channels correlated\nby {correlation[name]:.2f} on average"
+    title = f"{name}:\nmean correlation {correlation[name]:.2f}"
     axes[name].set_title(title, fontsize=10, color=colors[name])
     loss = losses[name].unfold(0, 10, 1).mean(1)
     axes["loss"].semilogy(range(10, finetuning + 1), loss, color=colors[name])
