@@ -27,10 +27,12 @@ def by_hand(a, power):
 # The truth is an eigendecomposition in double precision. From a condition number of some 2·10⁶ on a
 # matrix in float32 counts as singular, and ``inv_sqrtm`` says so instead of returning numbers.
 conds = torch.logspace(0.5, 5.5, 11).tolist()
-errors = {(what, name): [] for what in ("sqrt", "inv_sqrt") for name in (*methods, "by hand")}
+names = (*methods, "by hand")
+errors = {(what, name): [] for what in ("sqrt", "inv_sqrt") for name in names}
 for cond in conds:
     a = random_spd(32, 16, cond=cond, dtype=torch.float32)
-    found = {("sqrt", "by hand"): by_hand(a, 0.5), ("inv_sqrt", "by hand"): by_hand(a, -0.5)}
+    found = {("sqrt", "by hand"): by_hand(a, 0.5)}
+    found["inv_sqrt", "by hand"] = by_hand(a, -0.5)
     for name in methods:
         found["sqrt", name] = matroot.sqrtm(a, method=name)
         found["inv_sqrt", name] = matroot.inv_sqrtm(a, method=name)
@@ -41,14 +43,15 @@ for cond in conds:
 # Taylor, Padé and Newton–Schulz take a fixed number of steps and compute a smoothed root, in which
 # small eigenvalues come out too large. The others differ in how much they amplify the rounding of
 # float32.
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.8), sharey=True, layout="constrained")
-colors = dict(zip(methods, ["black", "tab:blue", "tab:orange", *["tab:gray"] * 3], strict=True))
-colors["by hand"] = "tab:red"
+figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(10, 4.8), layout="constrained")
+colors = ["black", "tab:blue", "tab:orange", *["tab:gray"] * 3, "tab:red"]
+colors = dict(zip(names, colors, strict=True))
 for (what, name), error in errors.items():
     axes = left if what == "sqrt" else right
     axes.loglog(conds, error, color=colors[name], marker="o", markersize=3)
     label = {"by hand": "torch.linalg.eigh by hand"}.get(name, name)
-    if what == "inv_sqrt" and name in ("pade", "newton_schulz", "taylor"):  # End in one point.
+    if what == "inv_sqrt" and name in ("pade", "newton_schulz", "taylor"):
+        # These end in one point.
         label = "taylor, newton_schulz, pade" if name == "taylor" else ""
     shift = 0.6 if label == "minimax" and what == "sqrt" else 1
     axes.text(5e5, error[-1] * shift, label, color=colors[name], va="center", fontsize=9)
@@ -59,19 +62,19 @@ for axes in (left, right):
     axes.minorticks_off()
     axes.spines["bottom"].set_bounds(2, 4e5)
     axes.spines[["top", "right"]].set_visible(False)
-figure.suptitle("Only the default keeps the digits of float32 as matrices become ill-conditioned")
+figure.suptitle("Only the default keeps the digits of float32 whatever the condition number")
 plt.show()
 
 # %%
 # Those figures of ``auto`` are of the compiled kernels, which find eigenvalues in double precision.
 # Where matroot was installed without a compiler, ``minimax`` is the most accurate.
 compiled = matroot.explain(a).backend == "native"
-for name in (*methods, "by hand"):
+for name in names:
     root, inverse = max(errors["sqrt", name]), max(errors["inv_sqrt", name])
-    print(f"{name:14} largest error {root:.0e} of the root, {inverse:.0e} of the inverse root")
+    print(f"{name:14} largest error {root:.0e}, of the inverse root {inverse:.0e}")
 
 for what in ("sqrt", "inv_sqrt"):
-    worst = {name: max(errors[what, name]) for name in (*methods, "by hand")}
+    worst = {name: max(errors[what, name]) for name in names}
     assert worst["auto"] < 1e-6 or not compiled
     assert worst["minimax"] < 1e-4 < worst["pade"]
     assert worst["minimax"] < worst["by hand"]

@@ -24,17 +24,17 @@ from matroot.nn import convert_batchnorm
 # %%
 # Digits, and the same ones as negatives in uneven light.
 digits = load_digits()
-x, y = torch.from_numpy(digits.images).float()[:, None] / 16, torch.from_numpy(digits.target)
-x = F.interpolate(x, size=(16, 16), mode="bilinear")
+images, y = torch.from_numpy(digits.images).float() / 16, torch.from_numpy(digits.target)
+x = F.interpolate(images[:, None], size=(16, 16), mode="bilinear")
 torch.manual_seed(0)
 light = torch.randn(len(x), 1, 2, 2)
 lit = 1 - x + F.interpolate(light, size=(16, 16), mode="bilinear", align_corners=True) / 2
 
 # %%
 # A small ResNet, trained on the plain ones.
-pretraining, finetuning = 60, 90
+steps, more_steps = 60, 90
 # sphinx_gallery_start_ignore
-pretraining, finetuning = (30, 45) if "MATROOT_SMALL" in os.environ else (pretraining, finetuning)
+steps, more_steps = (30, 45) if "MATROOT_SMALL" in os.environ else (steps, more_steps)
 # sphinx_gallery_end_ignore
 
 
@@ -55,10 +55,8 @@ def train(network, x, steps, lr):
 
 options = {"in_chans": 1, "num_classes": 10, "channels": (16, 32, 64, 128), "stem_width": 8}
 network = timm.create_model("resnet10t", pretrained=False, **options)
-loss = train(network, x, pretraining, lr=0.05)
-print(
-    f"training loss: {loss[:10].mean():.1f}, {pretraining - 10} steps later {loss[-10:].mean():.1f}"
-)
+loss = train(network, x, steps, lr=0.05)
+print(f"training loss: {loss[:10].mean():.1f} at first, {loss[-10:].mean():.1f} in the end")
 
 # %%
 # The first normalisation is converted, which sees the light. The outputs stay the same: the
@@ -76,7 +74,7 @@ networks = {
     "batch normalisation": network,
     "whitening": convert_batchnorm(copy.deepcopy(network), eps=1e-2),
 }
-losses = {name: train(net, lit, finetuning, lr=0.02) for name, net in networks.items()}
+losses = {name: train(net, lit, more_steps, lr=0.02) for name, net in networks.items()}
 
 # %%
 # Uneven light moves all channels together. Batch normalisation scales each of them alone and leaves
@@ -89,7 +87,8 @@ figure, axes = plt.subplot_mosaic(
 )
 shown = torch.cat([torch.cat(list(part[:5, 0]), dim=1) for part in (x, lit)])
 axes["digits"].imshow(shown.numpy(), cmap="gray")
-axes["digits"].set_title("Trained on the upper ones,\nfine-tuned on the lower ones", fontsize=10)
+title = "Trained on the upper ones,\nfine-tuned on the lower ones"
+axes["digits"].set_title(title, fontsize=10)
 correlation, colors = {}, {"batch normalisation": "tab:red", "whitening": "black"}
 for name, net in networks.items():
     with torch.no_grad():
@@ -100,18 +99,18 @@ for name, net in networks.items():
     title = f"{name}:\nmean correlation {correlation[name]:.2f}"
     axes[name].set_title(title, fontsize=10, color=colors[name])
     loss = losses[name].unfold(0, 10, 1).mean(1)
-    axes["loss"].semilogy(range(10, finetuning + 1), loss, color=colors[name])
-    axes["loss"].text(finetuning + 1, loss[-1], name, color=colors[name], va="center")
+    axes["loss"].semilogy(range(10, more_steps + 1), loss, color=colors[name])
+    axes["loss"].text(more_steps + 1, loss[-1], name, color=colors[name], va="center")
 for name in ("digits", *networks):
     axes[name].set_axis_off()
-axes["loss"].set(xlabel="step of fine-tuning", xlim=(10, 1.45 * finetuning))
+axes["loss"].set(xlabel="step of fine-tuning", xlim=(10, 1.45 * more_steps))
 axes["loss"].set_ylabel("training loss, mean of ten steps")
 axes["loss"].set_yticks([0.1, 0.2, 0.5, 1, 2], [0.1, 0.2, 0.5, 1, 2])
 axes["loss"].minorticks_off()
 axes["loss"].set_title("Whitened, the network adapts in fewer steps")
 axes["loss"].spines[["top", "right"]].set_visible(False)
-axes["loss"].spines["bottom"].set_bounds(10, finetuning)
-axes["loss"].set_xticks(range(10, finetuning + 1, 20))
+axes["loss"].spines["bottom"].set_bounds(10, more_steps)
+axes["loss"].set_xticks(range(10, more_steps + 1, 20))
 plt.show()
 
 # %%

@@ -45,8 +45,8 @@ def patches(photograph, count):
     tops = torch.randint(photograph.shape[0] - size, (count,))
     lefts = torch.randint(photograph.shape[1] - size, (count,))
     cut = [photograph[i : i + size, j : j + size] for i, j in zip(tops, lefts, strict=True)]
-    cut = torch.stack(cut)[:, None]
-    return (cut - cut.mean((1, 2, 3), True)) / cut.std((1, 2, 3), keepdim=True)
+    cut = torch.stack(cut)
+    return ((cut - cut.mean((1, 2), True)) / cut.std((1, 2), keepdim=True))[:, None]
 
 
 training, test = [], []
@@ -82,10 +82,13 @@ for name, pool in poolings.items():
         accuracy[name].append(100 * score)
 
 # %%
-# With the root, ten patches of a texture do better than the average with all of them, and better
-# than the covariance as it stands.
+# The root of the covariance does better with ten patches of a texture than the average with all of
+# them, and better than the covariance itself.
 figure, axes = plt.subplot_mosaic(
-    [list(photographs), ["curves"] * 7], height_ratios=[1, 3], figsize=(9, 6), layout="constrained"
+    [list(photographs), ["curves"] * 7],
+    height_ratios=[1, 3],
+    figsize=(9, 6),
+    layout="constrained",
 )
 for name, (patch, *_) in zip(photographs, test, strict=True):
     axes[name].imshow(patch[0].numpy(), cmap="gray")
@@ -93,7 +96,8 @@ for name, (patch, *_) in zip(photographs, test, strict=True):
     axes[name].set_axis_off()
 ax = axes["curves"]
 colors = ("tab:red", "tab:blue", "black")
-for (name, a), color, va in zip(accuracy.items(), colors, ("center", "top", "bottom"), strict=True):
+sides = ("center", "top", "bottom")
+for (name, a), color, va in zip(accuracy.items(), colors, sides, strict=True):
     ax.semilogx(counts, a, color=color, marker="o", markersize=4)
     ax.text(counts[-1] * 1.05, a[-1], f"{name}: {a[-1]:.0f} %", color=color, va=va)
 ax.set(xlabel="training patches of each texture", ylabel="textures recognised, %")
@@ -104,28 +108,17 @@ ax.set_title("The covariance of the channels tells textures apart better than th
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
-
 # %%
-# All in one module, to be trained as a whole.
-class Network(nn.Module):
-    def __init__(self, backbone, channels, classes):
-        super().__init__()
-        self.backbone = backbone
-        self.pool = CovariancePooling2d(channels)
-        self.classify = nn.Linear(self.pool.out_features, classes)
+# To train the backbone as well, put the pooling and a linear layer behind it. Gradients go through
+# the root, down to the first weights of the backbone.
+pool = poolings["root of covariance"]
+head = nn.Sequential(pool, nn.Linear(pool.out_features, len(photographs)))
+(features,) = backbone(torch.cat(test)[::tests])
+nn.functional.cross_entropy(head(features), torch.arange(7)).backward()
 
-    def forward(self, x):
-        (features,) = self.backbone(x)
-        return self.classify(self.pool(features))
-
-
-network = Network(backbone, channels, classes=7)
-loss = nn.functional.cross_entropy(network(torch.cat(test)[::tests]), torch.arange(7))
-loss.backward()
-
-reached = backbone.conv_stem.weight.grad  # The first weights of the backbone.
-assert reached.isfinite().all()
-assert reached.norm() > 0
+first = backbone.conv_stem.weight.grad
+assert first.isfinite().all()
+assert first.norm() > 0
 average, covariance, root = accuracy.values()
 assert root[0] > average[-1]
 assert root[0] > covariance[0]

@@ -64,10 +64,11 @@ errors = {name: error(y) for name, y in outputs.items()}
 # %%
 # Both lose what rounding a covariance to float32 costs: a digit for every tenfold condition number.
 figure, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
-for (name, e), color, y in zip(errors.items(), ("tab:red", "black"), (1e-4, 2e-6), strict=True):
-    ax.loglog(condition, e, ".", markersize=4, color=color)
+for name, color, y in (("ONNX Runtime", "tab:red", 1e-4), ("PyTorch", "black", 2e-6)):
+    ax.loglog(condition, errors[name], ".", markersize=4, color=color)
     ax.text(3e3, y, name, color=color, ha="center")
-ax.set(xlabel="condition number of a picture's covariance", ylabel="relative error of the output")
+ax.set(xlabel="condition number of a picture's covariance")
+ax.set(ylabel="relative error of the output")
 ax.set_title("ONNX Runtime agrees with PyTorch to the rounding of float32")
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()
