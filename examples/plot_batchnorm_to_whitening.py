@@ -92,7 +92,7 @@ axes["digits"].set_title(title, fontsize=10)
 correlation, colors = {}, {"batch normalisation": "tab:red", "whitening": "black"}
 for name, net in networks.items():
     with torch.no_grad():
-        channels = net.train().conv1[:2](lit[:256])  # Up to the first normalisation.
+        channels = net.eval().conv1[:2](lit[:256])  # Up to the first normalisation.
     matrix = channels.transpose(0, 1).flatten(1).corrcoef()
     correlation[name] = matrix[~torch.eye(len(matrix), dtype=torch.bool)].abs().mean()
     axes[name].imshow(matrix.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
