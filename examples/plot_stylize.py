@@ -4,7 +4,7 @@ Texture synthesis by ``stylize``
 
 The covariance of its patches holds the colours of a texture, its grain and its direction.
 ``matroot stylize`` moves the patches of one picture to the covariance of another's: whitened by
-:math:`C^{-1/2}`, coloured by :math:`S^{1/2}`. From noise it makes new texture; a photograph it
+``C^{-1/2}``, coloured by ``S^{1/2}``. From noise it makes new texture; a photograph it
 paints in it.
 """
 

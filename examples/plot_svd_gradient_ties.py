@@ -3,8 +3,8 @@ What goes wrong with SVD gradients at ties
 ==========================================
 
 Autograd through ``torch.linalg.eigh`` or ``torch.linalg.svd`` divides by differences of
-eigenvalues, :math:`1/(\lambda_i - \lambda_j)`. The square root itself has no trouble where they
-coincide: its gradient divides by sums, :math:`1/(\sqrt{\lambda_i} + \sqrt{\lambda_j})`. Here two
+eigenvalues, ``1/(λ_i - λ_j)``. The square root itself has no trouble where they
+coincide: its gradient divides by sums, ``1/(√λ_i + √λ_j)``. Here two
 eigenvalues approach each other, and the gradients are compared with one computed in 40 digits.
 """
 
