@@ -1,4 +1,4 @@
-r"""
+"""
 What goes wrong with SVD gradients at ties
 ==========================================
 
