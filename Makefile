@@ -47,7 +47,7 @@ wheel: $(VENV)/dev.stamp
 	cp -r tests/contract tests/instances.py tests/conftest.py pyproject.toml build/wheel/elsewhere
 	cd build/wheel/elsewhere && mkdir tests && mv contract instances.py conftest.py tests && \
 	  ../venv/bin/python -m pytest -q tests/contract/test_errors.py tests/contract/test_values.py \
-	  tests/contract/test_native.py
+	  tests/contract/test_native.py tests/contract/test_openmp.py
 	cd build/wheel/elsewhere && \
 	  ../venv/bin/python -m pytest -q tests/contract/test_backends.py -k native
 # Without a compiler the wheel is pure Python.

@@ -1,10 +1,11 @@
-"""The command line: ``matroot demo``, ``stylize``, ``train``, ``predict``, ``bench`` and so on.
+"""The command line: ``matroot demo``, ``stylize``, ``train``, ``predict``, ``bench``, ``info``.
 
 PyTorch, and what else takes long to load, is imported where a command needs it.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -226,6 +227,18 @@ def _given(ctx: typer.Context, name: str) -> bool:
 
 def _ratio(before: float, after: float) -> str:
     return f"{before / after:.1f}×" if after > 0 else "equal"
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """What a report of an error needs: versions, machine, kernels and why they are not used."""
+    from matroot.info import collect, text
+
+    with working("asking PyTorch and its devices"):
+        report = collect()
+    print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else text(report))
 
 
 @app.command()

@@ -359,10 +359,7 @@ def explain(
             *extra,
             f"{plan.request.method!r}: {method_why}",
             f"{rule!r}: {rule_why}",
-            *(
-                f"backend {other!r} {_answer(plan, family, a)}"
-                for other, family in FAMILIES.items()
-            ),
+            *(f"backend {other!r} {answer}" for other, answer in answers(plan, a).items()),
             f"{name}: {'wider sums than half precision has' if dtype != a.dtype else 'as given'}",
         ),
     )
@@ -394,8 +391,12 @@ def _who_runs(
     return TORCH.name
 
 
+def answers(plan: Plan, a: Tensor) -> dict[str, str]:
+    """What each family of kernels says to the call: a clause about it."""
+    return {name: _answer(plan, family, a) for name, family in FAMILIES.items()}
+
+
 def _answer(plan: Plan, family: Family, a: Tensor) -> str:
-    """What a family says to the call."""
     why = family.declines(a)
     if why is not None:
         return f"declines: {why}"

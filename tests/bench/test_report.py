@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bench.examples import CPU, row
-from matroot.bench import compare, report, rows
+from matroot.bench import compare, drawing, plots, report, rows
 
 
 def page_of(found, folder, complaints=()):
@@ -129,3 +129,23 @@ def test_gates_that_changed():
     assert "fails its gate now (error 1)" in compare.changed_gates([row()], [failed])[0]
     assert "passes its gate now" in compare.changed_gates([failed], [row()])[0]
     assert compare.changed_gates([row()], [row()]) == []
+
+
+def drawn(sizes, name):
+    found = [row(n=n, case=f"a {n}", error=n**-2.0) for n in sizes]
+    words = {"title": "", "footer": "", "x": "n", "y": "error", "x_label": "n", "y_label": "error"}
+    return plots.curves(found, name=name, palette=plots.colours(["matroot"]), **words).figure
+
+
+def test_processes_draw_the_same_plots(monkeypatch):
+    names = ("a", "b")
+    alone = [drawing.draw(drawn((4, 8, 16), name), name) for name in names]
+    monkeypatch.setattr(drawing, "_PLOTS_OF_A_PROCESS", 1)
+    monkeypatch.setattr(drawing.os, "cpu_count", lambda: 2)
+    assert list(drawing.draw_all([drawn((4, 8, 16), name) for name in names], names)) == alone
+
+
+def test_ticks_are_powers_of_ten_in_plain_text():
+    svg = drawing.draw(drawn((10, 100, 1000), "a"), "salt")[0].decode()
+    assert ">10⁻⁴<" in svg
+    assert "mathdefault" not in svg

@@ -246,7 +246,7 @@ def python(code: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, **environment},
     )
     return done.stdout.strip()
@@ -319,17 +319,3 @@ print(m.instruction_set(), good() and ok)
     assert verdict == "True"
     # What the machine lacks falls back to the baseline.
     assert name in (isa, "baseline")
-
-
-@built
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_one_openmp_runtime():
-    code = (
-        SOLVE
-        + """
-assert good()
-names = {line.split()[-1] for line in open("/proc/self/maps") if "omp" in line.split("/")[-1]}
-print(len(names))
-"""
-    )
-    assert python(code) == "1"

@@ -6,16 +6,17 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator
 
-from matroot.bench.rows import Row
+if TYPE_CHECKING:
+    from matroot.bench.rows import Row
 
 # A colour for every candidate, the same in all plots; matroot black.
 _COLOURS = (
@@ -72,17 +73,41 @@ def panel(title: str, footer: str, *, lines: int = 0, height: float = 3.5) -> tu
 
 def _plain_ticks(axis: Axis) -> None:
     """1, 2, 5, 10 instead of powers of ten, on a logarithmic axis of at most four decades."""
-    low, high = axis.get_view_interval()
-    decades = math.log10(high / low)
+    decades = _decades(axis)
     if decades > 4:
         return
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(_plain))
+    axis.minorticks_off()
+
+
+def _decades(axis: Axis) -> float:
+    low, high = axis.get_view_interval()
+    return math.log10(high / low)
+
+
+# Functions with names, so that other processes can draw the plots: see drawing.py.
+def _plain(x: float, position: int | None) -> str:
+    return f"{x:g}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _power(x: float, position: int | None) -> str:
+    """10⁻³; matplotlib's own ticks are formulas, which take a quarter of the time of a plot."""
+    exponent = round(math.log10(x))
+    return f"10{str(exponent).translate(_RAISED)}" if math.isclose(x, 10.0**exponent) else ""
 
 
 def finish(axes: Axes, handles: Sequence[Any]) -> None:
-    """The legend, below the panel."""
+    """The ticks, and the legend below the panel."""
+    for axis in (axes.xaxis, axes.yaxis):
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            axis.set_major_formatter(FuncFormatter(_power))
+            if _decades(axis) > 2:
+                # Each tick takes as long as a curve.
+                axis.minorticks_off()
     if handles:
         # Between the panel and the provenance at the bottom.
         axes.legend(

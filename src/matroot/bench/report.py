@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +13,8 @@ import jinja2
 import matplotlib
 
 from matroot import files
-from matroot.bench import hard_report, paper_sections, peer_sections, plots, scale_report
+from matroot.bench import drawing, hard_report, paper_sections, peer_sections, plots, scale_report
 from matroot.bench.layout import Group, Section, groups
-from matroot.bench.plots import Plot
 from matroot.bench.rows import Row
 
 _SECTIONS = (
@@ -72,23 +70,20 @@ def write(
     drawings = folder / "plots"
     drawings.mkdir(parents=True, exist_ok=True)
     # In the order of their groups; two groups may hold plots of the same name.
+    found = [
+        (index, plot, _stem(plot.name, index))
+        for index, (_, made) in enumerate(parts)
+        for plot in itertools.chain.from_iterable(s.plots for s in made)
+    ]
     written, images = [], {}
-    total = sum(len(s.plots) for _, found in parts for s in found)
-    progress(0, total)
-    for index, (_, found) in enumerate(parts):
-        for plot in itertools.chain.from_iterable(s.plots for s in found):
-            # Rows name it, and must not choose its folder.
-            stem = re.sub(r"[^\w.+-]", "_", plot.name)[:100]
-            stem = stem if index == 0 else f"{stem}-{index + 1}"
-            svg = _svg(plot, stem)
-            files.replace(drawings / f"{stem}.svg", svg)
-            # Laid out above; once more would take a quarter of the time.
-            plot.figure.set_layout_engine("none")
-            with files.replacing(drawings / f"{stem}.png") as fresh:
-                plot.figure.savefig(fresh, dpi=130, metadata={"Software": None})
-            images[index, plot.name] = (f"plots/{stem}.svg", base64.b64encode(svg).decode())
-            progress(len(images), total)
-            written += [drawings / f"{stem}.svg", drawings / f"{stem}.png"]
+    progress(0, len(found))
+    drawn = drawing.draw_all([plot.figure for _, plot, _ in found], [stem for *_, stem in found])
+    for done, ((index, plot, stem), (svg, png)) in enumerate(zip(found, drawn, strict=True), 1):
+        for path, content in ((f"{stem}.svg", svg), (f"{stem}.png", png)):
+            files.replace(drawings / path, content)
+            written.append(drawings / path)
+        images[index, plot.name] = (f"plots/{stem}.svg", base64.b64encode(svg).decode())
+        progress(done, len(found))
     for template, name in (("report.html.jinja", "index.html"), ("report.md.jinja", "report.md")):
         text = _template(template).render(parts=parts, images=images, complaints=complaints)
         files.replace(folder / name, text)
@@ -96,13 +91,10 @@ def write(
     return written
 
 
-def _svg(plot: Plot, salt: str) -> bytes:
-    buffer = io.BytesIO()
-    # Ids that do not change from run to run, so that a report changes only where its rows do; text
-    # as text, which is a quarter of the size.
-    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
-        plot.figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+def _stem(name: str, group: int) -> str:
+    """The name of a plot's files: rows name plots, and must not choose their folder."""
+    stem = re.sub(r"[^\w.+-]", "_", name)[:100]
+    return stem if group == 0 else f"{stem}-{group + 1}"
 
 
 def _template(name: str) -> jinja2.Template:
