@@ -7,6 +7,7 @@ from matroot.nn import functional as functional
 from matroot.nn.coloring import WhiteningColoring2d as WhiteningColoring2d
 from matroot.nn.conversion import convert_batchnorm as convert_batchnorm
 from matroot.nn.conversion import convert_sync_whitening as convert_sync_whitening
+from matroot.nn.data_whitening import Whitening as Whitening
 from matroot.nn.distance import FrechetDistance as FrechetDistance
 from matroot.nn.pooling import CovariancePooling1d as CovariancePooling1d
 from matroot.nn.pooling import CovariancePooling2d as CovariancePooling2d

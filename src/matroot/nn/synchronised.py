@@ -128,7 +128,8 @@ def _fourth_powers(centered: Tensor, weight: Tensor | None) -> Tensor:
     """Σ ‖x‖⁴ over the batch and positions, shape (k, 1, 1), in double precision for its range."""
     fourth = centered.square().sum(-2, keepdim=True).to(torch.float64).square()
     if weight is not None:
-        fourth = weight[..., None, :] * fourth
+        w = weight[..., None, :]
+        fourth = torch.where(w == 0, 0.0, w * fourth)
     return fourth.sum((0, -1))[..., None]
 
 
