@@ -14,6 +14,7 @@ from matroot.nn import (
     SecondOrderHead,
     TemporalCovariancePooling,
     TokenCovariancePooling,
+    WhiteningColoring2d,
     convert_batchnorm,
 )
 from matroot.statistics import Sums, moments
@@ -217,6 +218,32 @@ def test_pooling_of_padded_tokens():
         y = layer.eval()(bad, mask.long())
         each = [layer(tokens[i : i + 1, :length]) for i, length in enumerate(lengths)]
         torch.testing.assert_close(y, torch.cat(each))
+
+
+@pytest.mark.parametrize("blending", [1.0, 0.3])
+def test_coloring_of_a_region_by_a_region(blending):
+    content, style = correlated(2, 4, 5, 3), correlated(2, 4, 3, 6, seed=1)
+    inside, of = some(2, 5, 3), some(2, 3, 6, seed=5)
+    layer = WhiteningColoring2d(4, groups=2, blending=blending, learn_blending=True).double()
+    bad = masked(content, inside, torch.nan).requires_grad_()
+    styled = masked(style, of, torch.inf).requires_grad_()
+    y = layer(bad, styled, inside, of)
+    assert torch.equal(y.isnan(), bad.isnan())
+    inner = inside.unsqueeze(1).expand_as(y)
+    y[inner].square().sum().backward()
+    by_blending, layer.blending.grad = layer.blending.grad, None
+    for i in range(2):
+        cut = content[i : i + 1, :, inside[i]].unsqueeze(-1).requires_grad_()
+        by = style[i : i + 1, :, of[i]].unsqueeze(-1).requires_grad_()
+        expected = layer(cut, by)
+        torch.testing.assert_close(y[i, :, inside[i]], expected[0, ..., 0])
+        expected.square().sum().backward()
+        torch.testing.assert_close(bad.grad[i, :, inside[i]], cut.grad[0, ..., 0])
+        torch.testing.assert_close(styled.grad[i, :, of[i]], by.grad[0, ..., 0])
+    assert bad.grad[~inner].eq(0).all()
+    torch.testing.assert_close(by_blending, layer.blending.grad)
+    with pytest.raises(ValueError, match=r"style_weight must broadcast to \(2, 3, 6\)"):
+        layer(content, style, style_weight=inside)
 
 
 def test_what_takes_no_weights():
