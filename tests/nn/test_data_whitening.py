@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from sklearn.base import clone
 from sklearn.decomposition import PCA
@@ -172,12 +173,13 @@ def test_state_needs_no_pickle(kind):
     state = torch.load(buffer, weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     loaded = Whitening.from_state_dict(state)
+    safe = Whitening.from_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
     fresh = Whitening(3, kind=kind, shrinkage="oas")
     fresh.load_state_dict(state)
     meta = Whitening(3, kind=kind, shrinkage="oas", device="meta")
     meta.load_state_dict(state, assign=True)
     copies = copy.deepcopy(whitening), pickle.loads(pickle.dumps(whitening))
-    for twin in (loaded, fresh, meta, *copies):
+    for twin in (loaded, safe, fresh, meta, *copies):
         assert repr(twin) == repr(whitening)
         assert torch.equal(twin(x), expected)
     loaded.partial_fit(x[:9])

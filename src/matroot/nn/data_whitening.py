@@ -143,9 +143,11 @@ class Whitening(Leaf):
         self.register_buffer("origin", torch.zeros(num_features, **where))
         self.register_buffer("offset", torch.zeros(num_features, **where))
         self.register_buffer("scatter", torch.zeros(num_features, num_features, **where))
-        unknown = torch.full((rows, num_features), torch.nan, **where)
-        self.register_buffer("whitening_matrix", unknown)
-        self.register_buffer("coloring_matrix", unknown.mT.clone())
+        for name, shape in (
+            ("whitening_matrix", (rows, num_features)),
+            ("coloring_matrix", (num_features, rows)),
+        ):
+            self.register_buffer(name, torch.full(shape, torch.nan, **where))
         # Whether the matrices are those of the samples: asked for in every call, so no tensor.
         self._made = False
 
