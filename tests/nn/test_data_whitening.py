@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pickle
 import warnings
 
@@ -196,6 +197,10 @@ def test_states_of_others_are_refused():
     for wrong in (None, torch.tensor([1, 2]), torch.tensor(list(b"{}")), "{}"):
         with pytest.raises(ValueError, match=r"none of a matroot\.nn\.Whitening"):
             Whitening.from_state_dict({**state, "_extra_state": wrong})
+    huge = json.loads(bytes(state["_extra_state"].tolist())) | {"num_features": 10**9}
+    state["_extra_state"] = torch.tensor(list(json.dumps(huge).encode()), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="none of a .* of 1000000000 features"):
+        Whitening.from_state_dict(state)
 
 
 def test_in_a_network():

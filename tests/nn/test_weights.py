@@ -1,11 +1,14 @@
 """Weights and masks of samples: as if samples were left out or repeated."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import matroot
 from matroot.nn import (
     CovariancePooling2d,
     DecorrelatedBatchNorm1d,
@@ -291,6 +294,19 @@ def test_masks_compile_and_export(make):
     model.eval()
     exported = torch.export.export(model, (x, mask)).module()
     torch.testing.assert_close(exported(x, mask), model(x, mask), rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_page_on_layers_says_of_them():
+    page = (Path(__file__).parents[2] / "docs/layers.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "padding" in b)
+    names = {"torch": torch}
+    exec(compile(block, "docs/layers.md", "exec"), names)
+    assert names["pooled"].shape == (8, 136)
+    a = moments(correlated(1, 4, 30)[0]).covariance
+    eye, eps = torch.eye(4, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
+    assert "`matroot.inv_sqrtm(a + eps * torch.eye(n))`" in page
+    ridged = lambda eps: matroot.inv_sqrtm(a + eps * eye)  # noqa: E731
+    assert torch.autograd.gradcheck(ridged, (eps.requires_grad_(),))
 
 
 def test_the_ridge_of_a_layer_may_change_between_steps():

@@ -71,7 +71,7 @@ class Whitening(Leaf):
 
     Note:
         All six are buffers in double precision, whatever the module is cast to (so that it cannot
-        go to an Apple GPU), and ``transform`` and inverse are computed in it. The ``state_dict``
+        go to an Apple GPU), and results are computed in it. The ``state_dict``
         has them and the options, as tensors, and is saved without pickled code:
         ``Whitening.from_state_dict(torch.load(path, weights_only=True))``.
 
@@ -265,7 +265,12 @@ class Whitening(Leaf):
             >>> Whitening.from_state_dict(state)
             Whitening(3, kind='pca', eps=0.0, shrinkage=None, n_components=None, correction=1)
         """
-        new = cls(**_options(state.get("_extra_state")))
+        options = _options(state.get("_extra_state"))
+        d, scatter = options["num_features"], state.get("scatter")
+        # Before memory is taken for whatever number stands there.
+        if not isinstance(scatter, Tensor) or scatter.shape != (d, d):
+            raise ValueError(f"the state is none of a matroot.nn.Whitening of {d} features")
+        new = cls(**options)
         new.load_state_dict(state)
         return new
 
