@@ -199,7 +199,7 @@ def test_states_of_others_are_refused():
             Whitening.from_state_dict({**state, "_extra_state": wrong})
     huge = json.loads(bytes(state["_extra_state"].tolist())) | {"num_features": 10**9}
     state["_extra_state"] = torch.tensor(list(json.dumps(huge).encode()), dtype=torch.uint8)
-    with pytest.raises(ValueError, match="none of a .* of 1000000000 features"):
+    with pytest.raises(ValueError, match=r"none of a .* of 1000000000 features"):
         Whitening.from_state_dict(state)
 
 
