@@ -152,7 +152,7 @@ def _weighted_scatter(
 
 
 def weights(name: str, weight: object, shape: tuple[int, ...], x: Tensor) -> Tensor:
-    """The weights of samples in the dtype of ``x``; NaN for what is no weight.
+    """The weights of samples in the dtype that ``x`` is computed in; NaN for what is no weight.
 
     Args:
         name: what errors call them.
@@ -183,7 +183,7 @@ def weights(name: str, weight: object, shape: tuple[int, ...], x: Tensor) -> Ten
     if weight.device != x.device:
         raise ValueError(f"{name} is on {weight.device}, the samples on {x.device}")
     whole = [b if i in (0, len(shape) - 1) else -1 for i, b in enumerate(shape)]
-    found = weight.to(x.dtype).reshape(given).expand(whole)
+    found = weight.to(spd.computing_dtype(x.dtype)).reshape(given).expand(whole)
     if weight.dtype == torch.bool:
         return found
     bad = ~((found >= 0) & found.isfinite())

@@ -249,6 +249,22 @@ def test_coloring_of_a_region_by_a_region(blending):
         layer(content, style, style_weight=inside)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_masks_in_half_precision(dtype):
+    x, mask = correlated(3, 4, 5, 3, dtype=torch.float32), some(3, 5, 3)
+    heavy = 1e5 * mask  # More than half precision can count.
+    for layer in (DecorrelatedBatchNorm2d(4, eps=1e-2), CovariancePooling2d(4, 3)):
+        expected = copy.deepcopy(layer)(x, mask)
+        half = copy.deepcopy(layer).to(dtype)
+        for weight in (mask, heavy):
+            y = copy.deepcopy(half)(x.to(dtype), weight)
+            assert y.dtype == dtype
+            torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.1)
+        with torch.autocast("cpu", dtype):
+            y = copy.deepcopy(layer)(x, heavy)
+        torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.1)
+
+
 def test_what_takes_no_weights():
     x = torch.randn(2, 4, 3, 2, 2)
     with pytest.raises(ValueError, match="attention mixes positions and frames"):

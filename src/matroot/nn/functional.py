@@ -366,8 +366,7 @@ def _pixel_weights(name: str, x: Tensor, weight: Tensor | None) -> Tensor | None
     if weight is None:
         return None
     shape = (x.shape[0], *x.shape[2:])
-    like = x.to(spd.computing_dtype(x.dtype))
-    return weights(name, weight, shape, like).expand(shape).flatten(1).unsqueeze(1)
+    return weights(name, weight, shape, x).expand(shape).flatten(1).unsqueeze(1)
 
 
 def _moments_of_groups(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from matroot import call, checks, context, errors, spd
+from matroot import call, checks, context, errors
 from matroot.gradients import GradientRule
 from matroot.methods import Method
 from matroot.nn.functional import power_normalization
@@ -143,8 +143,7 @@ class _CovariancePooling(Leaf):
         else:
             channels = 1 if self._channels_first else -1
             shape = x.select(channels, 0).shape
-            like = x.to(spd.computing_dtype(x.dtype))
-            sample_weight = weights(f"{name}: sample_weight", sample_weight, shape, like)
+            sample_weight = weights(f"{name}: sample_weight", sample_weight, shape, x)
             sample_weight = sample_weight.expand(shape)
             x = torch.where((sample_weight != 0).unsqueeze(channels), x, 0.0)
             features = self.features(x, sample_weight)
@@ -405,11 +404,11 @@ def _weighted_batch_norm(
             y = y if layer.bias is None else y + layer.bias.view(ones)
     if layer.training and layer.running_mean is not None and layer.running_var is not None:
         with torch.no_grad():
-            assert layer.num_batches_tracked is not None
-            layer.num_batches_tracked.add_(1)
-            share: float | Tensor = (
-                1 / layer.num_batches_tracked if layer.momentum is None else layer.momentum
-            )
+            share: float | Tensor | None = layer.momentum
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.add_(1)
+                share = 1 / layer.num_batches_tracked if share is None else share
+            assert share is not None
             unbiased = variance * (found.samples / (found.samples - 1))
             for running, new in ((layer.running_mean, found.mean), (layer.running_var, unbiased)):
                 running.copy_((1 - share) * running + share * new.flatten())

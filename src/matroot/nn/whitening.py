@@ -325,8 +325,7 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         if weight is None:
             return None
         shape = (x.shape[0], *x.shape[2:])
-        like = x.to(spd.computing_dtype(x.dtype))
-        return weights(f"{name}: sample_weight", weight, shape, like).expand(shape)
+        return weights(f"{name}: sample_weight", weight, shape, x).expand(shape)
 
     def extra_repr(self) -> str:
         """The arguments."""
