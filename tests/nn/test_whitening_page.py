@@ -39,7 +39,7 @@ def test_what_the_blocks_have(names):
     before = x[:, :7] - x[:, :7].mean(0)
     guess = before @ torch.linalg.lstsq(before, x[:, 7:8] - x[:, 7].mean()).solution
     error = x[:, 7] - x[:, 7].mean() - guess[:, 0]
-    close(names["news"], error / error.std())
+    close(names["error"], error / error.std())
     close(names["z"], names["y"])
     assert names["masked"].samples == names["valid"].sum()
     assert names["loaded"].samples == 2100
