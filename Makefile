@@ -12,7 +12,7 @@ CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 CLANG := $(if $(filter default,$(origin CXX)),clang++,$(CXX))
 PYTEST := $(CALM) $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-all test-older lint unit wheel sanitize fuzz format clean
+.PHONY: demo test test-all test-older lint unit wheel types sanitize fuzz format clean
 
 demo: $(VENV)/cli.stamp
 	$(BIN)/matroot demo --output demo
@@ -82,6 +82,11 @@ test-older: $(VENV)/dev.stamp
 	done; rm -rf build/older; \
 	echo "passed:$${passed:- none}; failed:$${failed:- none}; did not install:$${missing:- none}"; \
 	test -n "$$passed" -a -z "$$failed"
+
+# Whether every public name has a type, by pyright, which pip and npm bring.
+types: $(VENV)/dev.stamp
+	$(BIN)/pip install --quiet pyright
+	$(BIN)/pyright --verifytypes matroot --ignoreexternal --pythonpath $(BIN)/python
 
 # The compiled kernels under address, undefined and thread sanitizers and valgrind.
 #   make sanitize CXX=clang++-19

@@ -8,6 +8,10 @@
 
 namespace matroot {
 
+// Another number where a task, a constant or their meaning changes; tasks.py has it too, so that a
+// module which was compiled from other sources is not called.
+constexpr int kInterface = 1;
+
 // The outcome for a matrix: see Status in screen.py. No caller of the library gets Left.
 enum class Status : std::int64_t {
   Ok,
@@ -141,9 +145,10 @@ struct DistanceTask {
 
 // What is measured of A + eps·I, in units in which its entries are below 1, and of its roots:
 // ‖A‖_F, tr A; ‖S‖_F, ‖S² − A‖_F, what S has no eigenvalue below, but for rounding (−shift · ‖S‖_F
-// if not a positive number, NaN if not even that); ‖Z‖_F, a bound of ‖Z‖_2, ‖Z A‖_F, ‖Z A Z − I‖_F,
+// if not a positive number, NaN if not even that), and for R = S² − A ‖S⁻¹ R‖_F, tr (S⁻¹ R)² and
+// ‖S⁻¹ R S⁻¹‖_F (infinite where S is not regular); ‖Z‖_F, a bound of ‖Z‖_2, ‖Z A‖_F, ‖Z A Z − I‖_F,
 // 1 where Z has a Cholesky factor, else NaN. All are NaN where A is not finite.
-constexpr int kMeasures = 10;
+constexpr int kMeasures = 13;
 struct MeasureTask {
   Batch batch;
   Pointer a;

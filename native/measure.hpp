@@ -73,15 +73,28 @@ struct MeasureRun {
     const N size = norm(x);
     store(2, size);
     store(3, norm(p));
-    // The inverse proposes a bound of the least eigenvalue, and a factorisation proves it.
     std::copy_n(x, n * w, copy);
     const N found = s.invert(copy), inverse = s.upper_bound(copy);
     const auto proposed = (found > 0.0) & (inverse < std::numeric_limits<double>::max());
+    with_inverse(select(proposed, N{} + 1.0, N{}));
+    // The inverse proposes a bound of the least eigenvalue, and a factorisation proves it.
     const N least = select(proposed, 0.9 / inverse, N{});
     const N proved = is_above(least);
     if (all_of(proved)) return store(4, least);
     const N below = -task.shift * size, semidefinite = is_above(below);
     store(4, select(proved > 0.0, least, select(semidefinite > 0.0, below, N{} + kNaN)));
+  }
+  // Of S⁻¹ and R = S² − A, in `copy` and `p`.
+  void with_inverse(const N& regular) const {
+    const N infinite = N{} + std::numeric_limits<double>::infinity();
+    s.multiply(product, copy, p);
+    N square{};
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j) square += K::at(product, w, i, j) * K::at(product, w, j, i);
+    store(5, select(regular > 0.0, norm(product), infinite));
+    store(6, select(regular > 0.0, square, infinite));
+    s.multiply(p, product, copy);
+    store(7, select(regular > 0.0, norm(p), infinite));
   }
   // Nonzero where X − bound · I has a Cholesky factor.
   N is_above(const N& bound) const {
@@ -96,15 +109,15 @@ struct MeasureRun {
   }
   void of_inv_sqrt() const {
     load(task.inv_sqrt, 1);
-    store(5, norm(x));
-    store(6, s.upper_bound(x));
+    store(8, norm(x));
+    store(9, s.upper_bound(x));
     s.multiply(product, x, a);
-    store(7, norm(product));
+    store(10, norm(product));
     s.multiply(p, product, x);
     s.add_diagonal(p, s.number(-1));
-    store(8, norm(p));
+    store(11, norm(p));
     std::copy_n(x, n * w, copy);
-    store(9, select(factorises<K>(n, copy, m.columns) > 0.0, N{} + 1.0, N{} + kNaN));
+    store(12, select(factorises<K>(n, copy, m.columns) > 0.0, N{} + 1.0, N{} + kNaN));
   }
 };
 

@@ -200,6 +200,7 @@ NB_MODULE(_native, m) {
   bind_structs(m);
   bind_solvers(m);
   bind_passes(m);
+  m.attr("INTERFACE") = kInterface;
   m.attr("MEASURES") = kMeasures;
   m.def("forked", [] { forked = true; },
         "Says that this process was forked before this module was loaded.");

@@ -7,10 +7,14 @@ from matroot import _process as _process
 
 # For type checkers, which so still find misspelt names.
 if TYPE_CHECKING:
+    from matroot import compat as compat
     from matroot import distributed as distributed
+    from matroot import functions as functions
     from matroot import gradients as gradients
     from matroot import methods as methods
     from matroot import nn as nn
+    from matroot import statistics as statistics
+    from matroot import testing as testing
     from matroot.barycenters import barycenter as barycenter
     from matroot.distances import bures_wasserstein_distance as bures_wasserstein_distance
     from matroot.distances import frechet_distance as frechet_distance
@@ -39,11 +43,13 @@ _MODULES = {
     "SqrtmResult": "functional",
     "barycenter": "barycenters",
     "bures_wasserstein_distance": "distances",
+    "compat": "compat",
     "distributed": "distributed",
     "explain": "plan",
     "expm": "functional",
     "frechet_distance": "distances",
     "frechet_distance_from_features": "features",
+    "functions": "functions",
     "geometric_mean": "distances",
     "gradient_error_bound": "gradient_bounds",
     "gradients": "gradients",
@@ -56,6 +62,8 @@ _MODULES = {
     "sqrtm": "functional",
     "sqrtm_ex": "functional",
     "sqrtm_pair": "functional",
+    "statistics": "statistics",
+    "testing": "testing",
     "transport_map": "distances",
 }
 
@@ -73,4 +81,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return ["__version__", *_MODULES]

@@ -16,6 +16,14 @@ def tolerance(dtype: torch.dtype, cond: float, quantity: Quantity) -> float:
     Rounding the input alone costs about u·√κ in the root and u·κ in the inverse root and in both
     gradients; the factors allow for n up to some hundreds and for every converged method. Half
     precision is computed in float32 and rounded once, at input and output.
+
+    Args:
+        dtype: of the matrices.
+        cond: λ_max/λ_min.
+        quantity: ``"sqrt"``, ``"inv_sqrt"``, ``"gradient"`` or ``"inv_gradient"``.
+
+    Returns:
+        The bound of ‖X − X₀‖_F/‖X₀‖_F.
     """
     unit = torch.finfo(dtype).eps
     if dtype in (torch.float16, torch.bfloat16):

@@ -49,20 +49,23 @@ def barycenter(covariances: Tensor, weights: Tensor | None = None, *, eps: float
     covariances, and the one positive definite S with S = Σ w_i (S^{1/2} C_i S^{1/2})^{1/2}.
 
     Args:
-        covariances: C_i, shape (..., k, n, n), k at least 1, dtypes as of ``sqrtm``; one with a
-            positive weight must be positive definite, else there may be several barycentres.
+        covariances: C_i, shape (..., k, n, n), k at least 1, float16, bfloat16, float32, float64,
+            complex64 or complex128; one with a positive weight must be positive definite, else
+            there may be several barycentres.
         weights: w_i, at least 0, shape (k,) or (..., k), whose batch dimensions broadcast; real, on
-            the device of ``covariances``. They are divided by their sum. None: equal ones.
-        eps: ridge added to all diagonals, at least 0, in the units of ``covariances``.
+            the device of ``covariances``. They are divided by their sum. None (the default): equal
+            ones.
+        eps: ridge added to all diagonals, at least 0 (the default), in the units of
+            ``covariances``.
 
     Returns:
         S, shape (..., n, n), the dtype and device of ``covariances``; exactly Hermitian.
 
     Raises:
-        TypeError: see ``bures_wasserstein_distance``; or the weights are not real floating-point
-            numbers.
-        ValueError: see ``bures_wasserstein_distance``; or the weights do not fit, or, in eager mode
-            on a CPU, are negative, not finite or all 0.
+        TypeError: ``covariances`` is not a tensor of a supported dtype, the weights are not real
+            floating-point numbers, or an option has the wrong type.
+        ValueError: ``covariances`` is not (..., k, n, n), or ``eps`` is out of range; or the
+            weights do not fit, or, in eager mode on a CPU, are negative, not finite or all 0.
         torch.linalg.LinAlgError: in eager mode on a CPU: a matrix is not finite, not symmetric or
             indefinite, in the sense of ``sqrtm``; no matrix with a positive weight is regular, in
             the sense of ``inv_sqrtm``; the iteration has not converged in 30 steps. Elsewhere the

@@ -9,7 +9,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from matroot import __version__
 from matroot.files import held, replacing
@@ -26,8 +26,8 @@ from matroot.terminal import (
 try:
     import typer
     from typer.core import TyperGroup
-except ModuleNotFoundError as error:
-    raise missing("the command line", error, "cli") from None
+except ModuleNotFoundError as _error:
+    raise missing("the command line", _error, "cli") from None
 except KeyboardInterrupt:
     raise interrupted() from None
 
@@ -37,6 +37,7 @@ from matroot.recipes import commands as recipes
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from matroot.methods import MethodName
     from matroot.recipes.stylize import StyleResult
 
 
@@ -51,7 +52,7 @@ class _Interruptible(TyperGroup):
             raise interrupted() from None
 
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     cls=_Interruptible,
     help="Square roots and inverse square roots of symmetric positive semi-definite matrices.",
     no_args_is_help=True,
@@ -175,7 +176,7 @@ def stylize(
             pixels,
             target,
             strength=strength,
-            method=method,
+            method=cast("MethodName", method),
             eps=eps,
             patch=patch,
             texture=texture,

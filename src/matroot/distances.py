@@ -25,11 +25,13 @@ def bures_wasserstein_distance(
     squared 2-Wasserstein distance of centred Gaussians with these covariances.
 
     Args:
-        a: shape (..., n, n), float16, bfloat16, float32, float64, complex64 or complex128. The
-            Hermitian part is used; half precision is computed in float32.
-        b: the same n, dtype and device; batch dimensions broadcast against those of ``a``.
-        squared: whether to return d² or d.
-        eps: ridge added to both diagonals, at least 0, in the units of ``a``.
+        a: symmetric (Hermitian) positive semi-definite matrices, shape (..., n, n), float16,
+            bfloat16, float32, float64, complex64 or complex128. The Hermitian part is used; half
+            precision is computed in float32.
+        b: positive semi-definite, the same n, dtype and device; batch dimensions broadcast against
+            those of ``a``.
+        squared: whether to return d² (the default) or d.
+        eps: ridge added to both diagonals, at least 0 (the default), in the units of ``a``.
 
     Returns:
         d² or d, shape (...), real, in the precision of ``a``; exactly 0 where the matrices are the
@@ -96,20 +98,25 @@ def frechet_distance(
     to both covariances. Of the features of an image network it is the FID.
 
     Args:
-        mu1: mean, shape (..., n), dtypes as of ``sqrtm``.
+        mu1: mean, shape (..., n), float16, bfloat16, float32, float64, complex64 or complex128;
+            half precision is computed in float32.
         cov1: covariance, shape (..., n, n), the same n, dtype and device.
         mu2: mean, as ``mu1``. Batch dimensions of all four broadcast.
         cov2: covariance, as ``cov1``.
-        squared: whether to return d² (as FID is) or d.
-        eps: ridge added to both covariances, at least 0, in their units.
+        squared: whether to return d² (the default, as FID is) or d.
+        eps: ridge added to both covariances, at least 0 (the default), in their units.
 
     Returns:
         d² or d, shape (...), real, in the precision of the arguments.
 
     Raises:
-        TypeError: see ``bures_wasserstein_distance``.
-        ValueError: see ``bures_wasserstein_distance``; or a mean is not (..., n).
-        torch.linalg.LinAlgError: see ``bures_wasserstein_distance``; or a mean is not finite.
+        TypeError: an argument is not a tensor of a supported dtype, or the dtypes differ; an option
+            has the wrong type.
+        ValueError: a mean is not (..., n) or a covariance not (..., n, n), the shapes do not fit,
+            or the devices differ; ``eps`` is out of range.
+        torch.linalg.LinAlgError: in eager mode on a CPU: a mean is not finite, or a covariance is
+            not finite, not symmetric or indefinite, in the sense of ``sqrtm``. Elsewhere the
+            distance of its pair is NaN.
 
     Note:
         Costs and accuracy of ``bures_wasserstein_distance``.
@@ -159,19 +166,25 @@ def transport_map(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     the least mean squared cost, which is their squared Bures–Wasserstein distance.
 
     Args:
-        a: positive definite, shape (..., n, n); see ``bures_wasserstein_distance``.
-        b: positive semi-definite, the same n, dtype and device; batch dimensions broadcast.
-        eps: ridge added to both diagonals, at least 0, in the units of ``a``.
+        a: symmetric (Hermitian) positive definite matrices, shape (..., n, n), float16, bfloat16,
+            float32, float64, complex64 or complex128. The Hermitian part is used; half precision is
+            computed in float32.
+        b: positive semi-definite, the same n, dtype and device; batch dimensions broadcast against
+            those of ``a``.
+        eps: ridge added to both diagonals, at least 0 (the default), in the units of ``a``.
 
     Returns:
         M, shape (..., n, n), the dtype and device of ``a``; Hermitian, and exactly I where the
         matrices are the same.
 
     Raises:
-        TypeError: see ``bures_wasserstein_distance``.
-        ValueError: see ``bures_wasserstein_distance``.
-        torch.linalg.LinAlgError: see ``bures_wasserstein_distance``; or a matrix of ``a`` is
-            singular in the sense of ``inv_sqrtm``.
+        TypeError: an argument is not a tensor of a supported dtype, or the dtypes differ; an option
+            has the wrong type.
+        ValueError: a shape is not (..., n, n), the shapes do not fit, or the devices differ;
+            ``eps`` is out of range.
+        torch.linalg.LinAlgError: in eager mode on a CPU: a matrix is not finite, not symmetric or
+            indefinite, in the sense of ``sqrtm``, or a matrix of ``a`` is singular, in the sense of
+            ``inv_sqrtm``. Elsewhere its map is NaN.
 
     Note:
         Costs of ``bures_wasserstein_distance`` with a gradient, which is I − M, and a Cholesky
@@ -229,17 +242,24 @@ def geometric_mean(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     G A⁻¹ G = B.
 
     Args:
-        a: positive definite, shape (..., n, n); see ``sqrtm``.
-        b: positive semi-definite, the same n, dtype and device; batch dimensions broadcast.
-        eps: ridge added to both diagonals, at least 0, in the units of ``a``.
+        a: symmetric (Hermitian) positive definite matrices, shape (..., n, n), float16, bfloat16,
+            float32, float64, complex64 or complex128. The Hermitian part is used; half precision is
+            computed in float32.
+        b: positive semi-definite, the same n, dtype and device; batch dimensions broadcast against
+            those of ``a``.
+        eps: ridge added to both diagonals, at least 0 (the default), in the units of ``a``.
 
     Returns:
         G, shape (..., n, n), the dtype and device of ``a``, exactly Hermitian.
 
     Raises:
-        TypeError: see ``bures_wasserstein_distance``.
-        ValueError: see ``bures_wasserstein_distance``.
-        torch.linalg.LinAlgError: see ``inv_sqrtm`` of ``a``, and ``sqrtm`` of ``b``.
+        TypeError: an argument is not a tensor of a supported dtype, or the dtypes differ; an option
+            has the wrong type.
+        ValueError: a shape is not (..., n, n), the shapes do not fit, or the devices differ;
+            ``eps`` is out of range.
+        torch.linalg.LinAlgError: in eager mode on a CPU: a matrix is not finite, not symmetric or
+            indefinite, in the sense of ``sqrtm``, or a matrix of ``a`` is singular, in the sense of
+            ``inv_sqrtm``. Elsewhere its mean is NaN.
 
     Note:
         Two eigendecompositions and four products; every order of derivative. Errors are those of

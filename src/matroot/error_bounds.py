@@ -39,12 +39,15 @@ def _of_sqrt(measures: Measures, found: SqrtMeasures, n: int, dtype: torch.dtype
     """At least ‖S − S₀‖_F/‖S₀‖_F, S₀ the exact root of A, negative eigenvalues counted as 0.
 
     With r ≥ ‖S² − A‖_F and S ≥ s I > 0, S₀ ≥ √(s² − r) or 0: ‖S − S₀‖_F ≤ r/(s + √(s² − r)), since
-    S₀(S − S₀) + (S − S₀)S = S² − S₀². And by Powers and Størmer (1970) ‖|S| − S₀‖_F² ≤ √n r,
-    where |S| is S but for eigenvalues that rounding has made negative.
+    S₀(S − S₀) + (S − S₀)S = S² − S₀². By Powers and Størmer (1970) ‖|S| − S₀‖_F² ≤ √n r, where |S|
+    is S but for eigenvalues that rounding has made negative. And see ``_by_inverse``.
     ‖S₀‖_F is √tr A. NaN where S is not known to be semi-definite.
     """
     unit = rounding(n, dtype, measures.norm)
-    r = found.residual + unit * (found.norm.square() + measures.norm)
+    delta = unit * (found.norm.square() + measures.norm)
+    if measures.relative_ridge is not None:
+        delta = delta + unit * measures.relative_ridge
+    r = found.residual + delta
     proven = found.least - unit * n**0.5 * found.norm
     s = proven.clamp(min=0)
     least = s + (s.square() - r).clamp(min=0).sqrt()
@@ -53,8 +56,30 @@ def _of_sqrt(measures: Measures, found: SqrtMeasures, n: int, dtype: torch.dtype
     by_positivity = (n**0.5 * r).sqrt() + below_zero
     # The clamps keep NaN; torch.where does not.
     error = torch.minimum(by_lyapunov + 0 * proven, by_positivity)
+    if found.inverse is not None:
+        error = torch.minimum(error, _by_inverse(found, proven, delta, n, unit))
     zero = (measures.norm == 0) & (found.norm == 0)
     return enlarged(torch.where(zero, 0.0, error / measures.trace.sqrt()))
+
+
+def _by_inverse(found: SqrtMeasures, proven: Tensor, delta: Tensor, n: int, unit: float) -> Tensor:
+    """At least ‖S − S₀‖_F, by the residual R = S² − A, found to δ, seen through S⁻¹.
+
+    With ρ ≥ ‖S⁻¹ R S⁻¹‖_2, ρ < 1: S₀² = S (I − S⁻¹ R S⁻¹) S ≥ (1 − ρ) S², so S₀ ≥ √(1 − ρ) S, and
+    ‖S − S₀‖_F ≤ ½ ‖S₀^{−1/2} R S^{−1/2}‖_F ≤ ½ (1 − ρ)^{−1/4} ‖S^{−1/2} R S^{−1/2}‖_F.
+    Much less than the other bounds where S is nearly singular and R lies in its large eigenvectors.
+    Infinite where ρ is not below 1 or S not known to be regular.
+    """
+    inverse = found.inverse
+    assert inverse is not None
+    s_inverse = 1 / spd.positive_or_one(proven)  # ‖S⁻¹‖_2 at most.
+    # Rounding of the inverse, relative, and with it of the product with R, absolute.
+    doubt = 32 * unit * found.norm * s_inverse
+    off = s_inverse * (2 * doubt * (found.residual + delta) + delta)
+    rho = inverse.two + s_inverse * (off + 2 * doubt * inverse.one)
+    square = inverse.square + n * unit * inverse.one.square() + (2 * inverse.one + off) * off
+    bound = 0.5 * square.sqrt() / (1 - rho).clamp(min=0).pow(0.25)
+    return torch.where((proven > 0) & (doubt < 0.5) & (rho < 1), bound, torch.inf)
 
 
 def _of_inv_sqrt(measures: Measures, found: InvSqrtMeasures, n: int, dtype: torch.dtype) -> Tensor:
@@ -66,6 +91,8 @@ def _of_inv_sqrt(measures: Measures, found: InvSqrtMeasures, n: int, dtype: torc
     """
     unit = rounding(n, dtype, measures.norm)
     evaluated = measures.norm * found.largest * found.norm + found.half * found.norm + n**0.5
+    if measures.relative_ridge is not None:
+        evaluated = evaluated + measures.relative_ridge * found.largest.square()
     rho = found.residual + unit * evaluated
     rest = (1 - rho).sqrt()  # NaN beyond 1.
     # Z has no eigenvalue between ± √(1 − ρ)/√‖A‖, and none below what rounding lets a factor pass.

@@ -37,20 +37,24 @@ def frechet_distance_from_features(
     features of an image network.
 
     Args:
-        x: samples in rows, shape (..., N, n), dtypes as of ``sqrtm``.
+        x: samples in rows, shape (..., N, n), float16, bfloat16, float32, float64, complex64 or
+            complex128.
         y: shape (..., M, n), the same n, dtype and device; batch dimensions broadcast.
-        squared: whether to return d² (as FID is) or d.
-        eps: ridge added to both covariances, at least 0, in their units.
-        correction: covariances are sums over N − correction: 1 as in NumPy's ``cov``, 0 for the
-            second moments of the samples themselves.
+        squared: whether to return d² (the default, as FID is) or d.
+        eps: ridge added to both covariances, at least 0 (the default), in their units.
+        correction: covariances are sums over N − correction: 1 (the default) as in NumPy's ``cov``,
+            0 for the second moments of the samples themselves.
 
     Returns:
         d² or d, shape (...), real, in the precision of ``x``, float32 at least; exactly 0 where the
         samples are the same.
 
     Raises:
-        TypeError: see ``frechet_distance``.
-        ValueError: see ``frechet_distance``; or there are not more than ``correction`` samples.
+        TypeError: an argument is not a tensor of a supported dtype, or the dtypes differ; an option
+            has the wrong type.
+        ValueError: samples are not (..., N, n), the shapes do not fit, or the devices differ;
+            ``eps`` or ``correction`` is out of range; or there are not more than ``correction``
+            samples.
         torch.linalg.LinAlgError: in eager mode on a CPU: a sample is not finite. Elsewhere NaN.
 
     Note:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from matroot import call, checks, context, error_bounds, errors, residuals, spd
 from matroot.dtensors import per_matrix
 from matroot.functions import Exp, InvSqrt, Log, OnRange, power
-from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.gradients import GradientName, GradientRule
+from matroot.kernels import BackendName
+from matroot.methods import Method, MethodName
 from matroot.overrides import overridable
 from matroot.plan import ROOTS_OF_ROOTS, resolve, roots_of_roots
 from matroot.request import Singular
@@ -85,9 +87,9 @@ def sqrtm(
     *,
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
 ) -> Tensor:
     """The principal square root of symmetric (Hermitian) positive semi-definite matrices.
@@ -95,27 +97,30 @@ def sqrtm(
     S = (A + eps·I)^{1/2}: the one positive semi-definite S with S S = A + eps·I.
 
     Args:
-        a: shape (..., n, n), float16, bfloat16, float32, float64, complex64 or complex128. The
-            Hermitian part is used; half precision is computed in float32. A DTensor is taken as
-            ``matroot.distributed`` says, as by every function.
-        eps: ridge added to the diagonal, at least 0, in the units of ``a``.
-        relative_eps: ridge relative to the norm, at least 0: relative_eps·‖A‖_F·I is added too.
-            ‖A‖_F lies between λ_max and √rank times that. It is part of the function that is
-            differentiated.
-        method: a name from ``matroot.methods.METHODS`` or an object such as ``Pade(order=5)``;
-            ``"auto"`` is ``Eigh()`` on a CPU and ``Minimax()`` elsewhere; see ``explain``.
-        gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` is
-            ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
+        a: symmetric (Hermitian) positive semi-definite matrices, shape (..., n, n), float16,
+            bfloat16, float32, float64, complex64 or complex128. The Hermitian part is used; half
+            precision is computed in float32. A DTensor is taken as ``matroot.distributed`` says, as
+            by every function.
+        eps: ridge added to the diagonal, at least 0 (the default), in the units of ``a``.
+        relative_eps: ridge relative to the norm, at least 0 (the default): relative_eps·‖A‖_F·I is
+            added too. ‖A‖_F lies between λ_max and √rank times that. It is part of the function
+            that is differentiated.
+        method: a name from ``matroot.methods.METHODS``, such as ``"pade"``, or an object with
+            options, such as ``Pade(order=5)``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and
+            ``Minimax()`` elsewhere. ``matroot.explain`` says what runs.
+        gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` (the default)
+            is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
         backend: ``"native"``, compiled kernels for real matrices on a CPU; ``"triton"``, fused
             kernels on NVIDIA GPUs, each tested at its first use (the environment's
             ``MATROOT_TRITON=off`` does without, ``on`` does not test): up to n = 128 in float32 and
             half precision one does all of a call, else they do what comes between the products;
             ``"triton-tf32"`` with three digits and ``"triton-double"``, all of a call in float64,
             which is slow on many GPUs, only when asked for; ``"torch"``, PyTorch's operations,
-            which do what the others do not know; ``"auto"`` is ``"native"``, ``"triton"`` or
-            ``"torch"``, the first of them that can be.
-        check_errors: whether to raise for a bad matrix. None does so in eager mode on a CPU, where
-            looking costs nothing; elsewhere a bad matrix comes back as NaN, its neighbours intact.
+            which do what the others do not know; ``"auto"`` (the default) is ``"native"``,
+            ``"triton"`` or ``"torch"``, the first of them that can be.
+        check_errors: whether to raise for a bad matrix. None (the default) does so in eager mode on
+            a CPU, where looking costs nothing; elsewhere a bad matrix comes back as NaN, its
+            neighbours intact.
 
     Returns:
         S, the shape, dtype and device of ``a``, exactly Hermitian.
@@ -154,9 +159,9 @@ def inv_sqrtm(
     *,
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
     singular: Singular = "raise",
     rtol: float | None = None,
@@ -166,29 +171,44 @@ def inv_sqrtm(
     Z = (A + eps·I)^{-1/2}: the one positive definite Z with Z (A + eps·I) Z = I.
 
     Args:
-        a: shape (..., n, n); see ``sqrtm``.
-        eps: ridge added to the diagonal, at least 0, in the units of ``a``.
-        relative_eps: see ``sqrtm``.
-        method: see ``sqrtm``.
-        gradient: see ``sqrtm``.
-        backend: see ``sqrtm``.
-        check_errors: see ``sqrtm``.
+        a: symmetric (Hermitian) positive definite matrices, shape (..., n, n), float16, bfloat16,
+            float32, float64, complex64 or complex128. The Hermitian part is used; half precision is
+            computed in float32.
+        eps: ridge added to the diagonal, at least 0 (the default), in the units of ``a``.
+        relative_eps: ridge relative to the norm, at least 0 (the default): relative_eps·‖A‖_F·I is
+            added too. It is part of the function that is differentiated.
+        method: a name from ``matroot.methods.METHODS``, such as ``"pade"``, or an object with
+            options, such as ``Pade(order=5)``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and
+            ``Minimax()`` elsewhere.
+        gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` (the default)
+            is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
+        backend: who computes: ``"native"`` (compiled kernels, on a CPU), ``"triton"``,
+            ``"triton-tf32"`` or ``"triton-double"`` (fused kernels, on NVIDIA GPUs) or ``"torch"``
+            (PyTorch's operations); ``"auto"`` (the default) is the first of native, triton and
+            torch that can. ``sqrtm`` says more of each.
+        check_errors: whether to raise for a bad matrix. None (the default) does so in eager mode on
+            a CPU, where looking costs nothing; elsewhere a bad matrix comes back as NaN, its
+            neighbours intact.
         singular: what to do with eigenvalues that are zero to rounding, up to 4·e·λ_max in single
             and max(8, n)·e·λ_max in double precision, e the rounding unit of the computing dtype:
-            ``"raise"`` makes them an error (NaN where errors are not checked); ``"pinv"`` leaves
-            them out, which gives the root of the pseudo-inverse (spectral methods only).
+            ``"raise"`` (the default) makes them an error (NaN where errors are not checked);
+            ``"pinv"`` leaves them out, which gives the root of the pseudo-inverse (spectral methods
+            only).
         rtol: with ``singular="pinv"``, the share of λ_max up to which eigenvalues are left out, as
-            that of ``torch.linalg.pinv``; None: what is zero to rounding. At least that in any
-            case.
+            that of ``torch.linalg.pinv``; None (the default): what is zero to rounding. At least
+            that in any case.
 
     Returns:
         Z, the shape, dtype and device of ``a``, exactly Hermitian.
 
     Raises:
-        TypeError: see ``sqrtm``.
-        ValueError: see ``sqrtm``; or ``singular="pinv"`` with a method that has no eigenvalues, or
-            ``rtol`` without it.
-        torch.linalg.LinAlgError: see ``sqrtm``; or a matrix is singular.
+        TypeError: ``a`` is not a tensor of a supported dtype, or an option has the wrong type.
+        ValueError: ``a`` is not (..., n, n), a name is unknown, an option is out of range, or the
+            gradient rule cannot work with the method; or ``singular="pinv"`` with a method that has
+            no eigenvalues, or ``rtol`` without it.
+        torch.linalg.LinAlgError: where errors are checked: NaN or infinity, a skew part above 1e-3
+            (half: 1e-2) of the norm, or an eigenvalue below −n·u·λ_max, u the rounding unit of the
+            input's dtype; or a matrix is singular.
 
     Note:
         The derivative of the pseudo-inverse root is that along directions which keep the rank; with
@@ -216,9 +236,9 @@ def sqrtm_pair(
     *,
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
     singular: Singular = "raise",
     rtol: float | None = None,
@@ -228,24 +248,45 @@ def sqrtm_pair(
     S = (A + eps·I)^{1/2} and Z = S⁻¹. Their gradients share one Lyapunov solve.
 
     Args:
-        a: shape (..., n, n); see ``sqrtm``.
-        eps: ridge added to the diagonal, at least 0, in the units of ``a``.
-        relative_eps: see ``sqrtm``.
-        method: see ``sqrtm``.
-        gradient: see ``sqrtm``.
-        backend: see ``sqrtm``.
-        check_errors: see ``sqrtm``.
-        singular: see ``inv_sqrtm``.
-        rtol: see ``inv_sqrtm``.
+        a: symmetric (Hermitian) positive definite matrices, shape (..., n, n), float16, bfloat16,
+            float32, float64, complex64 or complex128. The Hermitian part is used; half precision is
+            computed in float32.
+        eps: ridge added to the diagonal, at least 0 (the default), in the units of ``a``.
+        relative_eps: ridge relative to the norm, at least 0 (the default): relative_eps·‖A‖_F·I is
+            added too. It is part of the function that is differentiated.
+        method: a name from ``matroot.methods.METHODS``, such as ``"pade"``, or an object with
+            options, such as ``Pade(order=5)``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and
+            ``Minimax()`` elsewhere.
+        gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` (the default)
+            is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
+        backend: who computes: ``"native"`` (compiled kernels, on a CPU), ``"triton"``,
+            ``"triton-tf32"`` or ``"triton-double"`` (fused kernels, on NVIDIA GPUs) or ``"torch"``
+            (PyTorch's operations); ``"auto"`` (the default) is the first of native, triton and
+            torch that can. ``sqrtm`` says more of each.
+        check_errors: whether to raise for a bad matrix. None (the default) does so in eager mode on
+            a CPU, where looking costs nothing; elsewhere a bad matrix comes back as NaN, its
+            neighbours intact.
+        singular: what to do with eigenvalues that are zero to rounding, up to 4·e·λ_max in single
+            and max(8, n)·e·λ_max in double precision, e the rounding unit of the computing dtype:
+            ``"raise"`` (the default) makes them an error (NaN where errors are not checked);
+            ``"pinv"`` leaves them out, which gives the root of the pseudo-inverse (spectral methods
+            only).
+        rtol: with ``singular="pinv"``, the share of λ_max up to which eigenvalues are left out, as
+            that of ``torch.linalg.pinv``; None (the default): what is zero to rounding. At least
+            that in any case.
 
     Returns:
         (S, Z), each of the shape, dtype and device of ``a``. A matrix too singular for Z is NaN in
         both where errors are not checked.
 
     Raises:
-        TypeError: see ``inv_sqrtm``.
-        ValueError: see ``inv_sqrtm``.
-        torch.linalg.LinAlgError: see ``inv_sqrtm``.
+        TypeError: ``a`` is not a tensor of a supported dtype, or an option has the wrong type.
+        ValueError: ``a`` is not (..., n, n), a name is unknown, an option is out of range, or the
+            gradient rule cannot work with the method; or ``singular="pinv"`` with a method that has
+            no eigenvalues, or ``rtol`` without it.
+        torch.linalg.LinAlgError: where errors are checked: NaN or infinity, a skew part above 1e-3
+            (half: 1e-2) of the norm, or an eigenvalue below −n·u·λ_max, u the rounding unit of the
+            input's dtype; or a matrix is singular.
 
     Example:
         >>> import torch, matroot
@@ -268,9 +309,9 @@ def powm(
     *,
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
     singular: Singular = "raise",
 ) -> Tensor:
@@ -282,27 +323,44 @@ def powm(
     at p = 1/4 in single precision.
 
     Args:
-        a: shape (..., n, n); see ``sqrtm``.
+        a: symmetric (Hermitian) matrices, shape (..., n, n), float16, bfloat16, float32, float64,
+            complex64 or complex128. The Hermitian part is used; half precision is computed in
+            float32.
         p: the exponent, a finite number. ±1/2 are ``sqrtm`` and ``inv_sqrtm``, to the bit.
-        eps: see ``sqrtm``.
-        relative_eps: see ``sqrtm``.
+        eps: ridge added to the diagonal, at least 0 (the default), in the units of ``a``.
+        relative_eps: ridge relative to the norm, at least 0 (the default): relative_eps·‖A‖_F·I is
+            added too. It is part of the function that is differentiated.
         method: a spectral one (``"eigh"``, ``"svd"``) for any p; the others, which are made of
-            products, for ±1/4 and ±1/8: roots of roots. ``"auto"`` is ``Eigh()``, but for the roots
-            of roots on an accelerator and under ``torch.export`` ``Minimax()``.
-        gradient: ``"spectral"`` (by divided differences), ``"unrolled"`` (wrong or not finite at
-            repeated eigenvalues); any of ``sqrtm``'s for ±1/4 and ±1/8, which are then roots of
-            roots.
-        backend: see ``sqrtm``.
-        check_errors: see ``sqrtm``.
-        singular: for p < 0, see ``inv_sqrtm``: ``"pinv"`` leaves null eigenvalues out.
+            products, for ±1/4 and ±1/8: roots of roots. ``"auto"`` (the default) is ``Eigh()``, but
+            for the roots of roots on an accelerator and under ``torch.export`` ``Minimax()``.
+        gradient: ``"spectral"``, by divided differences; ``"unrolled"`` (wrong or not finite at
+            repeated eigenvalues); for ±1/4 and ±1/8 any of ``matroot.gradients.GRADIENTS``, and
+            they are then roots of roots. ``"auto"`` (the default) is ``Spectral()`` for the
+            spectral methods and ``Lyapunov()`` for the others.
+        backend: who computes: ``"native"`` (compiled kernels, on a CPU), ``"triton"``,
+            ``"triton-tf32"`` or ``"triton-double"`` (fused kernels, on NVIDIA GPUs) or ``"torch"``
+            (PyTorch's operations); ``"auto"`` (the default) is the first of native, triton and
+            torch that can. ``sqrtm`` says more of each.
+        check_errors: whether to raise for a bad matrix. None (the default) does so in eager mode on
+            a CPU, where looking costs nothing; elsewhere a bad matrix comes back as NaN, its
+            neighbours intact.
+        singular: for p < 0, what to do with eigenvalues that are zero to rounding, up to 4·e·λ_max
+            in single and max(8, n)·e·λ_max in double precision, e the rounding unit of the
+            computing dtype: ``"raise"`` (the default) makes them an error (NaN where errors are not
+            checked); ``"pinv"`` leaves them out.
 
     Returns:
         P, the shape, dtype and device of ``a``, exactly Hermitian.
 
     Raises:
-        TypeError: see ``sqrtm``; or ``p`` is not a real number.
-        ValueError: see ``sqrtm``; ``p`` is not finite, or the method or rule does not know it.
-        torch.linalg.LinAlgError: see ``inv_sqrtm``.
+        TypeError: ``a`` is not a tensor of a supported dtype, or an option has the wrong type, or
+            ``p`` is not a real number.
+        ValueError: ``a`` is not (..., n, n), a name is unknown, an option is out of range, or the
+            gradient rule cannot work with the method; ``p`` is not finite, or the method or rule
+            does not know it.
+        torch.linalg.LinAlgError: where errors are checked: NaN or infinity, or a skew part above
+            1e-3 (half: 1e-2) of the norm; for a p that is not whole an eigenvalue below −n·u·λ_max,
+            u the rounding unit of the input's dtype; for p < 0 a singular matrix.
 
     Note:
         One eigendecomposition and a product. The gradient by divided differences is exact at
@@ -350,9 +408,9 @@ def logm(
     *,
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
     singular: Singular = "raise",
 ) -> Tensor:
@@ -361,24 +419,38 @@ def logm(
     L = log(A + eps·I) = Q diag(log λ) Qᴴ: the one Hermitian L with exp(L) = A + eps·I.
 
     Args:
-        a: shape (..., n, n); see ``sqrtm``.
-        eps: see ``sqrtm``.
-        relative_eps: see ``sqrtm``.
-        method: a spectral one, ``"eigh"`` or ``"svd"``; ``"auto"`` is ``Eigh()``.
-        gradient: ``"spectral"`` (by divided differences) or ``"unrolled"`` (wrong or not finite at
-            repeated eigenvalues).
-        backend: see ``sqrtm``.
-        check_errors: see ``sqrtm``.
-        singular: see ``inv_sqrtm``; ``"pinv"`` takes the logarithm on the range of A and 0 on its
-            null space.
+        a: symmetric (Hermitian) positive definite matrices, shape (..., n, n), float16, bfloat16,
+            float32, float64, complex64 or complex128. The Hermitian part is used; half precision is
+            computed in float32.
+        eps: ridge added to the diagonal, at least 0 (the default), in the units of ``a``.
+        relative_eps: ridge relative to the norm, at least 0 (the default): relative_eps·‖A‖_F·I is
+            added too. It is part of the function that is differentiated.
+        method: a spectral one, ``"eigh"`` or ``"svd"``, by name or as an object; ``"auto"`` (the
+            default) is ``Eigh()``.
+        gradient: ``"spectral"``, by divided differences, which ``"auto"`` (the default) is; or
+            ``"unrolled"`` (wrong or not finite at repeated eigenvalues).
+        backend: who computes: ``"native"`` (compiled kernels, on a CPU), ``"triton"``,
+            ``"triton-tf32"`` or ``"triton-double"`` (fused kernels, on NVIDIA GPUs) or ``"torch"``
+            (PyTorch's operations); ``"auto"`` (the default) is the first of native, triton and
+            torch that can. ``sqrtm`` says more of each.
+        check_errors: whether to raise for a bad matrix. None (the default) does so in eager mode on
+            a CPU, where looking costs nothing; elsewhere a bad matrix comes back as NaN, its
+            neighbours intact.
+        singular: what to do with eigenvalues that are zero to rounding, up to 4·e·λ_max in single
+            and max(8, n)·e·λ_max in double precision, e the rounding unit of the computing dtype:
+            ``"raise"`` (the default) makes them an error (NaN where errors are not checked);
+            ``"pinv"`` takes the logarithm on the range of A and 0 on its null space.
 
     Returns:
         L, the shape, dtype and device of ``a``, exactly Hermitian.
 
     Raises:
-        TypeError: see ``sqrtm``.
-        ValueError: see ``sqrtm``; or the method or rule does not know the logarithm.
-        torch.linalg.LinAlgError: see ``inv_sqrtm``.
+        TypeError: ``a`` is not a tensor of a supported dtype, or an option has the wrong type.
+        ValueError: ``a`` is not (..., n, n), a name is unknown, an option is out of range, or the
+            method or rule does not know the logarithm.
+        torch.linalg.LinAlgError: where errors are checked: NaN or infinity, a skew part above 1e-3
+            (half: 1e-2) of the norm, or an eigenvalue below −n·u·λ_max, u the rounding unit of the
+            input's dtype; or a matrix is singular.
 
     Note:
         One eigendecomposition and a product; two derivatives, exact at repeated eigenvalues. Small
@@ -404,9 +476,9 @@ def logm(
 def expm(
     a: Tensor,
     *,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     check_errors: bool | None = None,
 ) -> Tensor:
     """The exponential of symmetric (Hermitian) matrices.
@@ -414,20 +486,29 @@ def expm(
     E = exp(A) = Q diag(exp λ) Qᴴ, positive definite.
 
     Args:
-        a: any Hermitian matrices, shape (..., n, n); dtypes as of ``sqrtm``.
-        method: a spectral one, ``"eigh"`` or ``"svd"``; ``"auto"`` is ``Eigh()``.
-        gradient: ``"spectral"`` (by divided differences) or ``"unrolled"`` (wrong or not finite at
-            repeated eigenvalues).
-        backend: see ``sqrtm``.
-        check_errors: see ``sqrtm``.
+        a: any symmetric (Hermitian) matrices, shape (..., n, n), float16, bfloat16, float32,
+            float64, complex64 or complex128. The Hermitian part is used; half precision is computed
+            in float32.
+        method: a spectral one, ``"eigh"`` or ``"svd"``, by name or as an object; ``"auto"`` (the
+            default) is ``Eigh()``.
+        gradient: ``"spectral"``, by divided differences, which ``"auto"`` (the default) is; or
+            ``"unrolled"`` (wrong or not finite at repeated eigenvalues).
+        backend: who computes: ``"native"`` (compiled kernels, on a CPU), ``"triton"``,
+            ``"triton-tf32"`` or ``"triton-double"`` (fused kernels, on NVIDIA GPUs) or ``"torch"``
+            (PyTorch's operations); ``"auto"`` (the default) is the first of native, triton and
+            torch that can. ``sqrtm`` says more of each.
+        check_errors: whether to raise for a bad matrix. None (the default) does so in eager mode on
+            a CPU, where looking costs nothing; elsewhere a bad matrix comes back as NaN, its
+            neighbours intact.
 
     Returns:
         E, the shape, dtype and device of ``a``, exactly Hermitian. Where exp λ overflows entries
         are infinite or NaN.
 
     Raises:
-        TypeError: see ``sqrtm``.
-        ValueError: see ``sqrtm``; or the method or rule does not know the exponential.
+        TypeError: ``a`` is not a tensor of a supported dtype, or an option has the wrong type.
+        ValueError: ``a`` is not (..., n, n), a name is unknown, or the method or rule does not know
+            the exponential.
         torch.linalg.LinAlgError: where errors are checked: NaN or infinity, or a skew part above
             1e-3 (half: 1e-2) of the norm.
 
@@ -447,7 +528,12 @@ def expm(
     return call.values(plan, a, check_errors, named=_NAMED)[0]
 
 
-class SqrtmResult(NamedTuple):
+# The types of what belongs to the root and to the inverse root: None where it was not asked for.
+S = TypeVar("S", bound=Tensor | None, default=Tensor | None, covariant=True)
+Z = TypeVar("Z", bound=Tensor | None, default=Tensor | None, covariant=True)
+
+
+class SqrtmResult(NamedTuple, Generic[S, Z]):
     """What ``sqrtm_ex`` found, for matrices of shape (..., n, n); what was not asked for is None.
 
     Attributes:
@@ -465,16 +551,68 @@ class SqrtmResult(NamedTuple):
             its options say otherwise, shape (...), bool.
     """
 
-    sqrt: Tensor | None
-    inv_sqrt: Tensor | None
-    residual: Tensor | None
-    inv_residual: Tensor | None
-    error_bound: Tensor | None
-    inv_error_bound: Tensor | None
+    sqrt: S
+    inv_sqrt: Z
+    residual: S
+    inv_residual: Z
+    error_bound: S
+    inv_error_bound: Z
     steps: Tensor
     converged: Tensor
 
 
+@overload
+def sqrtm_ex(
+    a: Tensor,
+    *,
+    root: Literal["sqrt"] = "sqrt",
+    eps: float = 0.0,
+    relative_eps: float = 0.0,
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
+    singular: Singular = "raise",
+    rtol: float | None = None,
+) -> SqrtmResult[Tensor, None]: ...
+@overload
+def sqrtm_ex(
+    a: Tensor,
+    *,
+    root: Literal["inv_sqrt"],
+    eps: float = 0.0,
+    relative_eps: float = 0.0,
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
+    singular: Singular = "raise",
+    rtol: float | None = None,
+) -> SqrtmResult[None, Tensor]: ...
+@overload
+def sqrtm_ex(
+    a: Tensor,
+    *,
+    root: Literal["both"],
+    eps: float = 0.0,
+    relative_eps: float = 0.0,
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
+    singular: Singular = "raise",
+    rtol: float | None = None,
+) -> SqrtmResult[Tensor, Tensor]: ...
+@overload
+def sqrtm_ex(
+    a: Tensor,
+    *,
+    root: Root,
+    eps: float = 0.0,
+    relative_eps: float = 0.0,
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
+    singular: Singular = "raise",
+    rtol: float | None = None,
+) -> SqrtmResult[Tensor | None, Tensor | None]: ...
 @overridable
 @per_matrix(_whole_sqrtm_ex)
 def sqrtm_ex(
@@ -483,34 +621,53 @@ def sqrtm_ex(
     root: Root = "sqrt",
     eps: float = 0.0,
     relative_eps: float = 0.0,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     singular: Singular = "raise",
     rtol: float | None = None,
 ) -> SqrtmResult:
     """The roots, and how good each of them is; never raises for a hard matrix.
 
-    A matrix that has no such root (see Raises of ``sqrtm``) comes back as NaN, with residuals NaN
-    and ``converged`` False, its neighbours intact. Nothing is read on the host.
+    A matrix that has no such root (one that is not finite, not symmetric or indefinite, or singular
+    for the inverse) comes back as NaN, with residuals NaN and ``converged`` False, its neighbours
+    intact. Nothing is read on the host.
 
     Args:
-        a: shape (..., n, n); see ``sqrtm``.
-        root: ``"sqrt"``, ``"inv_sqrt"`` or ``"both"``.
-        eps: ridge added to the diagonal, at least 0, in the units of ``a``.
-        relative_eps: see ``sqrtm``.
-        method: see ``sqrtm``.
-        gradient: see ``sqrtm``.
-        backend: see ``sqrtm``.
-        singular: see ``inv_sqrtm``; ``"raise"`` makes a singular matrix NaN here.
-        rtol: see ``inv_sqrtm``.
+        a: symmetric (Hermitian) positive semi-definite matrices, shape (..., n, n), float16,
+            bfloat16, float32, float64, complex64 or complex128. The Hermitian part is used; half
+            precision is computed in float32.
+        root: which of the roots: ``"sqrt"`` (the default), ``"inv_sqrt"`` or ``"both"``. What is
+            not asked for is None.
+        eps: ridge added to the diagonal, at least 0 (the default), in the units of ``a``.
+        relative_eps: ridge relative to the norm, at least 0 (the default): relative_eps·‖A‖_F·I is
+            added too. It is part of the function that is differentiated.
+        method: a name from ``matroot.methods.METHODS``, such as ``"pade"``, or an object with
+            options, such as ``Pade(order=5)``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and
+            ``Minimax()`` elsewhere.
+        gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` (the default)
+            is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
+        backend: who computes: ``"native"`` (compiled kernels, on a CPU), ``"triton"``,
+            ``"triton-tf32"`` or ``"triton-double"`` (fused kernels, on NVIDIA GPUs) or ``"torch"``
+            (PyTorch's operations); ``"auto"`` (the default) is the first of native, triton and
+            torch that can. ``sqrtm`` says more of each.
+        singular: what to do with eigenvalues that are zero to rounding, up to 4·e·λ_max in single
+            and max(8, n)·e·λ_max in double precision, e the rounding unit of the computing dtype,
+            where the inverse root is wanted: ``"raise"`` (the default) makes such a matrix NaN;
+            ``"pinv"`` leaves them out, which gives the root of the pseudo-inverse (spectral methods
+            only).
+        rtol: with ``singular="pinv"``, the share of λ_max up to which eigenvalues are left out, as
+            that of ``torch.linalg.pinv``; None (the default): what is zero to rounding. At least
+            that in any case.
 
     Returns:
         A named tuple; the roots are differentiable as those of ``sqrtm_pair``.
 
     Raises:
-        TypeError: see ``sqrtm``.
-        ValueError: see ``sqrtm``; or an unknown ``root``.
+        TypeError: ``a`` is not a tensor of a supported dtype, or an option has the wrong type.
+        ValueError: ``a`` is not (..., n, n), a name is unknown, an option is out of range, or the
+            gradient rule cannot work with the method; or ``root`` is unknown, or
+            ``singular="pinv"`` with a method that has no eigenvalues, or ``rtol`` without it.
 
     Note:
         In double precision one product more than ``sqrtm`` for the root's residual, two for the

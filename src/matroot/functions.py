@@ -25,6 +25,13 @@ from torch import Tensor
 
 from matroot import elementary, spd
 
+__all__ = ["Exp", "InvSqrt", "Log", "OnRange", "Power", "SpectralFunction", "Sqrt"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # What matrices a function takes: every Hermitian one; every regular one; positive semi-definite
 # ones; positive definite ones.
 Domain = Literal["real", "regular", "semidefinite", "definite"]
@@ -128,7 +135,7 @@ class Sqrt(SpectralFunction):
 
     domain = "semidefinite"
     bounded_slope = False
-    degree = 0.5
+    degree: float = 0.5
 
     def values(self, x: Tensor) -> Tensor:
         """See SpectralFunction.values."""
@@ -154,7 +161,7 @@ class InvSqrt(SpectralFunction):
 
     domain = "definite"
     bounded_slope = False
-    degree = -0.5
+    degree: float = -0.5
 
     def values(self, x: Tensor) -> Tensor:
         """See SpectralFunction.values."""

@@ -25,19 +25,22 @@ def solve_lyapunov(s: Tensor, g: Tensor, *, check_errors: bool | None = None) ->
     """The solution X of the Lyapunov equation S X + X S = G for symmetric positive definite S.
 
     Args:
-        s: Hermitian positive definite, shape (..., n, n), dtypes as of ``sqrtm``. Where it is
-            singular the block of X on null × null space is 0 (minimum norm).
+        s: symmetric (Hermitian) positive definite matrices, shape (..., n, n), float16, bfloat16,
+            float32, float64, complex64 or complex128; half precision is computed in float32. Where
+            S is singular the block of X on null × null space is 0 (minimum norm).
         g: any square matrices, the same shape and dtype.
-        check_errors: as of ``sqrtm``, for ``s``.
+        check_errors: whether to raise for a bad ``s``. None (the default) does so in eager mode on
+            a CPU, where looking costs nothing; elsewhere its X is NaN, its neighbours intact.
 
     Returns:
         X, the shape, dtype and device of ``g``.
 
     Raises:
-        TypeError: see ``sqrtm``; or the dtypes differ.
-        ValueError: see ``sqrtm``; or the shapes differ.
+        TypeError: ``s`` or ``g`` is not a tensor of a supported dtype, or the dtypes differ; an
+            option has the wrong type.
+        ValueError: ``s`` or ``g`` is not (..., n, n), or the shapes or devices differ.
         torch.linalg.LinAlgError: where errors are checked: ``s`` not finite, not symmetric, or
-            indefinite. Elsewhere its X is NaN.
+            indefinite, in the sense of ``sqrtm``. Elsewhere its X is NaN.
 
     Note:
         Products only, by the squared Smith iteration (see ``matroot.gradients.Lyapunov``);

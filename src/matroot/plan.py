@@ -12,10 +12,18 @@ from torch import Tensor
 from matroot import autodiff, checks, context, spd
 from matroot.dtensors import per_matrix
 from matroot.functions import Power, SpectralFunction, power
-from matroot.gradients import GRADIENTS, ExplicitRule, GradientRule, Lyapunov, Spectral
+from matroot.gradients import (
+    GRADIENTS,
+    ExplicitRule,
+    GradientName,
+    GradientRule,
+    Lyapunov,
+    Spectral,
+)
 from matroot.kernels import (
     FAMILIES,
     TORCH,
+    BackendName,
     Declined,
     Family,
     GradientKernel,
@@ -23,7 +31,7 @@ from matroot.kernels import (
     select,
 )
 from matroot.kernels.triton.selftest import switch
-from matroot.methods import METHODS, Eigh, Method, Minimax
+from matroot.methods import METHODS, Eigh, Method, MethodName, Minimax
 from matroot.registry import name_of
 from matroot.request import Request, Singular
 from matroot.roots import INV_SQRT, ROOTS, SQRT, Functions, Root, only_roots
@@ -117,9 +125,9 @@ def resolve(
     functions: Functions,
     a: Tensor,
     eps: float,
-    method: str | Method,
-    gradient: str | GradientRule,
-    backend: str,
+    method: MethodName | Method,
+    gradient: GradientName | GradientRule,
+    backend: BackendName,
     singular: Singular,
     *,
     input_dtype: torch.dtype | None = None,
@@ -177,9 +185,9 @@ def _resolved(
     functions: Functions,
     a: Tensor,
     eps: float,
-    method: str | Method,
-    gradient: str | GradientRule,
-    backend: str,
+    method: MethodName | Method,
+    gradient: GradientName | GradientRule,
+    backend: BackendName,
     singular: Singular,
     input_dtype: torch.dtype | None,
 ) -> Plan:
@@ -218,8 +226,8 @@ ROOTS_OF_ROOTS = {0.5: 0, 0.25: 1, 0.125: 2}
 def roots_of_roots(
     p: float,
     a: Tensor,
-    method: str | Method,
-    gradient: str | GradientRule,
+    method: MethodName | Method,
+    gradient: GradientName | GradientRule,
     singular: Singular,
 ) -> int:
     """How many roots of A^{±1/2} in a row make A^p; 0 where it is made of eigenvalues.
@@ -246,7 +254,7 @@ def roots_of_roots(
     return count if context.on_accelerator(a) or context.exporting() else 0
 
 
-def check_names(method: str | Method, gradient: str | GradientRule) -> None:
+def check_names(method: MethodName | Method, gradient: GradientName | GradientRule) -> None:
     """Raise as ``resolve`` does, where there is no tensor yet: for layers."""
     if method != "auto":
         method = METHODS.resolve(method)
@@ -254,7 +262,7 @@ def check_names(method: str | Method, gradient: str | GradientRule) -> None:
         _check_fit(method, GRADIENTS.resolve(gradient))
 
 
-def _check_fit(method: str | Method, rule: GradientRule) -> None:
+def _check_fit(method: MethodName | Method, rule: GradientRule) -> None:
     if isinstance(method, Method) and rule.needs_eigenpairs and not method.spectral:
         raise ValueError(
             f"gradient {name_of(rule)!r} needs the eigenpairs of a spectral method "
@@ -279,9 +287,9 @@ def explain(
     *,
     root: Root = "sqrt",
     function: SpectralFunction | None = None,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
-    backend: str = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
+    backend: BackendName = "auto",
     singular: Singular = "raise",
 ) -> Explanation:
     """What ``sqrtm(a)`` and the like would run, and why; nothing is computed.
@@ -290,22 +298,32 @@ def explain(
     matrix must not depend on its batch.
 
     Args:
-        a: shape (..., n, n); see ``sqrtm``.
-        root: ``"sqrt"``, ``"inv_sqrt"`` or ``"both"``.
+        a: matrices of the kind in question, shape (..., n, n), float16, bfloat16, float32, float64,
+            complex64 or complex128; their values are not looked at.
+        root: which of the roots: ``"sqrt"`` (the default), ``"inv_sqrt"`` or ``"both"``.
         function: instead of a root ``functions.Power(p)``, ``functions.Log()`` or
-            ``functions.Exp()``: what ``powm``, ``logm`` and ``expm`` compute.
-        method: as it would be given to ``sqrtm``.
-        gradient: as it would be given to ``sqrtm``.
-        backend: as it would be given to ``sqrtm``.
-        singular: as it would be given to ``inv_sqrtm``.
+            ``functions.Exp()``: what ``powm``, ``logm`` and ``expm`` compute; None (the default):
+            the root.
+        method: a name from ``matroot.methods.METHODS``, such as ``"pade"``, or an object with
+            options, such as ``Pade(order=5)``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and
+            ``Minimax()`` elsewhere.
+        gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` (the default)
+            is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
+        backend: who computes: ``"native"`` (compiled kernels, on a CPU), ``"triton"``,
+            ``"triton-tf32"`` or ``"triton-double"`` (fused kernels, on NVIDIA GPUs) or ``"torch"``
+            (PyTorch's operations); ``"auto"`` (the default) is the first of native, triton and
+            torch that can. ``sqrtm`` says more of each.
+        singular: ``"raise"`` (the default) or ``"pinv"``: whether the inverse root of a singular
+            matrix is an error or that of the pseudo-inverse.
 
     Returns:
         The choice, with a sentence for each part. Inside ``torch.func`` transforms, and for the
         gradient with ``create_graph=True``, PyTorch's operations run instead of the kernels.
 
     Raises:
-        TypeError: see ``sqrtm``.
-        ValueError: see ``sqrtm``.
+        TypeError: ``a`` is not a tensor of a supported dtype, or an option has the wrong type.
+        ValueError: ``a`` is not (..., n, n), a name is unknown, an option is out of range, or the
+            gradient rule cannot work with the method.
 
     Example:
         >>> import torch, matroot

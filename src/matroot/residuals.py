@@ -21,6 +21,20 @@ def _shift(n: int, dtype: torch.dtype) -> float:
     return 8 * spd.real_eps(dtype) + 4 * n * spd.real_eps(torch.float64)
 
 
+class InverseMeasures(NamedTuple):
+    """Of S⁻¹ R for a regular root S and R = S² − A, in the same units; infinite where S is not.
+
+    Attributes:
+        one: ‖S⁻¹ R‖_F.
+        square: tr (S⁻¹ R)², which is ‖S^{−1/2} R S^{−1/2}‖_F².
+        two: ‖S⁻¹ R S⁻¹‖_F.
+    """
+
+    one: Tensor
+    square: Tensor
+    two: Tensor
+
+
 class SqrtMeasures(NamedTuple):
     """Of a root S of A, in units in which nothing overflows, double precision, shape (...).
 
@@ -29,11 +43,13 @@ class SqrtMeasures(NamedTuple):
         residual: ‖S² − A‖_F.
         least: at most λ_min(S), but for the rounding of a Cholesky factorisation; below 0 where S
             may be singular, NaN where it may be indefinite.
+        inverse: with the inverse; None where that was not measured.
     """
 
     norm: Tensor
     residual: Tensor
     least: Tensor
+    inverse: InverseMeasures | None = None
 
 
 class InvSqrtMeasures(NamedTuple):
@@ -64,12 +80,15 @@ class Measures(NamedTuple):
         trace: tr A.
         sqrt: of the root, None where there is none.
         inv_sqrt: of the inverse root, None where there is none.
+        relative_ridge: the Frobenius norm of what relative_eps adds, a product with a norm, which
+            is rounded; None where it adds nothing. (eps is exact, its sum to rounding.)
     """
 
     norm: Tensor
     trace: Tensor
     sqrt: SqrtMeasures | None
     inv_sqrt: InvSqrtMeasures | None
+    relative_ridge: Tensor | None = None
 
 
 class Residuals(NamedTuple):
@@ -111,8 +130,12 @@ def measure(
         found = measures.measure(a, sqrt, inv_sqrt, request.eps, shift)
         if found is not None:
             norm, trace, *rest = found.unbind(-1)
-            of_sqrt = None if sqrt is None else SqrtMeasures(*rest[:3])
-            of_inv = None if inv_sqrt is None else InvSqrtMeasures(*rest[3:])
+            of_sqrt = of_inv = None
+            if sqrt is not None:
+                size, residual, least, *inverse = rest[:6]
+                of_sqrt = SqrtMeasures(size, residual, least, InverseMeasures(*inverse))
+            if inv_sqrt is not None:
+                of_inv = InvSqrtMeasures(*rest[6:])
             return Measures(norm, trace, of_sqrt, of_inv)
     return _by_torch(request, a, sqrt, inv_sqrt, relative_eps, shift)
 
@@ -135,8 +158,11 @@ def _by_torch(
     half = torch.div(j, 2, rounding_mode="floor")
     y = spd.hermitian_part(spd.times_power_of_two(x, -j))
     ridge = spd.times_power_of_two(torch.full_like(y[..., :1, :1].real, request.eps), -j)
+    relative_ridge = None
     if relative_eps:
-        ridge = ridge + relative_eps * spd.frobenius_norm(spd.times_power_of_two(x, -j))
+        relative = relative_eps * spd.frobenius_norm(spd.times_power_of_two(x, -j))
+        ridge = ridge + relative
+        relative_ridge = n**0.5 * relative[..., 0, 0]
     y = y + ridge * identity
 
     def norm(value: Tensor) -> Tensor:
@@ -154,6 +180,12 @@ def _by_torch(
         )
         return inverse, good & found
 
+    def with_inverse(inverse: Tensor, rest: Tensor, regular: Tensor) -> InverseMeasures:
+        product = inverse @ rest
+        square = (product * product.mT).sum((-2, -1)).real
+        found = norm(product), square, norm(product @ inverse)
+        return InverseMeasures(*(torch.where(regular, x, torch.inf) for x in found))
+
     of_sqrt = of_inv = None
     if sqrt is not None:
         s = spd.times_power_of_two(wide(sqrt), -half)
@@ -165,8 +197,11 @@ def _by_torch(
         # Rounding changes the inverse by less than the share 16 n u ‖S‖ ‖S⁻¹‖.
         doubt = 16 * n * spd.real_eps(x.dtype) * largest * size
         least = torch.where(semidefinite, -below, torch.nan)
-        least = torch.where(regular & (doubt < 0.5), (1 - doubt) / largest, least)
-        of_sqrt = SqrtMeasures(size, norm(s @ s - y), least)
+        regular = regular & (doubt < 0.5)
+        least = torch.where(regular, (1 - doubt) / largest, least)
+        rest = s @ s - y
+        of_inverse = None if context.exporting() else with_inverse(inverse, rest, regular)
+        of_sqrt = SqrtMeasures(size, norm(rest), least, of_inverse)
     if inv_sqrt is not None:
         z = spd.times_power_of_two(wide(inv_sqrt), half)
         product = z @ y
@@ -180,7 +215,7 @@ def _by_torch(
             torch.where(factorised(z)[1], 1.0, torch.nan).to(y.real.dtype),
             projection,
         )
-    return Measures(norm(y), spd.trace(y), of_sqrt, of_inv)
+    return Measures(norm(y), spd.trace(y), of_sqrt, of_inv, relative_ridge)
 
 
 def residuals(request: Request, measures: Measures, n: int) -> Residuals:

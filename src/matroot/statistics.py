@@ -14,6 +14,13 @@ from matroot import checks, spd
 from matroot.dtensors import per_matrix
 from matroot.overrides import overridable
 
+__all__ = ["Moments", "Shrinkage", "moments", "pack_triangle", "unpack_triangle"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Shrinkage = Literal["ledoit_wolf", "oas"]
 SHRINKAGES: tuple[Shrinkage, ...] = ("ledoit_wolf", "oas")
 
@@ -53,11 +60,13 @@ def moments(
         m = Σ_k w_k,    x̄ = (1/m) Σ_k w_k x_k,    C = (1/m) Σ_k w_k (x_k − x̄)(x_k − x̄)ᵀ.
 
     Args:
-        x: shape (..., d, m), d features of m samples; half precision is summed in float32.
+        x: samples in columns, shape (..., d, m): d features of m samples, float16, bfloat16,
+            float32 or float64; half precision is summed in float32.
         shrinkage: ρ between 0 and 1, or the estimator that chooses it: ``"ledoit_wolf"`` or
-            ``"oas"``. None: no shrinkage.
-        center: False takes x̄ as 0: the second moment.
-        over_batch: whether the first dimension counts samples too; the results do not have it.
+            ``"oas"``. None (the default): no shrinkage.
+        center: False takes x̄ as 0: the second moment. True is the default.
+        over_batch: whether the first dimension counts samples too, False by default; the results do
+            not have it.
         sample_weight: w, at least 0, which broadcasts to (..., m): a sample of weight 2 counts as
             two. Booleans are a mask: True counts. A sample of weight 0 is left out, whatever
             numbers it has, NaN too: ``centered`` is 0 there, and so are derivatives by the sample
@@ -360,9 +369,9 @@ def pack_triangle(a: Tensor, *, scaled: bool = False) -> Tensor:
     """The upper triangle of symmetric matrices, row by row, as vectors.
 
     Args:
-        a: shape (..., n, n).
-        scaled: multiply the entries off the diagonal by √2, which makes it an isometry:
-            ⟨pack(A), pack(B)⟩ = tr(A B).
+        a: symmetric matrices, shape (..., n, n), of any dtype.
+        scaled: multiply the entries off the diagonal by √2, which makes it an isometry: ⟨pack(A),
+            pack(B)⟩ = tr(A B). False is the default.
 
     Returns:
         Shape (..., n (n + 1)/2).
@@ -390,8 +399,8 @@ def unpack_triangle(v: Tensor, *, scaled: bool = False) -> Tensor:
     """The symmetric matrices that ``pack_triangle`` packed into these vectors.
 
     Args:
-        v: shape (..., n (n + 1)/2).
-        scaled: whether they were packed with ``scaled=True``.
+        v: vectors, shape (..., n (n + 1)/2), of any dtype.
+        scaled: whether they were packed with ``scaled=True``; False is the default.
 
     Returns:
         Shape (..., n, n).

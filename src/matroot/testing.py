@@ -13,8 +13,28 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from matroot import context
-from matroot.accuracy import Quantity as Quantity
-from matroot.accuracy import tolerance as tolerance
+from matroot.accuracy import Quantity, tolerance
+
+__all__ = [
+    "Launches",
+    "Products",
+    "Quantity",
+    "Spectrum",
+    "assert_root",
+    "by_eigh",
+    "count_launches",
+    "eigenvalues",
+    "exact",
+    "exact_gradient",
+    "random_spd",
+    "relative_error",
+    "tolerance",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 Spectrum = Literal["log", "clustered", "outlier", "half_zero"]
 
@@ -32,14 +52,15 @@ def random_spd(
 
     Args:
         n: size.
-        batch: leading dimensions.
-        cond: λ_max/λ_min of the eigenvalues that are not zero.
-        spectrum: ``"log"`` spaces λ evenly in the logarithm; ``"clustered"`` has half at 1, half at
-            1/cond; ``"outlier"`` has one at 1, the rest at 1/cond; ``"half_zero"`` is ``"log"`` for
-            the upper half and 0 below (to the rounding of the product).
-        dtype: of the result; everything is computed in double precision and rounded once.
-        device: of the result.
-        seed: of the generator; the same arguments give the same matrices.
+        batch: leading dimensions, one after the other; none by default.
+        cond: λ_max/λ_min of the eigenvalues that are not zero, 100 by default.
+        spectrum: ``"log"`` (the default) spaces λ evenly in the logarithm; ``"clustered"`` has half
+            at 1, half at 1/cond; ``"outlier"`` has one at 1, the rest at 1/cond; ``"half_zero"`` is
+            ``"log"`` for the upper half and 0 below (to the rounding of the product).
+        dtype: of the result, float64 by default; everything is computed in double precision and
+            rounded once.
+        device: of the result, the CPU by default.
+        seed: of the generator, 0 by default; the same arguments give the same matrices.
 
     Returns:
         Shape (*batch, n, n).
@@ -53,7 +74,19 @@ def random_spd(
 
 
 def eigenvalues(n: int, cond: float, spectrum: Spectrum) -> Tensor:
-    """The eigenvalues that ``random_spd`` prescribes, descending, shape (n,), float64."""
+    """The eigenvalues that ``random_spd`` prescribes, the largest first.
+
+    Args:
+        n: their number.
+        cond: λ_max/λ_min of those that are not zero.
+        spectrum: ``"log"``, ``"clustered"``, ``"outlier"`` or ``"half_zero"``, see ``random_spd``.
+
+    Returns:
+        Shape (n,), float64.
+
+    Raises:
+        ValueError: an unknown spectrum.
+    """
     if spectrum == "log":
         return torch.logspace(0, -math.log10(cond), n, dtype=torch.float64)
     if spectrum == "half_zero":
@@ -72,7 +105,15 @@ def eigenvalues(n: int, cond: float, spectrum: Spectrum) -> Tensor:
 
 
 def exact(a: Tensor, quantity: Literal["sqrt", "inv_sqrt"] = "sqrt") -> Tensor:
-    """The root in double precision by eigh, from a promoted without rounding."""
+    """The root in double precision by ``torch.linalg.eigh``, of A promoted without rounding.
+
+    Args:
+        a: symmetric (Hermitian) matrices, shape (..., n, n), of any floating-point dtype.
+        quantity: ``"sqrt"`` (the default) or ``"inv_sqrt"``.
+
+    Returns:
+        The shape and device of ``a``, float64 or complex128; eigenvalues below 0 count as 0.
+    """
     double = torch.complex128 if a.is_complex() else torch.float64
     values, q = torch.linalg.eigh(a.detach().to(double))
     roots = values.clamp(min=0).sqrt()
@@ -81,7 +122,16 @@ def exact(a: Tensor, quantity: Literal["sqrt", "inv_sqrt"] = "sqrt") -> Tensor:
 
 
 def exact_gradient(a: Tensor, g: Tensor, quantity: Literal["sqrt", "inv_sqrt"] = "sqrt") -> Tensor:
-    """The gradient by A for the cotangent G, in double precision, by division by s_i + s_j."""
+    """The gradient by A for the cotangent G, in double precision, by division by s_i + s_j.
+
+    Args:
+        a: symmetric (Hermitian) matrices, shape (..., n, n), of any floating-point dtype.
+        g: the cotangent of the root, the shape of ``a``; its Hermitian part is used.
+        quantity: ``"sqrt"`` (the default) or ``"inv_sqrt"``.
+
+    Returns:
+        The shape and device of ``a``, float64 or complex128, Hermitian.
+    """
     double = torch.complex128 if a.is_complex() else torch.float64
     values, q = torch.linalg.eigh(a.detach().to(double))
     s = values.clamp(min=0).sqrt()
@@ -99,6 +149,14 @@ def by_eigh(
     """A plain reference: root and gradient by torch.linalg.eigh in the dtype of A.
 
     Division by s_i + s_j; eigenvalues below zero count as zero.
+
+    Args:
+        a: symmetric (Hermitian) matrices, shape (..., n, n), of a dtype that eigh takes.
+        g: the cotangent of the root, the shape and dtype of ``a``.
+        quantity: ``"sqrt"`` (the default) or ``"inv_sqrt"``.
+
+    Returns:
+        (root, gradient), each of the shape, dtype and device of ``a``.
     """
     values, q = torch.linalg.eigh(a.detach())
     s = values.clamp(min=0).sqrt()
@@ -111,7 +169,15 @@ def by_eigh(
 
 
 def relative_error(x: Tensor, reference: Tensor) -> Tensor:
-    """‖X − X₀‖_F/‖X₀‖_F of each matrix in double precision, shape (...); ‖X‖_F where X₀ = 0."""
+    """‖X − X₀‖_F/‖X₀‖_F of each matrix in double precision; ‖X‖_F where X₀ = 0.
+
+    Args:
+        x: matrices, shape (..., n, n), of any floating-point dtype.
+        reference: X₀, a shape that broadcasts with that of ``x``.
+
+    Returns:
+        Shape (...), float64.
+    """
     double = torch.complex128 if x.is_complex() else torch.float64
     difference: Tensor = torch.linalg.matrix_norm(x.detach().to(double) - reference.to(double))
     scale = torch.linalg.matrix_norm(reference.to(double))
@@ -122,7 +188,17 @@ def relative_error(x: Tensor, reference: Tensor) -> Tensor:
 def assert_root(
     a: Tensor, root: Tensor, *, cond: float, quantity: Literal["sqrt", "inv_sqrt"] = "sqrt"
 ) -> None:
-    """Raise AssertionError unless ``root`` is the (inverse) root of ``a`` within ``tolerance``."""
+    """Raise AssertionError unless ``root`` is the (inverse) root of ``a`` within ``tolerance``.
+
+    Args:
+        a: symmetric (Hermitian) matrices, shape (..., n, n), of any floating-point dtype.
+        root: the root that is examined, the shape and dtype of ``a``.
+        cond: λ_max/λ_min of ``a``, by which the tolerance is chosen.
+        quantity: ``"sqrt"`` (the default) or ``"inv_sqrt"``.
+
+    Raises:
+        AssertionError: with the largest relative error and the tolerance.
+    """
     error = relative_error(root, exact(a, quantity))
     bound = tolerance(a.dtype, cond, quantity)
     worst = float(error.max()) if error.numel() else 0.0
@@ -138,7 +214,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count: how many there were.
     """
 
-    count = 0
+    count: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count and pass on."""

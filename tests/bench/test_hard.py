@@ -310,6 +310,22 @@ def test_planted_faults_of_other_kinds(monkeypatch):
     assert list(seen(raises)) == ["raised RuntimeError"]
 
 
+def test_overflow_of_a_result_is_no_difference(monkeypatch):
+    """Of a method that is only the same to rounding; inf − inf is NaN."""
+    a = torch.tensor([[1e-5, 0.0], [0.0, 0.01]], dtype=torch.float16).expand(2, 2, 2)
+    subject = Subject("svd", "torch", 0)
+    found = hard.compute(a, subject)
+    assert found.inv_gradient.isinf().any()
+    unit = hard.units(hard.truth(a, found, 0), 2, torch.finfo(torch.float32).eps)
+
+    def differs(x):
+        monkeypatch.setattr(hard, "compute", lambda *_: replace(found, inv_gradient=x))
+        return hard._differs(a, subject, found, 2, unit).all()
+
+    assert not differs(found.inv_gradient * (1 + 2**-10))
+    assert differs(found.inv_gradient.nan_to_num(posinf=-1.0, neginf=1.0))
+
+
 def test_a_file_that_holds_no_violation(tmp_path):
     for text in ("{", "{}", '{"kind": "x", "dtype": "float32", "bits": "zz"}', "[]"):
         path = tmp_path / "x.json"

@@ -133,6 +133,19 @@ def test_wrong_roots_are_told(dtype, backend):
     assert inv_off.isnan().all()
 
 
+@pytest.mark.parametrize("method", ["auto", "minimax"])
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_bounds_of_nearly_singular_matrices_are_near_the_error(backend, method):
+    for n in (2, 5, 16, 40):
+        for cond in (1e7, 3e8):
+            a = random_spd(n, 50, cond=cond, dtype=torch.float32, seed=n)
+            a = a[torch.linalg.eigvalsh(a.double())[:, 0] > 1e-8 * torch.linalg.matrix_norm(a, 2)]
+            found = matroot.sqrtm_ex(a, root="sqrt", method=method, backend=backend)
+            error = relative_error(found.sqrt, exact(a))
+            assert (found.error_bound >= error).all()
+            assert (found.error_bound < 100 * error).all()
+
+
 def test_kernel_and_operations_measure_the_same():
     a = random_spd(40, 5, cond=1e3, dtype=torch.float32)
     s, z = exact(a).float() * 1.001, exact(a, "inv_sqrt").float() * 1.001
@@ -144,6 +157,8 @@ def test_kernel_and_operations_measure_the_same():
     torch.testing.assert_close(found.trace, expected.trace)
     for name in ("norm", "residual"):
         torch.testing.assert_close(getattr(found.sqrt, name), getattr(expected.sqrt, name))
+    for measured, by_torch in zip(found.sqrt.inverse, expected.sqrt.inverse, strict=True):
+        torch.testing.assert_close(measured, by_torch)
     torch.testing.assert_close(found.inv_sqrt[:5], expected.inv_sqrt[:5])
     # The kernel proves nine tenths of what its inverse proposes.
     torch.testing.assert_close(found.sqrt.least, 0.9 * expected.sqrt.least)
@@ -221,10 +236,64 @@ def test_bounds_of_gradients_of_pairs_and_what_has_none():
     a[1] = 1.0
     known = matroot.gradient_error_bound(a, x.grad, g_sqrt=g[0], g_inv_sqrt=g[1], eps=0.1)
     assert known[0] == bound[0]
-    assert known[1].isnan()  # A gradient of another matrix.
+    assert known[1] > 0.5  # A gradient of another matrix.
+    x = a.clone().requires_grad_()
+    torch.autograd.backward(matroot.sqrtm_pair(x, eps=0.1), tuple(g))
+    error = relative_error(100 * x.grad, x.grad)
+    wrong = matroot.gradient_error_bound(a, 100 * x.grad, g_sqrt=g[0], g_inv_sqrt=g[1], eps=0.1)
+    torch.testing.assert_close(wrong.double(), error, rtol=2e-3, atol=0)
     assert matroot.gradient_error_bound(a, x.grad, g_sqrt=g[0])[1].isnan()  # A singular matrix.
     assert matroot.gradient_error_bound(a[:0], a[:0], g_sqrt=a[:0]).shape == (0,)
     with pytest.raises(ValueError, match="g_sqrt="):
         matroot.gradient_error_bound(a, x.grad)
     with pytest.raises(ValueError, match="one shape"):
         matroot.gradient_error_bound(a, x.grad[0], g_sqrt=g[0])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+@pytest.mark.parametrize("of_a", [1e-200, 1.0, 1e200])
+def test_bounds_of_gradients_do_not_depend_on_the_scale(of_a, scale):
+    """Where squares of X or G are no numbers."""
+    a = of_a * torch.diag(torch.tensor([4.0, 9.0], dtype=torch.float64))
+    g = torch.full_like(a, scale)
+    s = a.sqrt().diagonal()
+    for quantity, ratio in (("sqrt", 1.0), ("inv_sqrt", -1 / (s[:, None] * s))):
+        exact = g * ratio / (s[:, None] + s)
+        if not (exact.isfinite() & (exact.abs() > 1e-300)).all():
+            continue
+        for factor in (1.0, 1.001, 2.0, -1.0, 0.0):
+            bound = matroot.gradient_error_bound(a, factor * exact, **{f"g_{quantity}": g})
+            assert abs(factor - 1) <= bound < 1.01 * abs(factor - 1) + 1e-13
+
+
+def test_a_gradient_below_all_numbers_is_not_exact():
+    a = torch.full((1, 1), 1e300, dtype=torch.float64)
+    one = torch.ones_like(a)
+    assert matroot.gradient_error_bound(a, 0 * a, g_inv_sqrt=one) >= 1
+    assert matroot.gradient_error_bound(a, 0 * a, g_inv_sqrt=0 * one) == 0
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("beyond", [1e-3, 1e-6, 1e-9])
+def test_a_relative_ridge_that_cancels_is_known_to_rounding_only(beyond, backend):
+    for value in (0.3, 0.7, 0.9):
+        a = torch.diag(torch.full((2,), -value, dtype=torch.float64))
+        relative_eps = (1 + beyond) / 2**0.5
+        found = matroot.sqrtm_ex(a, root="both", relative_eps=relative_eps, backend=backend)
+        with mpmath.workdps(40):
+            exact = mpmath.mpf(value) * (mpmath.sqrt(2) * mpmath.mpf(relative_eps) - 1)
+            for x, power, bound in (
+                (found.sqrt, 0.5, found.error_bound),
+                (found.inv_sqrt, -0.5, found.inv_error_bound),
+            ):
+                error = abs(mpmath.mpf(x[0, 0].item()) / exact**power - 1)
+                assert error <= bound.item() < 1e-15 * 1e3 / beyond
+
+
+def test_half_precision_may_be_as_asymmetric_for_a_gradient_as_for_a_root():
+    a = torch.tensor([[1.0, 0.012], [0.0, 1.0]], dtype=torch.float16, requires_grad=True)
+    g = torch.ones(2, 2, dtype=torch.float16)
+    matroot.sqrtm(a).backward(g)
+    assert matroot.gradient_error_bound(a, a.grad, g_sqrt=g) < 0.01
+    skewed = a.detach() + torch.tensor([[0.0, 0.1], [0.0, 0.0]], dtype=torch.float16)
+    assert matroot.gradient_error_bound(skewed, a.grad, g_sqrt=g).isnan()

@@ -29,11 +29,16 @@ def gradient(a, g, function=matroot.sqrtm, **options):
     return torch.autograd.grad((x * g.conj()).real.sum(), a)[0]
 
 
-@pytest.mark.parametrize("root", FUNCTIONS)
-@pytest.mark.parametrize(
-    ("method", "rule", "backend", "dtype"),
-    calls(pairs(DIFFERENTIATED, ANY_ORDER), torch.float64, torch.complex128),
-)
+def checked():
+    """Every call; the pair, which has the derivatives of both, stands for each of its roots."""
+    for call in calls(pairs(DIFFERENTIATED, ANY_ORDER), torch.float64, torch.complex128):
+        native = "native" in call.values
+        for root in FUNCTIONS:
+            slow = () if native or root == "both" else (pytest.mark.slow,)
+            yield pytest.param(*call.values, root, marks=(*call.marks, *slow))
+
+
+@pytest.mark.parametrize(("method", "rule", "backend", "dtype", "root"), [*checked()])
 def test_gradcheck_and_gradgradcheck(method, rule, backend, root, dtype):
     a = random_spd(3, 2, cond=4, dtype=dtype).requires_grad_()
     options = {"method": method, "gradient": rule, "backend": backend}

@@ -209,7 +209,9 @@ def test_roots_and_gradients(monkeypatch, cond, n, dtype, spectrum):
             assert error < tolerance(dtype, cond, "gradient")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+)
 @pytest.mark.usefixtures("interpreted")
 def test_kernels_find_what_operations_find(dtype):
     cond, n = 1e4, 140

@@ -50,7 +50,9 @@ def test_a_cut_off_below_rounding_is_that_of_rounding():
     assert torch.equal(expected[2], torch.zeros(12, 12, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.complex128, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("gradient", ["auto", "lyapunov"])
 def test_the_derivative_with_a_cut_off_sees_the_noise(gradient, dtype):
     q = torch.linalg.qr(torch.randn(2, 4, 4, dtype=dtype)).Q

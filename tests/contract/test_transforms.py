@@ -52,13 +52,18 @@ def test_transforms_agree_with_autograd(method, rule, backend, function):
         agree(FUNC.vmap(FUNC.hessian(loss))(a)[0], hessian)
 
 
+@pytest.mark.parametrize(
+    "wanted", ["both", *(pytest.param(r, marks=pytest.mark.slow) for r in ROOTS)]
+)
 @pytest.mark.parametrize(("method", "rule"), pairs(DIFFERENTIATED, RULES), ids=repr)
-def test_compile_fullgraph_forward_and_backward(method, rule, function):
+def test_compile_fullgraph_forward_and_backward(method, rule, wanted):
     a = random_spd(4, 2, cond=4).requires_grad_()
     g = torch.randn(2, 4, 4, dtype=torch.float64)
 
     def root(a):
-        return function(a, method=method, gradient=rule)
+        if wanted == "both":
+            return sum(matroot.sqrtm_pair(a, method=method, gradient=rule))
+        return ROOTS[wanted](a, method=method, gradient=rule)
 
     torch._dynamo.reset()
     # Traces forward and backward without needing a C++ compiler.

@@ -215,7 +215,9 @@ def test_without_triton_there_is_the_rest():
 GPU = Path(__file__).parents[2] / "benchmarks/gpu.py"
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(
+    "capability", [90, *(pytest.param(c, marks=pytest.mark.slow) for c in (80, 100))]
+)
 def test_kernels_compile_for_gpus(capability):
     """Through Triton's compiler and NVIDIA's assembler, which need no GPU: the smallest ones."""
     found = find_spec("triton")

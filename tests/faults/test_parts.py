@@ -64,6 +64,14 @@ def test_a_broken_library_says_why(content, why, tmp_path, monkeypatch):
         matroot.sqrtm(torch.eye(31), backend="native")
 
 
+@built
+def test_a_library_of_other_sources_is_not_called(monkeypatch):
+    """As after a change of the sources without another installation."""
+    monkeypatch.setattr(tasks, "INTERFACE", tasks.INTERFACE + 1)
+    with pytest.warns(RuntimeWarning, match="compiled from other sources.*Install matroot again"):
+        assert tasks._load()[0] is None
+
+
 @pytest.mark.slow
 @built
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries of Linux")

@@ -37,6 +37,7 @@ from matroot.gradients import (
     SpectralPade,
     SpectralTaylor,
 )
+from matroot.gradients.published import PublishedRule
 from matroot.kernels import NATIVE
 from matroot.methods import Pade, Taylor
 from matroot.nn.functional import power_normalization
@@ -44,7 +45,7 @@ from matroot.testing import random_spd
 
 Function = Callable[[Tensor], Tensor]
 PHASES = ("forward", "backward")
-SVD_RULES = {
+SVD_RULES: dict[str, PublishedRule] = {
     "SVD": SpectralNaive(),
     "SVD-Clip": SpectralClipped(),
     "SVD-Taylor": SpectralTaylor(),

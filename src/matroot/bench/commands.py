@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matroot.bench.cases import Case, Settings
     from matroot.bench.rows import Row
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="Measure the paper's methods and other packages beside matroot, and report.",
     no_args_is_help=True,
 )

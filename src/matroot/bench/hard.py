@@ -42,7 +42,9 @@ from matroot import screen, spd
 from matroot.bench.hard_families import FAMILIES, Draw, matrices
 from matroot.bench.hard_truth import Results, Truth, by_eigh, by_residuals, norm
 from matroot.bench.rows import Row
-from matroot.methods import Method, NewtonSchulz
+from matroot.kernels import BackendName
+from matroot.methods import Method, MethodName, NewtonSchulz
+from matroot.roots import Root
 
 LAPACK_THRESHOLD = 60.0
 FORWARD_THRESHOLD = 64.0
@@ -64,9 +66,9 @@ _BATCH = 2**17
 # share falls with n⁻⁴, faster than the cost of a matrix rises; one in 100,000 has 1000 rows.
 _SMALL = {n: 0.9 * (1 / n) / sum(1 / m for m in range(1, 33)) for n in range(1, 33)}
 _LARGE = {n: 0.1 * n**-4.0 / sum(m**-4.0 for m in range(33, 257)) for n in range(33, 257)}
-SIZES = {**_SMALL, **_LARGE, 1000: 1e-5}
+SIZES: dict[int, float] = {**_SMALL, **_LARGE, 1000: 1e-5}
 
-METHOD_OPTIONS: dict[str, str | Method] = {
+METHOD_OPTIONS: dict[str, MethodName | Method] = {
     "auto": "auto",
     "minimax": "minimax",
     "svd": "svd",
@@ -102,7 +104,7 @@ class Subject:
     """
 
     method: str
-    backend: str
+    backend: BackendName
     seed: int
 
 
@@ -139,7 +141,8 @@ def block(seed: int, number: int, most: int = 4096) -> Block:
     # By share of matrices, so larger blocks are drawn less often.
     n = rng.choices(sizes, [SIZES[n] / count_of(n, most) for n in sizes])[0]
     family = rng.choice(list(FAMILIES))
-    method, backend = "auto", "native"
+    method = "auto"
+    backend: BackendName = "native"
     dtype = rng.choice((torch.float32, torch.float64))
     if rng.random() >= 0.8:
         dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -199,9 +202,8 @@ def compute(a: Tensor, subject: Subject) -> Computed:
     x = a.clone().requires_grad_()
     method = METHOD_OPTIONS[subject.method]
 
-    def call(x: Tensor, root: str) -> tuple[matroot.SqrtmResult, list[Tensor]]:
-        # The roots' names are a Literal.
-        result = matroot.sqrtm_ex(x, root=root, method=method, backend=subject.backend)  # type: ignore[arg-type]
+    def call(x: Tensor, root: Root) -> tuple[matroot.SqrtmResult, list[Tensor]]:
+        result = matroot.sqrtm_ex(x, root=root, method=method, backend=subject.backend)
         roots = [r for r in (result.sqrt, result.inv_sqrt) if r is not None]
         gradients = [
             torch.autograd.grad(r, x, g.expand_as(r), retain_graph=r is not roots[-1])[0]
@@ -536,12 +538,13 @@ def _differs(a: Tensor, subject: Subject, found: Computed, part: int, unit: Unit
             first, second = getattr(found, name)[piece], getattr(other, name)
             same = (_bits(first) == _bits(second)).all(-1).all(-1)
             if not exactly:
-                close = spd.in_double(first) - spd.in_double(second)
+                # An entry that overflows counts as the largest number.
+                x, y = (spd.in_double(r.nan_to_num(nan=math.nan)) for r in (first, second))
                 allowed = FORWARD_THRESHOLD * getattr(unit, name)[piece] + spd.real_eps(a.dtype)
                 # What is not determined by the matrix need not agree.
-                same |= (norm(close) <= allowed * norm(spd.in_double(first))) | (allowed > 0.1)
+                same |= (norm(x - y) <= allowed * norm(x)) | (allowed > 0.1)
                 # Whether there is a result is judged elsewhere, away from the thresholds.
-                same |= norm(spd.in_double(first) + spd.in_double(second)).isnan()
+                same |= norm(x + y).isnan()
             differs[piece] |= ~same
     return differs
 

@@ -99,10 +99,10 @@ def two_digits(x: float | None) -> str:
 
 
 def three_digits(x: float | None) -> str:
-    """``0.0123``, ``12.3``, ``1230``; a dash where there is none."""
+    """``0.0123``, ``12.3``, ``1230``, ``1.23e+07``; a dash where there is none."""
     if x is None or not math.isfinite(x):
         return "–"
-    return f"{x:.0f}" if x >= 1000 else f"{x:.3g}"
+    return f"{x:.0f}" if 1000 <= x < 1e6 else f"{x:.3g}"
 
 
 def times(x: float | None) -> str:

@@ -30,7 +30,7 @@ from matroot.bench.measure import ROOTS, RootName, SquareProblem, in_turns, mill
 from matroot.bench.rows import Row
 from matroot.gradients import GradientRule, Lyapunov
 from matroot.lyapunov_solvers import sign_step
-from matroot.methods import Method, NewtonSchulz, Pade, Taylor
+from matroot.methods import Method, MethodName, NewtonSchulz, Pade, Taylor
 from matroot.testing import exact, random_spd, relative_error
 
 # Single matrices for the curves: eigenvalues x of A/c in (0, 1].
@@ -123,7 +123,7 @@ def mean_errors(settings: Settings) -> list[Case]:
 
     As many matrices in a quick run as in a full one: 16×16 matrices scatter by 14 %.
     """
-    methods: dict[str, Method | str] = {
+    methods: dict[str, Method | MethodName] = {
         "MPA": Pade(5),
         "MTP": Taylor(10),
         "NS": NewtonSchulz(5, "trace"),
@@ -193,7 +193,7 @@ def degrees(settings: Settings) -> list[Case]:
 
 def scalars(settings: Settings) -> list[Case]:
     """Each method's approximation of √x and 1/√x for one eigenvalue x of A/c."""
-    methods: dict[str, Method | str] = {
+    methods: dict[str, Method | MethodName] = {
         "MTP-10": Taylor(10),
         "MPA-5": Pade(5),
         "NS-5": NewtonSchulz(5),

@@ -117,7 +117,7 @@ HEADLINE = (
 )
 
 # Batches of 64×64, and single matrices of growing size.
-BATCH = {
+BATCH: dict[str, dict[int, float]] = {
     "SVD": {1: 3.65, 4: 15, 16: 50, 64: 197},
     "NS, published": {1: 3.0, 4: 4.5, 16: 7, 64: 18.5},
     "MPA-Lya": {1: 2.5, 4: 3.4, 16: 4.5, 64: 7},

@@ -9,6 +9,12 @@ from torch import Tensor
 
 from matroot.distances import frechet_distance
 
+__all__ = ["calculate_frechet_distance"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def calculate_frechet_distance(
     mu1: Any, sigma1: Any, mu2: Any, sigma2: Any, eps: float = 1e-6
@@ -21,8 +27,8 @@ def calculate_frechet_distance(
     Args:
         mu1: mean, shape (n,), a NumPy array or whatever ``torch.tensor`` takes.
         sigma1: covariance, shape (n, n).
-        mu2: mean, as ``mu1``.
-        sigma2: covariance, as ``sigma1``.
+        mu2: mean, shape (n,), as ``mu1``.
+        sigma2: covariance, shape (n, n), as ``sigma1``.
         eps: taken and not used: singular covariances need no ridge here.
 
     Returns:

@@ -10,6 +10,12 @@ from torchmetrics import Metric
 
 from matroot.nn.distance import StreamedDistance, loaded, no_samples, pooled
 
+__all__ = ["FrechetDistance"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class FrechetDistance(StreamedDistance, Metric):
     """``matroot.nn.FrechetDistance`` as a ``torchmetrics.Metric``.
@@ -19,14 +25,16 @@ class FrechetDistance(StreamedDistance, Metric):
     ``log``.
 
     Args:
-        num_features: n.
-        features: see ``matroot.nn.FrechetDistance``: the ``feature=`` of torchmetrics. Its default
-            network is ``FrechetInceptionDistance(2048).inception``.
-        squared: whether ``compute`` returns d² (as FID is) or d.
-        eps: ridge added to both covariances, at least 0, in their units.
-        correction: covariances are sums over N − correction.
-        reset_real_features: whether ``reset`` forgets the real samples too.
-        kwargs: see ``torchmetrics.Metric``.
+        num_features: n, the number of features.
+        features: what makes samples (N, n) of what ``update`` is given, such as an image network,
+            called without gradients, the ``feature=`` of torchmetrics; None (the default): samples
+            are given. Torchmetrics' default network is
+            ``FrechetInceptionDistance(2048).inception``.
+        squared: whether ``compute`` returns d² (the default, as FID is) or d.
+        eps: ridge added to both covariances, at least 0 (the default), in their units.
+        correction: covariances are sums over N − correction, 1 by default.
+        reset_real_features: whether ``reset`` forgets the real samples too, as by default.
+        kwargs: what ``torchmetrics.Metric`` takes.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -47,10 +55,12 @@ class FrechetDistance(StreamedDistance, Metric):
         tensor(4., dtype=torch.float64)
     """
 
-    higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
-    plot_lower_bound = 0.0
+    higher_is_better: bool | None = False
+    is_differentiable: bool | None = False
+    full_state_update: bool | None = False
+    plot_lower_bound: float | None = 0.0
+
+    moments: Tensor
 
     def __init__(
         self,

@@ -8,4 +8,10 @@ matrix (n, n) that is sharded by rows, by columns or by both, of which no proces
 than a block; they need a lower bound of its eigenvalues, by ``eps`` or ``Minimax(max_cond=…)``.
 """
 
-from matroot.distributed.mapping import map as map
+from matroot.distributed.mapping import map
+
+__all__ = ["map"]
+
+
+def __dir__() -> list[str]:
+    return __all__

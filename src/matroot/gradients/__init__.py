@@ -3,6 +3,8 @@
 A rule is registered by its import here, ``import … as …`` so that type checkers let it pass on.
 """
 
+from typing import Literal
+
 from matroot.gradients.rule import ExplicitRule as ExplicitRule
 from matroot.gradients.rule import GradientRule as GradientRule
 from matroot.gradients.rule import ImplicitRule as ImplicitRule
@@ -23,3 +25,21 @@ from matroot.gradients.published import PowerIteration as PowerIteration
 # isort: on
 
 GRADIENTS: Registry[GradientRule] = Registry("gradient", GradientRule, globals())
+
+# What ``gradient=`` takes, for type checkers: "auto" and the names of GRADIENTS.
+GradientName = Literal[
+    "auto",
+    "lyapunov",
+    "spectral",
+    "unrolled",
+    "spectral_naive",
+    "spectral_clipped",
+    "spectral_taylor",
+    "spectral_pade",
+    "power_iteration",
+]
+
+
+def __dir__() -> list[str]:
+    own = ["GRADIENTS", "ExplicitRule", "GradientName", "GradientRule", "ImplicitRule", "Kept"]
+    return [*own, *(cls.__name__ for cls in GRADIENTS.values())]

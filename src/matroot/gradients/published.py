@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from matroot.solution import Solution
 class PublishedRule(ExplicitRule):
     """A stand-in for 1/(λ_i − λ_j), applied to the root and the inverse root alike."""
 
-    max_derivative = 1
+    max_derivative: ClassVar[int | None] = 1
     needs_eigenpairs = True
 
     @abstractmethod

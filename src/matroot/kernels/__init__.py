@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from matroot.kernels.kernel import BackendName as BackendName
 from matroot.kernels.kernel import Declined as Declined
 from matroot.kernels.kernel import Family as Family
 from matroot.kernels.kernel import GradientKernel as GradientKernel

@@ -806,7 +806,9 @@ def product(task: ProductTask) -> None: ...
 
 def function(task: FunctionTask) -> None: ...
 
-MEASURES: int = 10
+INTERFACE: int = 1
+
+MEASURES: int = 13
 
 def forked() -> None:
     """Says that this process was forked before this module was loaded."""

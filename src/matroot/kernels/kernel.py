@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,6 +16,16 @@ from matroot.methods import Method
 from matroot.request import Request
 from matroot.roots import Functions
 from matroot.solution import Solution
+
+# What ``backend=`` takes: ``FAMILIES`` by name.
+BackendName = Literal[
+    "auto",
+    "torch",
+    "native",
+    "triton",
+    "triton-tf32",
+    "triton-double",
+]
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ class Family:
         note: what is to be said of it beside that it takes this tensor.
     """
 
-    name: str
+    name: BackendName
     declines: Callable[[Tensor], str | None]
     values: Mapping[type[Method], tuple[ValueKernel, ...]] = field(default_factory=dict)
     gradients: Mapping[type[GradientRule], tuple[GradientKernel, ...]] = field(default_factory=dict)

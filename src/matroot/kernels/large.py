@@ -249,7 +249,7 @@ class Flag:
 
     def __init__(self, holds: Tensor) -> None:
         on_gpu = holds.device.type == "cuda"
-        self.host = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=on_gpu)
+        self.host: Tensor = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=on_gpu)
         self.host.copy_(holds, non_blocking=True)
         # PyTorch leaves it without types.
         self.arrived: Any = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]

@@ -1,25 +1,53 @@
 """Layers: whitening, covariance pooling and a metric as modules, computed by matroot's functions.
 
-A layer is public by its import here, ``import … as …`` so that type checkers let it pass on.
+A layer is public by its name in ``__all__``.
 """
 
-from matroot.nn import functional as functional
-from matroot.nn.coloring import WhiteningColoring2d as WhiteningColoring2d
-from matroot.nn.conversion import convert_batchnorm as convert_batchnorm
-from matroot.nn.conversion import convert_sync_whitening as convert_sync_whitening
-from matroot.nn.data_whitening import Whitening as Whitening
-from matroot.nn.distance import FrechetDistance as FrechetDistance
-from matroot.nn.pooling import CovariancePooling1d as CovariancePooling1d
-from matroot.nn.pooling import CovariancePooling2d as CovariancePooling2d
-from matroot.nn.pooling import CovariancePooling3d as CovariancePooling3d
-from matroot.nn.pooling import SecondOrderHead as SecondOrderHead
-from matroot.nn.pooling import TokenCovariancePooling as TokenCovariancePooling
-from matroot.nn.video import TemporalAttention as TemporalAttention
-from matroot.nn.video import TemporalCovariancePooling as TemporalCovariancePooling
-from matroot.nn.whitening import DecorrelatedBatchNorm as DecorrelatedBatchNorm
-from matroot.nn.whitening import DecorrelatedBatchNorm1d as DecorrelatedBatchNorm1d
-from matroot.nn.whitening import DecorrelatedBatchNorm2d as DecorrelatedBatchNorm2d
-from matroot.nn.whitening import DecorrelatedBatchNorm3d as DecorrelatedBatchNorm3d
-from matroot.nn.whitening import DecorrelatedBatchNormAct as DecorrelatedBatchNormAct
-from matroot.statistics import pack_triangle as pack_triangle
-from matroot.statistics import unpack_triangle as unpack_triangle
+from matroot.nn import functional
+from matroot.nn.coloring import WhiteningColoring2d
+from matroot.nn.conversion import convert_batchnorm, convert_sync_whitening
+from matroot.nn.data_whitening import Whitening
+from matroot.nn.distance import FrechetDistance
+from matroot.nn.pooling import (
+    CovariancePooling1d,
+    CovariancePooling2d,
+    CovariancePooling3d,
+    SecondOrderHead,
+    TokenCovariancePooling,
+)
+from matroot.nn.video import TemporalAttention, TemporalCovariancePooling
+from matroot.nn.whitening import (
+    DecorrelatedBatchNorm,
+    DecorrelatedBatchNorm1d,
+    DecorrelatedBatchNorm2d,
+    DecorrelatedBatchNorm3d,
+    DecorrelatedBatchNormAct,
+)
+from matroot.statistics import pack_triangle, unpack_triangle
+
+__all__ = [
+    "CovariancePooling1d",
+    "CovariancePooling2d",
+    "CovariancePooling3d",
+    "DecorrelatedBatchNorm",
+    "DecorrelatedBatchNorm1d",
+    "DecorrelatedBatchNorm2d",
+    "DecorrelatedBatchNorm3d",
+    "DecorrelatedBatchNormAct",
+    "FrechetDistance",
+    "SecondOrderHead",
+    "TemporalAttention",
+    "TemporalCovariancePooling",
+    "TokenCovariancePooling",
+    "Whitening",
+    "WhiteningColoring2d",
+    "convert_batchnorm",
+    "convert_sync_whitening",
+    "functional",
+    "pack_triangle",
+    "unpack_triangle",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from matroot import checks
-from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.gradients import GradientName, GradientRule
+from matroot.methods import Method, MethodName
 from matroot.nn.functional import whiten_and_color
 from matroot.nn.whitening import number_of_groups
 from matroot.overrides import Leaf
@@ -26,19 +26,28 @@ class WhiteningColoring2d(Leaf):
     with the statistics of each picture and group of channels, in training and evaluation alike.
 
     Args:
-        num_features: C.
+        num_features: C, the number of channels.
         groups: number of groups of channels, 1 by default; or
         group_size: channels in each.
-        blending: b; 0 leaves the content, 1 is the whole effect.
-        learn_blending: make b a parameter that starts at ``blending``.
-        eps: ridge on both covariances.
-        shrinkage: of both covariances, see ``matroot.statistics.moments``.
-        method: of both roots, see ``matroot.sqrtm``.
-        gradient: of both roots.
-        normalization: see ``matroot.nn.functional.whiten_and_color``.
-        rtol: of the content's inverse root, see ``matroot.nn.functional.inverse_root``.
-        device: of the parameter.
-        dtype: of the parameter.
+        blending: b, 1 by default, the whole effect; 0 leaves the content.
+        learn_blending: make b a parameter that starts at ``blending``; False is the default.
+        eps: ridge on both covariances, in their units, 1e-5 by default; at least some units of
+            their rounding.
+        shrinkage: of both covariances: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"``
+            or ``"oas"``, which choose it; None (the default): none.
+        method: of both roots, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of both roots, a name from ``matroot.gradients.GRADIENTS`` or an object;
+            ``"auto"`` (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()``
+            for the others.
+        normalization: ``"sqrt"`` (the default), or ``"power"``, which replaces both roots by power
+            normalisation, for comparison.
+        rtol: of the content's inverse root: leave out directions with eigenvalues up to this share
+            of the largest, as noise, instead of adding a ridge for rounding; None (the default):
+            leave out none.
+        device: of the parameter; None (the default): PyTorch's.
+        dtype: of the parameter; None (the default): PyTorch's.
 
     References:
         Y. Li et al., Universal Style Transfer via Feature Transforms, NeurIPS 2017; W. Cho et al.,
@@ -65,8 +74,8 @@ class WhiteningColoring2d(Leaf):
         learn_blending: bool = False,
         eps: float = 1e-5,
         shrinkage: Shrinkage | float | None = None,
-        method: str | Method = "auto",
-        gradient: str | GradientRule = "auto",
+        method: MethodName | Method = "auto",
+        gradient: GradientName | GradientRule = "auto",
         normalization: Literal["sqrt", "power"] = "sqrt",
         rtol: float | None = None,
         device: torch.device | str | None = None,
@@ -74,7 +83,7 @@ class WhiteningColoring2d(Leaf):
     ) -> None:
         super().__init__()
         self.num_features = num_features
-        self.groups = number_of_groups("WhiteningColoring2d", num_features, groups, group_size)
+        self.groups: int = number_of_groups("WhiteningColoring2d", num_features, groups, group_size)
         check_shrinkage(shrinkage)
         checks.finite_at_least_zero("WhiteningColoring2d: eps", eps)
         check_names(method, gradient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from matroot.nn.whitening import (
     DecorrelatedBatchNorm2d,
     DecorrelatedBatchNorm3d,
     DecorrelatedBatchNormAct,
+    WhiteningOptions,
     _DecorrelatedBatchNorm,
     check_group,
 )
@@ -32,7 +33,7 @@ _COUNTERPARTS: dict[type[nn.Module], type[_DecorrelatedBatchNorm]] = {
 def convert_batchnorm(
     module: nn.Module,
     which: Literal["first", "all"] | Callable[[str, nn.Module], bool] = "first",
-    **options: Any,
+    **options: Unpack[WhiteningOptions],
 ) -> nn.Module:
     """Replace the batch normalisation of a model by decorrelated batch normalisation.
 
@@ -47,11 +48,11 @@ def convert_batchnorm(
 
     Args:
         module: the model; changed in place, unless it is itself such a layer.
-        which: the ``"first"`` layer in the order of ``named_modules``, as the paper does, ``"all"``, or
-            a function of name and layer.
-        options: ``groups``, ``method`` and so on, see DecorrelatedBatchNorm2d. A ``group_size`` must
-            divide the channels of every layer that is converted. Another ``eps`` than the layer had
-            changes the outputs accordingly.
+        which: the ``"first"`` layer (the default) in the order of ``named_modules``, as the paper
+            does, ``"all"``, or a function of name and layer.
+        options: by keyword, arguments of the new layers, see DecorrelatedBatchNorm2d: ``groups``,
+            ``method`` and so on. A ``group_size`` must divide the channels of every layer that is
+            converted. Another ``eps`` than the layer had changes the outputs accordingly.
 
     Returns:
         The model.
@@ -80,7 +81,7 @@ def convert_batchnorm(
     converted: dict[nn.Module, nn.Module] = {}
     for name, old in found:  # All before replacing the first: an error changes nothing.
         if old not in converted:
-            converted[old] = _converted(name, old, options)
+            converted[old] = _converted(name, old, dict(options))
     for name, old in found:
         if not name:
             return converted[old]
@@ -100,7 +101,7 @@ def convert_sync_whitening(
     Args:
         module: the model, or a layer; changed in place. Before it is wrapped for parallel training
             or after.
-        process_group: whose samples are counted; None: those of all processes.
+        process_group: whose samples are counted; None (the default): those of all processes.
 
     Returns:
         The model.

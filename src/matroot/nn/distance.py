@@ -43,7 +43,7 @@ class StreamedDistance:
         self.num_features = num_features
         self.features = features
         self.squared = squared
-        self.eps = checks.ridge(eps, torch.float64)
+        self.eps: float = checks.ridge(eps, torch.float64)
         self.correction = correction
         self.reset_real_features = reset_real_features
 
@@ -129,19 +129,19 @@ class FrechetDistance(StreamedDistance, nn.Module):
     network.
 
     Args:
-        num_features: n.
+        num_features: n, the number of features.
         features: what makes samples (N, n) of what ``update`` is given, such as an image network,
             called without gradients. A module among them moves with this one and stays in the mode
-            it is in, so call its ``eval`` first. None: samples are given.
-        squared: whether ``compute`` returns d² (as FID is) or d.
-        eps: ridge added to both covariances, at least 0, in their units.
-        correction: covariances are sums over N − correction.
-        reset_real_features: whether ``reset`` forgets the real samples too.
+            it is in, so call its ``eval`` first. None (the default): samples are given.
+        squared: whether ``compute`` returns d² (the default, as FID is) or d.
+        eps: ridge added to both covariances, at least 0 (the default), in their units.
+        correction: covariances are sums over N − correction, 1 by default.
+        reset_real_features: whether ``reset`` forgets the real samples too, as by default.
         sync_on_compute: whether ``compute`` is of the samples of all processes, where
-            ``torch.distributed`` is initialised: then all of them must call it.
-        process_group: those processes; None: all.
-        device: where the moments are kept; samples from elsewhere are brought there. NCCL wants a
-            GPU.
+            ``torch.distributed`` is initialised, as by default: then all of them must call it.
+        process_group: those processes; None (the default): all.
+        device: where the moments are kept, PyTorch's default unless told; samples from elsewhere
+            are brought there. NCCL wants a GPU.
 
     Attributes:
         moments: [[number, meanᵀ], [0, scatter]] of the real and of the generated samples, shape
@@ -177,6 +177,8 @@ class FrechetDistance(StreamedDistance, nn.Module):
         >>> distance.compute()  # (3 − 1)²
         tensor(4., dtype=torch.float64)
     """
+
+    moments: Tensor
 
     def __init__(
         self,

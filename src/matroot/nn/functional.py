@@ -11,14 +11,20 @@ from torch.nn import functional as F
 
 from matroot import call, checks, context, errors, spd
 from matroot.dtensors import per_matrix
-from matroot.gradients import GradientRule, Lyapunov
+from matroot.gradients import GradientName, GradientRule, Lyapunov
 from matroot.kernels import TRITON_DOUBLE, Family, ValueKernel
-from matroot.methods import Method, Minimax
+from matroot.methods import Method, MethodName, Minimax
 from matroot.overrides import overridable
 from matroot.plan import resolve
 from matroot.request import Request, Singular
 from matroot.roots import INV_SQRT, SQRT
 from matroot.statistics import Moments, Shrinkage, moments, weights
+
+__all__ = ["inverse_root", "power_normalization", "whiten_and_color"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 @overridable
@@ -27,8 +33,8 @@ def inverse_root(
     covariance: Tensor,
     eps: float,
     *,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
     rounding: float | Tensor = 1.0,
     rtol: float | None = None,
 ) -> Tensor:
@@ -45,13 +51,17 @@ def inverse_root(
     are then lost: rescale features that differ by so much.
 
     Args:
-        covariance: shape (..., n, n), float32 or float64.
-        eps: the ridge, in the units of the covariance.
-        method: see ``matroot.inv_sqrtm``.
-        gradient: see ``matroot.inv_sqrtm``.
-        rounding: the rounding in Σ, as a multiple of that of one sum.
+        covariance: symmetric positive semi-definite matrices, shape (..., n, n), float32 or
+            float64.
+        eps: the ridge, at least 0, in the units of the covariance.
+        method: a name from ``matroot.methods.METHODS`` or an object such as ``NewtonSchulz()``;
+            ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()`` elsewhere.
+        gradient: a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"`` (the default)
+            is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the others.
+        rounding: the rounding in Σ, as a multiple of that of one sum, 1 by default.
         rtol: leave out eigenvalues up to this share of the largest, as noise, instead of adding
-            ridges for rounding: the pseudo-inverse root, see ``matroot.inv_sqrtm``.
+            ridges for rounding, which gives the pseudo-inverse root; None (the default): leave out
+            none.
 
     Returns:
         The shape and dtype of ``covariance``.
@@ -81,8 +91,8 @@ def inverse_root(
 def _inverse_root(
     covariance: Tensor,
     eps: float,
-    method: str | Method,
-    gradient: str | GradientRule,
+    method: MethodName | Method,
+    gradient: GradientName | GradientRule,
     rounding: float | Tensor = 1.0,
     rtol: float | None = None,
     *,
@@ -202,10 +212,10 @@ def power_normalization(
     I/√σ₁.
 
     Args:
-        a: shape (..., n, n), symmetric positive semi-definite.
-        rank: number of eigenpairs, at least 1.
-        steps: power iterations each, at least 1.
-        root: the root that it replaces.
+        a: symmetric positive semi-definite matrices, shape (..., n, n), float32 or float64.
+        rank: number of eigenpairs, at least 1 (the default).
+        steps: power iterations each, at least 1 (the default).
+        root: the root that it replaces, ``"sqrt"`` (the default) or ``"inv_sqrt"``.
 
     Returns:
         The shape and dtype of ``a``. 0 where A = 0 (NaN for the inverse); NaN where the rank is
@@ -259,8 +269,8 @@ def whiten_and_color(
     blending: float | Tensor = 1.0,
     eps: float = 1e-5,
     shrinkage: Shrinkage | float | None = None,
-    method: str | Method = "auto",
-    gradient: str | GradientRule = "auto",
+    method: MethodName | Method = "auto",
+    gradient: GradientName | GradientRule = "auto",
     normalization: Literal["sqrt", "power"] = "sqrt",
     rtol: float | None = None,
     content_weight: Tensor | None = None,
@@ -274,17 +284,27 @@ def whiten_and_color(
             + (1 − b)·x.
 
     Args:
-        content: x, shape (N, C, ...).
-        style: shape (N, C, ...) or (1, C, ...), with any number of pixels, but at least one.
-        groups: number of groups of channels, each with its own covariance.
-        blending: b, a number or a tensor that broadcasts to (N, C, ...): 0 leaves the content.
-        eps: ridge on both covariances, in their units; at least some units of their rounding, see
-            ``inverse_root``.
-        shrinkage: of both covariances, see ``matroot.statistics.moments``.
-        method: of both roots, see ``matroot.sqrtm``.
-        gradient: of both roots.
-        normalization: ``"power"`` replaces both roots by power normalisation, for comparison.
-        rtol: of the content's inverse root, see ``inverse_root``.
+        content: x, shape (N, C, ...), float16, bfloat16, float32 or float64.
+        style: shape (N, C, ...) or (1, C, ...), of the same dtype, with any number of pixels, but
+            at least one.
+        groups: number of groups of channels, each with its own covariance, 1 by default.
+        blending: b, a number or a tensor that broadcasts to (N, C, ...), 1 by default: 0 leaves the
+            content.
+        eps: ridge on both covariances, in their units, 1e-5 by default; at least some units of
+            their rounding.
+        shrinkage: of both covariances: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"``
+            or ``"oas"``, which choose it; None (the default): none.
+        method: of both roots, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of both roots, a name from ``matroot.gradients.GRADIENTS`` or an object;
+            ``"auto"`` (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()``
+            for the others.
+        normalization: ``"sqrt"`` (the default), or ``"power"``, which replaces both roots by power
+            normalisation, for comparison.
+        rtol: of the content's inverse root: leave out directions with eigenvalues up to this share
+            of the largest, as noise, instead of adding a ridge for rounding; None (the default):
+            leave out none.
         content_weight: how much each pixel counts in the statistics, at least 0, which broadcasts
             to (N, ...) without the channels; booleans are a mask, True counts. Pixels of weight 0
             are left out, and come out as they are.

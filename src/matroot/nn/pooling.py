@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from matroot import call, checks, context, errors
-from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.gradients import GradientName, GradientRule
+from matroot.methods import Method, MethodName
 from matroot.nn.functional import power_normalization
 from matroot.nn.whitening import _DecorrelatedBatchNorm
 from matroot.overrides import Leaf
@@ -26,6 +26,19 @@ from matroot.statistics import (
 )
 
 Normalization = Literal["sqrt", "power", "none"]
+
+
+class PoolingOptions(TypedDict, total=False):
+    """The arguments of CovariancePooling2d by keyword, for layers that pass them on."""
+
+    normalization: Normalization
+    eps: float
+    shrinkage: Shrinkage | float | None
+    center: bool
+    method: MethodName | Method
+    gradient: GradientName | GradientRule
+    triangle: bool
+    scaled: bool
 
 
 class _CovariancePooling(Leaf):
@@ -45,8 +58,8 @@ class _CovariancePooling(Leaf):
         eps: float = 0.0,
         shrinkage: Shrinkage | float | None = None,
         center: bool = True,
-        method: str | Method = "auto",
-        gradient: str | GradientRule = "auto",
+        method: MethodName | Method = "auto",
+        gradient: GradientName | GradientRule = "auto",
         triangle: bool = True,
         scaled: bool = False,
         device: torch.device | str | None = None,
@@ -71,7 +84,7 @@ class _CovariancePooling(Leaf):
         for width in reductions:
             checks.whole(f"{name}: out_channels", width)
         self.in_channels = in_channels
-        self.out_channels = widths[-1]
+        self.out_channels: int = widths[-1]
         self.normalization = normalization
         self.eps = eps
         self.shrinkage = shrinkage
@@ -86,7 +99,7 @@ class _CovariancePooling(Leaf):
             layers.append(self._convolution(before, after, 1, bias=False, **where))
             layers.append(self._batch_norm(after, **where))
             layers.append(nn.ReLU())
-        self.reduction = nn.Sequential(*layers)
+        self.reduction: nn.Sequential = nn.Sequential(*layers)
 
     @property
     def out_features(self) -> int:
@@ -193,7 +206,31 @@ class _CovariancePooling(Leaf):
 
 
 class CovariancePooling1d(_CovariancePooling):
-    """Global covariance pooling of (N, C, L); see CovariancePooling2d.
+    """Global covariance pooling of (N, C, L): the root of each covariance Σ as a vector.
+
+    CovariancePooling2d has the equation, costs and sources.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the covariance, after a 1×1 convolution, batch normalisation and ReLU;
+            several numbers: several of these in sequence; None (the default): no reduction.
+        normalization: ``"sqrt"`` (the default), the root; ``"power"``, Σ/√σ₁, So-ViT's power
+            normalisation; or ``"none"``, Σ itself.
+        eps: ridge before the root, at least 0 (the default), in the units of Σ.
+        shrinkage: of Σ: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or ``"oas"``,
+            which choose it; None (the default): none.
+        center: False leaves the mean out; True is the default.
+        method: of the root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of the root, a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"``
+            (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the
+            others.
+        triangle: False returns the matrices; True is the default.
+        scaled: multiply the entries off the diagonal by √2, which preserves distances of matrices;
+            False is the default.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers; None (the default): PyTorch's.
 
     Example:
         >>> import torch
@@ -216,19 +253,25 @@ class CovariancePooling2d(_CovariancePooling):
     Args:
         in_channels: C of the input.
         out_channels: C of the covariance, after a 1×1 convolution, batch normalisation and ReLU;
-            several numbers: several of these in sequence; None: no reduction.
-        normalization: ``"sqrt"``, the root; ``"power"``, Σ/√σ₁, So-ViT's power normalisation; or
-            ``"none"``, Σ itself.
-        eps: ridge before the root, in the units of Σ.
-        shrinkage: of Σ, see ``matroot.statistics.moments``.
-        center: False leaves x̄ out.
-        method: of the root, see ``matroot.sqrtm``; ``NewtonSchulz()`` gives those of iSQRT-COV.
-        gradient: of the root; iSQRT-COV's own is ``"unrolled"``, from which ``"auto"`` differs much
+            several numbers: several of these in sequence; None (the default): no reduction.
+        normalization: ``"sqrt"`` (the default), the root; ``"power"``, Σ/√σ₁, So-ViT's power
+            normalisation; or ``"none"``, Σ itself.
+        eps: ridge before the root, at least 0 (the default), in the units of Σ.
+        shrinkage: of Σ: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or ``"oas"``,
+            which choose it; None (the default): none.
+        center: False leaves x̄ out; True is the default.
+        method: of the root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere. ``NewtonSchulz()`` gives the values of iSQRT-COV.
+        gradient: of the root, a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"``
+            (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the
+            others. iSQRT-COV's own is ``"unrolled"``, from which ``"auto"`` differs much
             (``matroot.methods.NewtonSchulz``).
-        triangle: False returns the matrices.
-        scaled: multiply the entries off the diagonal by √2, which preserves distances of matrices.
-        device: of parameters and buffers.
-        dtype: of parameters and buffers.
+        triangle: False returns the matrices; True is the default.
+        scaled: multiply the entries off the diagonal by √2, which preserves distances of matrices;
+            False is the default.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers; None (the default): PyTorch's.
 
     Note:
         Covariances and roots are computed in float32 at least, also under autocast. A covariance of
@@ -254,7 +297,31 @@ class CovariancePooling2d(_CovariancePooling):
 
 
 class CovariancePooling3d(_CovariancePooling):
-    """Global covariance pooling of (N, C, D, H, W); see CovariancePooling2d.
+    """Global covariance pooling of (N, C, D, H, W): the root of each covariance Σ as a vector.
+
+    CovariancePooling2d has the equation, costs and sources.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the covariance, after a 1×1 convolution, batch normalisation and ReLU;
+            several numbers: several of these in sequence; None (the default): no reduction.
+        normalization: ``"sqrt"`` (the default), the root; ``"power"``, Σ/√σ₁, So-ViT's power
+            normalisation; or ``"none"``, Σ itself.
+        eps: ridge before the root, at least 0 (the default), in the units of Σ.
+        shrinkage: of Σ: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or ``"oas"``,
+            which choose it; None (the default): none.
+        center: False leaves the mean out; True is the default.
+        method: of the root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of the root, a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"``
+            (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the
+            others.
+        triangle: False returns the matrices; True is the default.
+        scaled: multiply the entries off the diagonal by √2, which preserves distances of matrices;
+            False is the default.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers; None (the default): PyTorch's.
 
     Example:
         >>> import torch
@@ -268,7 +335,31 @@ class CovariancePooling3d(_CovariancePooling):
 
 
 class TokenCovariancePooling(CovariancePooling1d):
-    """Global covariance pooling of tokens (N, T, C); see CovariancePooling2d.
+    """Global covariance pooling of tokens (N, T, C): the root of each covariance Σ as a vector.
+
+    CovariancePooling2d has the equation, costs and sources.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the covariance, after a 1×1 convolution, batch normalisation and ReLU;
+            several numbers: several of these in sequence; None (the default): no reduction.
+        normalization: ``"sqrt"`` (the default), the root; ``"power"``, Σ/√σ₁, So-ViT's power
+            normalisation; or ``"none"``, Σ itself.
+        eps: ridge before the root, at least 0 (the default), in the units of Σ.
+        shrinkage: of Σ: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or ``"oas"``,
+            which choose it; None (the default): none.
+        center: False leaves the mean out; True is the default.
+        method: of the root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of the root, a name from ``matroot.gradients.GRADIENTS`` or an object; ``"auto"``
+            (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()`` for the
+            others.
+        triangle: False returns the matrices; True is the default.
+        scaled: multiply the entries off the diagonal by √2, which preserves distances of matrices;
+            False is the default.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers; None (the default): PyTorch's.
 
     Example:
         >>> import torch
@@ -299,14 +390,17 @@ class SecondOrderHead(Leaf):
     Args:
         in_features: C, the width of a token.
         num_classes: number of classes.
-        features: width of the visual tokens in the covariance, see ``out_channels`` of
-            CovariancePooling2d.
-        prefix_tokens: number of tokens before the visual ones, at least 1; the first is the class
-            token, others (registers) are left out.
-        dropout: share of the pooled vector dropped in training.
-        device: of parameters and buffers.
-        dtype: of parameters and buffers.
-        pooling: ``normalization``, ``method`` and so on, see CovariancePooling2d.
+        features: width of the visual tokens in the covariance, 48 by default, after a 1×1
+            convolution, batch normalisation and ReLU; several numbers: several of these in
+            sequence; None: no reduction.
+        prefix_tokens: number of tokens before the visual ones, at least 1 (the default); the first
+            is the class token, others (registers) are left out.
+        dropout: share of the pooled vector dropped in training, 0 by default.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers; None (the default): PyTorch's.
+        pooling: by keyword, how the covariance is pooled, as by CovariancePooling2d:
+            ``normalization``, ``eps``, ``shrinkage``, ``center``, ``method``, ``gradient``,
+            ``scaled``.
 
     References:
         J. Xie et al., So-ViT: Mind Visual Tokens for Vision Transformer, arXiv 2104.10935.
@@ -328,7 +422,7 @@ class SecondOrderHead(Leaf):
         dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **pooling: Any,
+        **pooling: Unpack[PoolingOptions],
     ) -> None:
         super().__init__()
         checks.whole("SecondOrderHead: num_classes", num_classes)
@@ -337,10 +431,12 @@ class SecondOrderHead(Leaf):
             raise ValueError("SecondOrderHead: needs vectors, got triangle=False")
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.prefix_tokens = prefix_tokens
-        self.class_fc = nn.Linear(in_features, num_classes, **where)
-        self.pooling = TokenCovariancePooling(in_features, features, **where, **pooling)
-        self.dropout = nn.Dropout(dropout)
-        self.visual_fc = nn.Linear(self.pooling.out_features, num_classes, **where)
+        self.class_fc: nn.Linear = nn.Linear(in_features, num_classes, **where)
+        self.pooling: TokenCovariancePooling = TokenCovariancePooling(
+            in_features, features, **where, **pooling
+        )
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
+        self.visual_fc: nn.Linear = nn.Linear(self.pooling.out_features, num_classes, **where)
 
     def forward(self, tokens: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The logits.

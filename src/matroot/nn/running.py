@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from matroot import autodiff, context, spd
-from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.gradients import GradientName, GradientRule
+from matroot.methods import Method, MethodName
 from matroot.overrides import Leaf
 from matroot.statistics import Moments
 
@@ -42,8 +42,8 @@ class RunningStatistics(Leaf):
     groups: int
     eps: float
     momentum: float | None
-    method: str | Method
-    gradient: str | GradientRule
+    method: MethodName | Method
+    gradient: GradientName | GradientRule
     normalization: Literal["sqrt", "power"]
 
     running_mean: Tensor | None

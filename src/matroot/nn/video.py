@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matroot import checks
-from matroot.nn.pooling import CovariancePooling3d
+from matroot.nn.pooling import CovariancePooling3d, PoolingOptions
 from matroot.overrides import Leaf
 
 
@@ -20,8 +20,8 @@ class TemporalAttention(Leaf):
     For frame t with features X_t, C channels at m positions, and X_{t−1}, X_{t−2} the frames before
     (the first frame stands in where there are none):
 
-        spatial:   X'_t = X_t + BN(V(X_t) softmax(Q(X_{t−1})ᵀ K(X_{t−2})/√C)ᵀ),
-        temporal:  X''_t = X'_t ⊙ (g(p_t − p_{t−1}) + g((p_t − p_{t−2})/2))/2,
+        spatial: whether to attend between positions, as by default.
+        temporal: whether to weight channels, as by default.
         mixing:    Y = ReLU(X + conv(X''))
 
     with Q, K, V 1×1 convolutions, p the mean of X over the positions, g two layers with a sigmoid,
@@ -32,9 +32,9 @@ class TemporalAttention(Leaf):
         channels: C.
         spatial: whether to attend between positions.
         temporal: whether to weight channels.
-        kernel_size: frames that the convolution sees, odd; 0 leaves it out, Y = X''.
-        device: of parameters and buffers.
-        dtype: of parameters and buffers.
+        kernel_size: frames that the convolution sees, odd, 5 by default; 0 leaves it out, Y = X''.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers; None (the default): PyTorch's.
 
     Note:
         The spatial part needs m² numbers a frame.
@@ -50,6 +50,13 @@ class TemporalAttention(Leaf):
         >>> TemporalAttention(16)(torch.randn(2, 16, 8, 7, 7)).shape
         torch.Size([2, 16, 8, 7, 7])
     """
+
+    query: nn.Conv3d | None
+    key: nn.Conv3d | None
+    value: nn.Conv3d | None
+    norm: nn.BatchNorm3d | None
+    gate: nn.Sequential | None
+    mixing: nn.Conv3d | None
 
     def __init__(
         self,
@@ -147,17 +154,21 @@ def _earlier(x: Tensor, frames: int) -> Tensor:
 class TemporalCovariancePooling(CovariancePooling3d):
     """Temporal-attentive covariance pooling of (N, C, T, H, W): TemporalAttention, then pooling.
 
-    The covariance is that over all frames and positions; see CovariancePooling2d.
+    The covariance is that over all frames and positions, and the result its root as a vector.
 
     Args:
         in_channels: C of the input.
-        out_channels: C of the covariance, see CovariancePooling2d; published are 256 and then 128.
-        spatial_attention: see TemporalAttention.
-        temporal_attention: see TemporalAttention.
-        kernel_size: see TemporalAttention.
-        device: of parameters and buffers.
-        dtype: of parameters and buffers.
-        pooling: ``normalization``, ``method`` and so on, see CovariancePooling2d.
+        out_channels: C of the covariance, after a 1×1 convolution, batch normalisation and ReLU;
+            several numbers: several of these in sequence, 256 and then 128 by default, as
+            published; None: no reduction.
+        spatial_attention: whether TemporalAttention attends between positions, as by default.
+        temporal_attention: whether it weights channels, as by default.
+        kernel_size: frames that its convolution sees, odd, 5 by default; 0 leaves it out.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers; None (the default): PyTorch's.
+        pooling: by keyword, how the covariance is pooled, as by CovariancePooling2d:
+            ``normalization``, ``eps``, ``shrinkage``, ``center``, ``method``, ``gradient``,
+            ``triangle``, ``scaled``.
 
     References:
         Z. Gao, Q. Wang, B. Zhang, Q. Hu, P. Li, Temporal-attentive Covariance Pooling Networks for
@@ -180,10 +191,10 @@ class TemporalCovariancePooling(CovariancePooling3d):
         kernel_size: int = 5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **pooling: Any,
+        **pooling: Unpack[PoolingOptions],
     ) -> None:
         super().__init__(in_channels, out_channels, device=device, dtype=dtype, **pooling)
-        self.attention = TemporalAttention(
+        self.attention: TemporalAttention = TemporalAttention(
             self.out_channels,
             spatial=spatial_attention,
             temporal=temporal_attention,

@@ -6,14 +6,14 @@ import contextlib
 import functools
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, distributed, nn
 
 from matroot import checks, context, errors, spd
-from matroot.gradients import GradientRule
-from matroot.methods import Method
+from matroot.gradients import GradientName, GradientRule
+from matroot.methods import Method, MethodName
 from matroot.nn.functional import _inverse_root, power_normalization
 from matroot.nn.running import Running, RunningStatistics
 from matroot.plan import check_names
@@ -28,6 +28,27 @@ from matroot.statistics import (
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+class WhiteningOptions(TypedDict, total=False):
+    """The arguments of DecorrelatedBatchNorm2d by keyword, for functions that pass them on."""
+
+    eps: float
+    momentum: float | None
+    affine: bool
+    track_running_stats: bool
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    groups: int | None
+    group_size: int | None
+    method: MethodName | Method
+    gradient: GradientName | GradientRule
+    shrinkage: Shrinkage | float | None
+    running: Running
+    normalization: Literal["sqrt", "power"]
+    bias: bool
+    rtol: float | None
+    process_group: ProcessGroup | Literal["world"] | None
 
 
 class _DecorrelatedBatchNorm(RunningStatistics):
@@ -50,8 +71,8 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         *,
         groups: int | None = None,
         group_size: int | None = None,
-        method: str | Method = "auto",
-        gradient: str | GradientRule = "auto",
+        method: MethodName | Method = "auto",
+        gradient: GradientName | GradientRule = "auto",
         shrinkage: Shrinkage | float | None = None,
         running: Running = "covariance",
         normalization: Literal["sqrt", "power"] = "sqrt",
@@ -64,7 +85,7 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         checks.cut_off(f"{name}: rtol", rtol)
         self.rtol = rtol
         self.num_features = num_features
-        self.groups = number_of_groups(name, num_features, groups, group_size)
+        self.groups: int = number_of_groups(name, num_features, groups, group_size)
         checks.finite_at_least_zero(f"{name}: eps", eps)
         if momentum is not None:
             checks.finite_at_least_zero(f"{name}: momentum", momentum)
@@ -78,11 +99,11 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         self.momentum = momentum
         self.affine = affine
         self.track_running_stats = track_running_stats
-        self.method = method
-        self.gradient = gradient
+        self.method: MethodName | Method = method
+        self.gradient: GradientName | GradientRule = gradient
         self.shrinkage = shrinkage
         self.running = running
-        self.normalization = normalization
+        self.normalization: Literal["sqrt", "power"] = normalization
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         for kind, wanted in (("weight", affine), ("bias", affine and bias)):
             parameter = nn.Parameter(torch.empty(num_features, **where)) if wanted else None
@@ -340,9 +361,44 @@ class _DecorrelatedBatchNorm(RunningStatistics):
 
 
 class DecorrelatedBatchNorm(_DecorrelatedBatchNorm):
-    """ZCA-whitens the channels of (N, C) to (N, C, D, H, W); see DecorrelatedBatchNorm2d.
+    """ZCA-whitens the channels of (N, C) to (N, C, D, H, W).
+
+    DecorrelatedBatchNorm2d has the equation, costs and sources.
 
     ``torch.nn.SyncBatchNorm``, which takes any number of dimensions, is converted to it.
+
+    Args:
+        num_features: C, the number of channels.
+        eps: ridge on the covariance, in its units, 1e-5 by default; where rounding requires a
+            larger one, that one is used.
+        momentum: share of the new batch in the running statistics, 0.1 by default; None: the mean
+            of all batches.
+        affine: learn a scale and a shift of each channel, as by default.
+        track_running_stats: keep running statistics, as by default; without them evaluation uses
+            the batch's.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers, of matrices float32 at least; None (the default):
+            PyTorch's.
+        groups: number of groups of channels that are whitened separately, 1 by default; or
+        group_size: channels in each.
+        method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of the inverse root, a name from ``matroot.gradients.GRADIENTS`` or an object;
+            ``"auto"`` (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()``
+            for the others.
+        shrinkage: of the covariance: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or
+            ``"oas"``, which choose it; None (the default): none.
+        running: what is averaged for evaluation: ``"covariance"`` (the default) or ``"whitening"``,
+            the matrices that whiten, as published.
+        normalization: ``"sqrt"`` (the default), or ``"power"``, which divides by the root of the
+            largest eigenvalue and decorrelates nothing: for comparison.
+        bias: False leaves the shift out.
+        rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
+            instead of adding a ridge for rounding; None (the default): leave out none.
+        process_group: whose samples count in training: None (the default), this process's;
+            ``"world"``, those of all processes of torch.distributed; or those of a
+            ``ProcessGroup``.
 
     Example:
         >>> import torch
@@ -359,10 +415,11 @@ class DecorrelatedBatchNormAct(DecorrelatedBatchNorm):
     """A DecorrelatedBatchNorm with the modules of timm's batch normalisation: act(drop(whitened)).
 
     Args:
-        num_features: C.
-        drop: the module after whitening; None: none.
-        act: the activation after that; None: none.
-        options: see DecorrelatedBatchNorm2d.
+        num_features: C, the number of channels.
+        drop: the module after whitening; None (the default): none.
+        act: the activation after that; None (the default): none.
+        options: by keyword, the other arguments of DecorrelatedBatchNorm: ``eps``, ``momentum``,
+            ``groups``, ``method`` and so on.
 
     Example:
         >>> import torch
@@ -378,11 +435,11 @@ class DecorrelatedBatchNormAct(DecorrelatedBatchNorm):
         *,
         drop: nn.Module | None = None,
         act: nn.Module | None = None,
-        **options: Any,
+        **options: Unpack[WhiteningOptions],
     ) -> None:
         super().__init__(num_features, **options)
-        self.drop = nn.Identity() if drop is None else drop
-        self.act = nn.Identity() if act is None else act
+        self.drop: nn.Module = nn.Identity() if drop is None else drop
+        self.act: nn.Module = nn.Identity() if act is None else act
 
     def forward(self, x: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """See DecorrelatedBatchNorm2d.forward."""
@@ -395,7 +452,42 @@ class DecorrelatedBatchNormAct(DecorrelatedBatchNorm):
 
 
 class DecorrelatedBatchNorm1d(_DecorrelatedBatchNorm):
-    """ZCA-whitens the channels of (N, C) or (N, C, L); see DecorrelatedBatchNorm2d.
+    """ZCA-whitens the channels of (N, C) or (N, C, L).
+
+    DecorrelatedBatchNorm2d has the equation, costs and sources.
+
+    Args:
+        num_features: C, the number of channels.
+        eps: ridge on the covariance, in its units, 1e-5 by default; where rounding requires a
+            larger one, that one is used.
+        momentum: share of the new batch in the running statistics, 0.1 by default; None: the mean
+            of all batches.
+        affine: learn a scale and a shift of each channel, as by default.
+        track_running_stats: keep running statistics, as by default; without them evaluation uses
+            the batch's.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers, of matrices float32 at least; None (the default):
+            PyTorch's.
+        groups: number of groups of channels that are whitened separately, 1 by default; or
+        group_size: channels in each.
+        method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of the inverse root, a name from ``matroot.gradients.GRADIENTS`` or an object;
+            ``"auto"`` (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()``
+            for the others.
+        shrinkage: of the covariance: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or
+            ``"oas"``, which choose it; None (the default): none.
+        running: what is averaged for evaluation: ``"covariance"`` (the default) or ``"whitening"``,
+            the matrices that whiten, as published.
+        normalization: ``"sqrt"`` (the default), or ``"power"``, which divides by the root of the
+            largest eigenvalue and decorrelates nothing: for comparison.
+        bias: False leaves the shift out.
+        rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
+            instead of adding a ridge for rounding; None (the default): leave out none.
+        process_group: whose samples count in training: None (the default), this process's;
+            ``"world"``, those of all processes of torch.distributed; or those of a
+            ``ProcessGroup``.
 
     Example:
         >>> import torch
@@ -419,33 +511,40 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
     evaluation, with the arguments and buffers of ``torch.nn.BatchNorm2d``.
 
     Args:
-        num_features: C.
-        eps: ridge on the covariance, in its units. Rounding requires another one, some 1e-6 of a
-            channel's variance (``matroot.nn.functional.inverse_root``); the larger one is used,
-            so that results are finite with fewer samples than channels of a group.
-        momentum: share of the new batch in the running statistics; None: the mean of all batches.
-        affine: learn γ and β.
-        track_running_stats: keep running statistics; without them evaluation uses the batch's.
-        device: of parameters and buffers.
+        num_features: C, the number of channels.
+        eps: ridge on the covariance, in its units, 1e-5 by default. Rounding requires another one,
+            some 1e-6 of a channel's variance (``matroot.nn.functional.inverse_root``); the larger
+            one is used, so that results are finite with fewer samples than channels of a group.
+        momentum: share of the new batch in the running statistics, 0.1 by default; None: the mean
+            of all batches.
+        affine: learn γ and β, as by default.
+        track_running_stats: keep running statistics, as by default; without them evaluation uses
+            the batch's.
+        device: of parameters and buffers; None (the default): PyTorch's.
         dtype: of parameters and buffers; the matrices among these are float32 at least, also after
-            ``half()``.
+            ``half()``. None (the default): PyTorch's.
         groups: number of groups that are whitened separately, 1 by default; or
         group_size: channels in each.
-        method: of the inverse root, see ``matroot.inv_sqrtm``; ``NewtonSchulz()`` gives the values
-            of IterNorm.
-        gradient: of the inverse root; IterNorm's own is ``"unrolled"``, from which ``"auto"``
-            differs much (``matroot.methods.NewtonSchulz``).
-        shrinkage: of the covariance, see ``matroot.statistics.moments``.
-        running: what evaluation uses: the running ``"covariance"``, or the running average of the
-            ``"whitening"`` matrices, as published.
-        normalization: ``"power"`` divides by the root of the largest eigenvalue instead, which
-            decorrelates nothing (``matroot.nn.functional.power_normalization``): for comparison.
+        method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere. ``NewtonSchulz()`` gives the values of IterNorm.
+        gradient: of the inverse root, a name from ``matroot.gradients.GRADIENTS`` or an object;
+            ``"auto"`` (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()``
+            for the others. IterNorm's own is ``"unrolled"``, from which ``"auto"`` differs much
+            (``matroot.methods.NewtonSchulz``).
+        shrinkage: of the covariance: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or
+            ``"oas"``, which choose it; None (the default): none.
+        running: what evaluation uses: the running ``"covariance"`` (the default), or the running
+            average of the ``"whitening"`` matrices, as published.
+        normalization: ``"sqrt"`` (the default), or ``"power"``, which divides by the root of the
+            largest eigenvalue instead and decorrelates nothing
+            (``matroot.nn.functional.power_normalization``): for comparison.
         bias: False leaves β out.
         rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
-            instead of adding a ridge for rounding; see ``matroot.inv_sqrtm``.
-        process_group: in training, whose samples μ and Σ are of: None: this process's; ``"world"``:
-            those of all processes of torch.distributed, where it is initialised; or those of a
-            ``ProcessGroup``. See also ``convert_sync_whitening``.
+            instead of adding a ridge for rounding; None (the default): leave out none.
+        process_group: in training, whose samples μ and Σ are of: None (the default), this
+            process's; ``"world"``, those of all processes of torch.distributed, where it is
+            initialised; or those of a ``ProcessGroup``. See also ``convert_sync_whitening``.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -483,7 +582,42 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
 
 
 class DecorrelatedBatchNorm3d(_DecorrelatedBatchNorm):
-    """ZCA-whitens the channels of (N, C, D, H, W); see DecorrelatedBatchNorm2d.
+    """ZCA-whitens the channels of (N, C, D, H, W).
+
+    DecorrelatedBatchNorm2d has the equation, costs and sources.
+
+    Args:
+        num_features: C, the number of channels.
+        eps: ridge on the covariance, in its units, 1e-5 by default; where rounding requires a
+            larger one, that one is used.
+        momentum: share of the new batch in the running statistics, 0.1 by default; None: the mean
+            of all batches.
+        affine: learn a scale and a shift of each channel, as by default.
+        track_running_stats: keep running statistics, as by default; without them evaluation uses
+            the batch's.
+        device: of parameters and buffers; None (the default): PyTorch's.
+        dtype: of parameters and buffers, of matrices float32 at least; None (the default):
+            PyTorch's.
+        groups: number of groups of channels that are whitened separately, 1 by default; or
+        group_size: channels in each.
+        method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
+            ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
+            elsewhere.
+        gradient: of the inverse root, a name from ``matroot.gradients.GRADIENTS`` or an object;
+            ``"auto"`` (the default) is ``Spectral()`` for the spectral methods and ``Lyapunov()``
+            for the others.
+        shrinkage: of the covariance: a share of shrinkage between 0 and 1, or ``"ledoit_wolf"`` or
+            ``"oas"``, which choose it; None (the default): none.
+        running: what is averaged for evaluation: ``"covariance"`` (the default) or ``"whitening"``,
+            the matrices that whiten, as published.
+        normalization: ``"sqrt"`` (the default), or ``"power"``, which divides by the root of the
+            largest eigenvalue and decorrelates nothing: for comparison.
+        bias: False leaves the shift out.
+        rtol: leave out directions with eigenvalues up to this share of the largest, as noise,
+            instead of adding a ridge for rounding; None (the default): leave out none.
+        process_group: whose samples count in training: None (the default), this process's;
+            ``"world"``, those of all processes of torch.distributed; or those of a
+            ``ProcessGroup``.
 
     Example:
         >>> import torch

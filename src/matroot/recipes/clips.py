@@ -42,8 +42,10 @@ class Clips(Dataset[Any]):
         transform: Transform,
         training: bool,
     ) -> None:
-        self.items, self.frames = items, frames
-        self.transform, self.training = transform, training
+        self.items = items
+        self.frames = frames
+        self.transform = transform
+        self.training = training
 
     def __len__(self) -> int:
         return len(self.items)

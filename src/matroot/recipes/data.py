@@ -27,7 +27,8 @@ class Transformed(Dataset[Any]):
     """A data set whose pictures are transformed."""
 
     def __init__(self, dataset: Dataset[Any], transform: Transform) -> None:
-        self.dataset, self.transform = dataset, transform
+        self.dataset = dataset
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # Dataset does not say that it has one.
@@ -139,7 +140,8 @@ class Listed(Dataset[Any]):
     """Pictures given by their paths."""
 
     def __init__(self, items: Sequence[tuple[Path, int]], transform: Transform) -> None:
-        self.items, self.transform = items, transform
+        self.items = items
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.items)

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matroot import bures_wasserstein_distance, inv_sqrtm, sqrtm
+from matroot.methods import Method, MethodName
 from matroot.recipes.images import check_image
 
 Progress = Callable[[int, int], None]
@@ -69,7 +70,7 @@ def stylize(
     style: Tensor,
     *,
     strength: float = 1.0,
-    method: str = "auto",
+    method: MethodName | Method = "auto",
     eps: float = 3e-4,
     patch: int = 7,
     texture: float = 0.8,

@@ -97,15 +97,17 @@ class Excitation(nn.Module):
         super().__init__()
         self.frames = frames
         few = max(channels // reduction, 1)
-        self.reduce = nn.Sequential(nn.Conv2d(channels, few, 1, bias=False), nn.BatchNorm2d(few))
-        self.follow = nn.Conv2d(few, few, 3, padding=1, groups=few, bias=False)
-        self.expand = nn.Linear(few, channels)
+        self.reduce: nn.Sequential = nn.Sequential(
+            nn.Conv2d(channels, few, 1, bias=False), nn.BatchNorm2d(few)
+        )
+        self.follow: nn.Conv2d = nn.Conv2d(few, few, 3, padding=1, groups=few, bias=False)
+        self.expand: nn.Linear = nn.Linear(few, channels)
         time = torch.zeros(3, channels, 1, 1)
         eighth = channels // 8
         time[0, :eighth] = 1
         time[2, eighth : 2 * eighth] = 1
         time[1, 2 * eighth :] = 1
-        self.time = nn.Parameter(time)
+        self.time: nn.Parameter = nn.Parameter(time)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (N·T, C, H, W) in and out."""
@@ -130,7 +132,9 @@ class VideoNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.differences = differences
-        self.frame_network, self.pooling, self.fc = frame_network, pooling, fc
+        self.frame_network = frame_network
+        self.pooling = pooling
+        self.fc = fc
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (N, 3, T, H, W) to logits."""

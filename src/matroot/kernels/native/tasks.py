@@ -46,6 +46,8 @@ __all__ = [
     "thresholds",
 ]
 
+# See native/isa.hpp.
+INTERFACE = 1
 # Beyond, one matrix no longer fits the caches.
 LARGEST = 256
 # For the kernels by eigenpairs. Beyond, LAPACK and PyTorch's products take no longer, and kernels
@@ -65,6 +67,8 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         _check_whole(Path(spec.origin))
         module = importlib.import_module(name)
+        if getattr(module, "INTERFACE", None) != INTERFACE:
+            raise ImportError(f"{spec.origin} was compiled from other sources than this package")
     except (ImportError, OSError) as error:
         why = f"its kernels cannot be loaded ({' '.join(str(error).split())})"
         warnings.warn(

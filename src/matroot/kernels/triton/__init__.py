@@ -18,7 +18,7 @@ from matroot import context, spd
 from matroot.gradients import GradientRule, Kept, Lyapunov
 from matroot.gradients.rule import Cotangents
 from matroot.kernels import large
-from matroot.kernels.kernel import Family, GradientKernel, Solved, ValueKernel
+from matroot.kernels.kernel import BackendName, Family, GradientKernel, Solved, ValueKernel
 from matroot.kernels.passes import ByOperations, Passes
 from matroot.kernels.triton import launch, operators, selftest
 from matroot.kernels.triton.launch import BOUNDS, DOUBLE, LARGEST, NORM, NOTHING, interpreting
@@ -267,7 +267,9 @@ def _by_lyapunov(precision: str, request: Request, kept: Kept, g: Cotangents) ->
     return x
 
 
-def _family(name: str, precision: str, on_request: Callable[[Tensor], str | None]) -> Family:
+def _family(
+    name: BackendName, precision: str, on_request: Callable[[Tensor], str | None]
+) -> Family:
     def kernel(declines: Any, run: Any, name: str, kind: Any = ValueKernel) -> Any:
         return kind(name, partial(declines, precision), partial(run, precision))
 

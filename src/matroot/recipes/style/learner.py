@@ -66,8 +66,12 @@ class Learner(lightning.LightningModule):
         self.config = config
         self.automatic_optimization = False
         count = 2 if config.cycle else 1
-        self.generators = nn.ModuleList(Generator(config, options) for _ in range(count))
-        self.judges = nn.ModuleList(Discriminator(config.width) for _ in range(count))
+        self.generators: nn.ModuleList = nn.ModuleList(
+            Generator(config, options) for _ in range(count)
+        )
+        self.judges: nn.ModuleList = nn.ModuleList(
+            Discriminator(config.width) for _ in range(count)
+        )
         self.shown: list[tuple[Tensor, Tensor, Tensor]] = []
         self.ratios: list[float] = []
         self.lpips: tuple[Any] | None = None

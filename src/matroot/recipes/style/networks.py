@@ -28,7 +28,7 @@ class Residual(nn.Module):
             if normalized:
                 layers.append(nn.InstanceNorm2d(channels, affine=True))
             layers.append(nn.ReLU())
-        self.layers = nn.Sequential(*layers[:-1])
+        self.layers: nn.Sequential = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape of ``x``."""
@@ -52,29 +52,34 @@ class Generator(nn.Module):
             content += [_convolution(before, after, size, stride)]
             content += [nn.InstanceNorm2d(after, affine=True), nn.ReLU()]
             style += [_convolution(before, after, size, stride), nn.LeakyReLU(0.2)]
-        self.content = nn.Sequential(
+        self.content: nn.Sequential = nn.Sequential(
             *content, *(Residual(4 * w, True) for _ in range(config.blocks))
         )
         # No normalisation, which would remove the style; no pooling; no activation at the end.
-        self.style = nn.Sequential(*style[:-1])
-        self.looks = nn.ModuleList(nn.Conv2d(4 * w, 4 * w, 1) for _ in range(config.transforms))
-        self.transforms = nn.ModuleList(
+        self.style: nn.Sequential = nn.Sequential(*style[:-1])
+        self.looks: nn.ModuleList = nn.ModuleList(
+            nn.Conv2d(4 * w, 4 * w, 1) for _ in range(config.transforms)
+        )
+        self.transforms: nn.ModuleList = nn.ModuleList(
             WhiteningColoring2d(4 * w, learn_blending=True, **options)
             for _ in range(config.transforms)
         )
-        self.mixers = nn.ModuleList(Residual(4 * w, False) for _ in range(config.transforms))
-        self.decoder = nn.Sequential(
+        self.mixers: nn.ModuleList = nn.ModuleList(
+            Residual(4 * w, False) for _ in range(config.transforms)
+        )
+        self.decoder: nn.Sequential = nn.Sequential(
             nn.ConvTranspose2d(4 * w, 2 * w, 4, 2, 1),
             nn.ReLU(),
             nn.ConvTranspose2d(2 * w, w, 4, 2, 1),
             nn.ReLU(),
             _convolution(w, 3, 7),
         )
-        self.analysis = self.synthesis = None
+        self.analysis: nn.Module | None = None
+        self.synthesis: nn.Module | None = None
         if config.sweeps:
             self.analysis = _convolution(3, config.filters, 5)
             self.synthesis = _convolution(config.filters, 3, 5)
-        self.sweeps = nn.ModuleList(
+        self.sweeps: nn.ModuleList = nn.ModuleList(
             WhiteningColoring2d(config.filters, learn_blending=True, **options)
             for _ in range(config.sweeps)
         )
@@ -104,7 +109,7 @@ class Discriminator(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = (3, width, 2 * width, 4 * width)
-        self.scales = nn.ModuleList()
+        self.scales: nn.ModuleList = nn.ModuleList()
         for _ in range(2):
             layers: list[nn.Module] = []
             for before, after in itertools.pairwise(widths):

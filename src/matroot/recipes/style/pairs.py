@@ -24,7 +24,7 @@ class Files(Sequence[Tensor]):
     def __init__(self, folder: Path) -> None:
         known = Image.registered_extensions()
         found = sorted(folder.iterdir()) if folder.is_dir() else []
-        self.files = [file for file in found if file.suffix.lower() in known]
+        self.files: list[Path] = [file for file in found if file.suffix.lower() in known]
         if not self.files:
             raise ValueError(f"{folder}: expected a folder of pictures")
 
@@ -49,12 +49,14 @@ class Pairs(Dataset[Any]):
         config: Settings,
         training: bool,
     ) -> None:
-        self.photographs, self.styles, self.training = photographs, styles, training
-        self.length = config.pairs if training else len(photographs) * len(styles)
+        self.photographs = photographs
+        self.styles = styles
+        self.training = training
+        self.length: int = config.pairs if training else len(photographs) * len(styles)
         crop = [v2.RandomCrop(config.size), v2.RandomHorizontalFlip()]
         if not training:
             crop = [v2.CenterCrop(config.test_size)]
-        self.transform = v2.Compose([v2.Resize(config.test_size), *crop])
+        self.transform: v2.Compose = v2.Compose([v2.Resize(config.test_size), *crop])
 
     def __len__(self) -> int:
         return self.length

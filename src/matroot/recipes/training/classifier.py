@@ -21,12 +21,16 @@ class Classifier(lightning.LightningModule):
 
     def __init__(self, model: nn.Module, config: Config, classes: int, seed: int) -> None:
         super().__init__()
-        self.model, self.config, self.seed = model, config, seed
-        self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=classes)
+        self.model = model
+        self.config = config
+        self.seed = seed
+        self.accuracy: torchmetrics.Metric = torchmetrics.Accuracy(
+            "multiclass", num_classes=classes
+        )
         kinds = ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
         mixes = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
         # One of them, drawn anew for each batch.
-        self.mix = v2.RandomChoice(mixes) if mixes else None
+        self.mix: v2.RandomChoice | None = v2.RandomChoice(mixes) if mixes else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -16,7 +16,7 @@ from matroot.recipes.catalogue import application, configurations, nearest
 class Common(BaseModel):
     """The settings of every application. One YAML file a configuration, in ``recipes/configs``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
     data: str
     eps: float = Field(ge=0)

@@ -25,9 +25,9 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.description = path / "run.json"
-        self.checkpoint = path / "last.ckpt"
-        self.result = path / "result.json"
+        self.description: Path = path / "run.json"
+        self.checkpoint: Path = path / "last.ckpt"
+        self.result: Path = path / "result.json"
 
     def earlier_run(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The description of the run that the folder holds; empty where it holds none.

@@ -54,8 +54,9 @@ class Data(lightning.LightningDataModule):
 
     def __init__(self, train: Dataset[Any], test: Dataset[Any], config: Common, seed: int) -> None:
         super().__init__()
-        self.parts = {"train": train, "test": test}
-        self.config, self.seed = config, seed
+        self.parts: dict[str, Dataset[Any]] = {"train": train, "test": test}
+        self.config = config
+        self.seed = seed
 
     def _loader(self, part: str) -> DataLoader[Any]:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

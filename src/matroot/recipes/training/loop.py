@@ -57,7 +57,9 @@ class Record(Callback):
         # Enough for a median: each checkpoint holds them, and a large run has millions of steps.
         self.ms: deque[float] = deque(maxlen=1000)
         self.metrics: dict[str, float] = {}
-        self.seconds = 0.0
+        self.start: float = 0.0
+        self.step_start: float = 0.0
+        self.seconds: float = 0.0
 
     def on_train_start(self, *_: Any) -> None:
         """Start the clock, or continue."""
