@@ -14,6 +14,13 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from matroot import nn
 from matroot.nn.data_whitening import Kind
 
+__all__ = ["Whitening"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _DTYPES = (np.float64, np.float32)
 
 
@@ -24,9 +31,9 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
     the samples, float32 or float64, and are computed in double precision.
 
     Args:
-        kind: ``"zca"``, ``"pca"``, ``"cholesky"``, ``"zca_cor"`` or ``"pca_cor"``, see
-            ``matroot.nn.Whitening``, as for the others.
-        eps: ridge on the covariance.
+        kind: ``"zca"`` (the default), ``"pca"``, ``"cholesky"``, ``"zca_cor"`` or ``"pca_cor"``:
+            the table is in ``matroot.nn.Whitening``.
+        eps: ridge on the covariance, at least 0 (the default).
         shrinkage: of the covariance, None, a number between 0 and 1, or ``"oas"``.
         n_components: how many principal components count.
         correction: the covariance is a sum over m − correction for m samples.

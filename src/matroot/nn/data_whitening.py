@@ -44,17 +44,17 @@ class Whitening(Leaf):
 
     Args:
         num_features: d.
-        kind: see above.
-        eps: ridge: S = C + eps·I, at least 0, in the units of C.
+        kind: ``"zca"`` (the default), ``"pca"``, ``"cholesky"``, ``"zca_cor"`` or ``"pca_cor"``.
+        eps: ridge: S = C + eps·I, at least 0 (the default), in the units of C.
         shrinkage: before the ridge, (1 − ρ) C + ρ (tr C / d) I, a ridge relative to the mean
             variance: ρ between 0 and 1, or ``"oas"``, which chooses it by the number of samples;
-            see ``matroot.statistics.moments``.
+            None (the default): none.
         n_components: how many principal components of S (or P) count, d by default; none of
             ``"cholesky"``. The principal kinds give these alone; the results of the others have d
             features all the same, within the space of these components. ``inverse_transform`` then
             gives the nearest sample in that space.
-        correction: C is a sum over m − correction for m samples.
-        device: of the buffers.
+        correction: C is a sum over m − correction for m samples, 1 by default.
+        device: of the buffers; None (the default): PyTorch's default device.
 
     Attributes:
         samples: m, their number or the sum of their weights.
