@@ -1,5 +1,6 @@
 # make demo   create the environment, install, run the main job
 # make test   create the environment, install, run every check
+# make docs   create the environment, install, build the site into build/docs and check it
 # Only git, make and Python 3.11 or newer with venv are needed.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 CLANG := $(if $(filter default,$(origin CXX)),clang++,$(CXX))
 PYTEST := $(CALM) $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test test-all test-older lint unit wheel types sanitize fuzz format clean
+.PHONY: demo docs test test-all test-older lint unit wheel types sanitize fuzz format clean
 
 demo: $(VENV)/cli.stamp
 	$(BIN)/matroot demo --output demo
@@ -99,6 +100,13 @@ fuzz: $(VENV)/dev.stamp
 	$(BIN)/pip install --quiet atheris
 	CXX=$(CLANG) $(BIN)/python tests/fuzz/run.py fuzz $(MINUTES)
 
+# The site. The programs of the gallery run, those that have not changed since the last time do not.
+docs: $(VENV)/docs.stamp
+	rm -rf build/docs
+	$(CALM) $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --write-all \
+	  --doctree-dir build/doctrees docs build/docs
+	$(BIN)/python docs/check_site.py build/docs
+
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -112,9 +120,13 @@ $(VENV)/cli.stamp: pyproject.toml $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable ".[cli]"
 	touch $@
 
+$(VENV)/docs.stamp: pyproject.toml $(NATIVE) | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	touch $@
+
 $(VENV)/dev.stamp: pyproject.toml $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build demo
+	rm -rf $(VENV) build demo docs/gallery

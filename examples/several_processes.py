@@ -1,6 +1,10 @@
-"""The three ways in which several processes share the work, on the CPUs of one machine.
+"""
+Several processes
+=================
 
-torchrun --nproc-per-node 4 examples/several_processes.py
+The ways in which several processes share the work, on the CPUs of one machine: whitening by the
+samples of all, a batch in shares, a list of matrices, and one matrix in blocks. Start it by
+``torchrun --nproc-per-node 4 examples/several_processes.py``.
 """
 
 import functools

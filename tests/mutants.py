@@ -179,6 +179,13 @@ MUTANTS = (
         "c = put(hermitian_part(0.25 * new), third)",
         f"{CONTRACT}/test_triton.py {CONTRACT}/test_backends.py -k triton",
     ),
+    Mutant(
+        "a factor in a bound: of the residual through the inverse",
+        "src/matroot/error_bounds.py",
+        "bound = 0.5 * square.sqrt()",
+        "bound = 0.05 * square.sqrt()",
+        f"{CONTRACT}/test_error_bounds.py -k nearly_singular",
+    ),
 )
 
 

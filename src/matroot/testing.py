@@ -63,7 +63,7 @@ def random_spd(
         seed: of the generator, 0 by default; the same arguments give the same matrices.
 
     Returns:
-        Shape (*batch, n, n).
+        Shape ``(*batch, n, n)``.
     """
     generator = torch.Generator().manual_seed(seed)
     double = torch.complex128 if dtype.is_complex else torch.float64
