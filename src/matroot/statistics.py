@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from matroot import spd
+from matroot import checks, spd
 from matroot.dtensors import per_matrix
 from matroot.overrides import overridable
 
@@ -32,7 +32,8 @@ class Moments(NamedTuple):
         mean: shape (..., d, 1).
         covariance: (1/m) Σ (x − mean)(x − mean)ᵀ, shrunk if asked for, shape (..., d, d).
         centered: x − mean − offset, shape (..., d, m).
-        samples: m, their number; a tensor where only the device knows it.
+        samples: m, their number or the sum of their weights; a tensor, shape (..., 1, 1), where
+            only the device knows it.
         offset: shape (..., d, 1); None: 0. What is centred at one place of a mean of several.
     """
 
@@ -50,10 +51,13 @@ def moments(
     shrinkage: Shrinkage | float | None = None,
     center: bool = True,
     over_batch: bool = False,
+    sample_weight: Tensor | None = None,
 ) -> Moments:
     """Mean and covariance of samples in columns.
 
-    C = (1/m) Σ_k (x_k − x̄)(x_k − x̄)ᵀ, then (1 − ρ) C + ρ (tr C / d) I.
+    C = (1/m) Σ_k (x_k − x̄)(x_k − x̄)ᵀ, then (1 − ρ) C + ρ (tr C / d) I. With weights w_k,
+
+        m = Σ_k w_k,    x̄ = (1/m) Σ_k w_k x_k,    C = (1/m) Σ_k w_k (x_k − x̄)(x_k − x̄)ᵀ.
 
     Args:
         x: samples in columns, shape (..., d, m): d features of m samples, float16, bfloat16,
@@ -63,12 +67,19 @@ def moments(
         center: False takes x̄ as 0: the second moment. True is the default.
         over_batch: whether the first dimension counts samples too, False by default; the results do
             not have it.
+        sample_weight: w, at least 0, which broadcasts to (..., m): a sample of weight 2 counts as
+            two. Booleans are a mask: True counts. A sample of weight 0 is left out, whatever
+            numbers it has, NaN too: ``centered`` is 0 there, and so are derivatives by the sample
+            and by its weight.
 
     Returns:
         Moments in the dtype of ``x``, float32 at least.
 
     Raises:
-        ValueError: no samples, no features, or an unknown shrinkage.
+        TypeError: weights that are no real numbers.
+        ValueError: no samples, no features, an unknown shrinkage, or weights of another shape;
+            where errors are checked (see ``matroot.sqrtm``), weights that are negative, not finite,
+            or all zero. Elsewhere the moments are NaN then.
 
     References:
         O. Ledoit and M. Wolf, A well-conditioned estimator for large-dimensional covariance
@@ -87,20 +98,39 @@ def moments(
         raise ValueError(f"moments: expected features and samples, got shape {tuple(x.shape)}")
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
-    if over_batch:
-        count *= x.shape[0]
-    mean, centered, scatter = scatter_of(x, count, center=center, over_batch=over_batch)
-    covariance = scatter / count
+    weight = None
+    if sample_weight is not None:
+        shape = (*x.shape[:-2], count)
+        weight = weights("moments: sample_weight", sample_weight, shape, x)
+    samples, mean, centered, scatter = scatter_of(
+        x, center=center, over_batch=over_batch, weight=weight
+    )
+    if isinstance(samples, Tensor):
+        _check_some(samples)
+        mean = torch.where(samples > 0, mean, torch.nan)
+    covariance = scatter / samples
     if shrinkage is not None:
-        fourth = functools.partial(_fourth_powers, centered)
-        covariance = shrunk(covariance, shrinkage, count, fourth)
-    return Moments(mean, covariance, centered, count)
+        fourth = functools.partial(_fourth_powers, centered, weight)
+        covariance = shrunk(covariance, shrinkage, samples, fourth)
+    return Moments(mean, covariance, centered, samples)
 
 
 def scatter_of(
-    x: Tensor, count: int, *, center: bool = True, over_batch: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (0 with ``center=False``), x − mean, and Σ (x − mean)(x − mean)ᵀ: see ``moments``."""
+    x: Tensor, *, center: bool = True, over_batch: bool = False, weight: Tensor | None = None
+) -> tuple[int | Tensor, Tensor, Tensor, Tensor]:
+    """Number of samples, mean, x − mean, and Σ (x − mean)(x − mean)ᵀ: see ``moments``.
+
+    The mean is 0 with ``center=False`` and of no samples.
+
+    Args:
+        x: shape (..., d, m).
+        center: see ``moments``.
+        over_batch: see ``moments``.
+        weight: what ``weights`` returns, with all dimensions of x but that of the features.
+    """
+    if weight is not None:
+        return _weighted_scatter(x, weight[..., None, :], center=center, over_batch=over_batch)
+    count = x.shape[-1] * (x.shape[0] if over_batch else 1)
     # As a sum and a product, whose derivatives need no tensor as large as x.
     minus_mean = torch.zeros_like(x[..., :1])
     if center:
@@ -109,7 +139,91 @@ def scatter_of(
         minus_mean = minus_mean.sum(0)
     centered = x + minus_mean if center else x
     scatter = centered @ centered.mT
-    return -minus_mean, centered, scatter.sum(0) if over_batch else scatter
+    return count, -minus_mean, centered, scatter.sum(0) if over_batch else scatter
+
+
+def _weighted_scatter(
+    x: Tensor, weight: Tensor, *, center: bool, over_batch: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``scatter_of`` with weights of shape (..., 1, m)."""
+    # Not a product with 0, which would not remove NaN, neither here nor from derivatives.
+    kept = weight != 0
+    x, weight = torch.where(kept, x, 0.0), torch.where(kept, weight, 0.0)
+    total, summed = weight.sum(-1, keepdim=True), (weight * x).sum(-1, keepdim=True)
+    if over_batch:
+        total, summed = total.sum(0), summed.sum(0)
+    mean = torch.zeros_like(summed)
+    if center:
+        mean = summed / torch.where(total == 0, 1.0, total)
+    centered = torch.where(kept, x - mean, 0.0) if center else x
+    scatter = (weight * centered) @ centered.mT
+    return total, mean, centered, scatter.sum(0) if over_batch else scatter
+
+
+def weights(name: str, weight: object, shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """The weights of samples in the dtype that ``x`` is computed in; NaN for what is no weight.
+
+    Args:
+        name: what errors call them.
+        weight: real numbers or booleans, which broadcast to ``shape``.
+        shape: that of the samples. The result has as many dimensions, and the whole size in the
+            first and in the last.
+        x: the samples.
+
+    Raises:
+        TypeError: not a tensor of such numbers.
+        ValueError: they do not broadcast, or are on another device; where errors are checked, one
+            is negative or not finite.
+    """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
+    if weight.is_complex():
+        raise TypeError(f"{name} must be real numbers or booleans, got {weight.dtype}")
+    given = (1,) * (len(shape) - weight.ndim) + tuple(weight.shape)
+    fits = len(given) == len(shape)
+    # A loop, since the compiler of PyTorch 2.8 does not look into all().
+    for a, b in zip(given, shape, strict=False):
+        fits = fits and a in (1, b)
+    if not fits:
+        raise ValueError(
+            f"{name} must broadcast to {tuple(shape)}, a number a sample, got shape "
+            f"{tuple(weight.shape)}"
+        )
+    if weight.device != x.device:
+        raise ValueError(f"{name} is on {weight.device}, the samples on {x.device}")
+    whole = [b if i in (0, len(shape) - 1) else -1 for i, b in enumerate(shape)]
+    found = weight.to(spd.computing_dtype(x.dtype)).reshape(given).expand(whole)
+    if weight.dtype == torch.bool:
+        return found
+    bad = ~((found >= 0) & found.isfinite())
+    if checks.checking(None, weight) and bad.any():
+        first = float(found.detach()[bad][0])
+        raise ValueError(f"{name} must be finite and at least 0, got {first}")
+    return torch.where(bad, torch.nan, found)
+
+
+def at_least_two(name: str, weight: Tensor) -> Tensor:
+    """The weights, or NaN where they count fewer than two samples in all.
+
+    Raises:
+        ValueError: instead, where errors are checked.
+    """
+    total = weight.sum()
+    if checks.checking(None, weight) and total < 2:
+        raise ValueError(
+            f"{name}: expected at least 2 samples a channel, got weights that sum to "
+            f"{float(total):g}; a weight counts samples, so it is no share of all"
+        )
+    return torch.where(total < 2, torch.nan, weight)
+
+
+def _check_some(samples: Tensor) -> None:
+    """Raise ValueError if weights add up to nothing, where errors are checked."""
+    if not checks.checking(None, samples) or (samples > 0).all():
+        return
+    empty = (samples.flatten() == 0).nonzero().flatten().tolist()
+    which = f" (batch index {', '.join(map(str, empty[:4]))})" if samples.numel() > 1 else ""
+    raise ValueError(f"moments: sample_weight leaves no sample{which}")
 
 
 # Samples that are taken at a time into a sum.
@@ -138,12 +252,16 @@ class Sums(NamedTuple):
         sums.include_(x)
         return sums
 
-    def include_(self, x: Tensor) -> None:
-        """Take in further samples, shape (..., m, n), in place."""
+    def include_(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Take in further samples, shape (..., m, n), in place; or so many of each, (..., m)."""
+        if weight is None:
+            weight = x.new_ones((), dtype=self.samples.dtype).expand(x.shape[:-1])
         # A derivative would have to be told of every part.
-        for rows in torch.split(x, x.shape[-2] if x.requires_grad else _ROWS, -2):
-            ones = rows.new_ones(rows.shape[:-1], dtype=self.samples.dtype)
-            numbers = torch.cat([self.samples[..., None], ones], -1)
+        size = max(x.shape[-2], 1) if x.requires_grad else _ROWS
+        for rows, counts in zip(
+            torch.split(x, size, -2), torch.split(weight, size, -1), strict=True
+        ):
+            numbers = torch.cat([self.samples[..., None], counts], -1)
             means = torch.cat([self.mean[..., None, :], rows], -2)
             number, mean, steps = joined(numbers, means)
             self.samples.copy_(number)
@@ -238,9 +356,10 @@ def _share(
     return share.clamp(0.0, 1.0)
 
 
-def _fourth_powers(centered: Tensor, unit: Tensor) -> Tensor:
+def _fourth_powers(centered: Tensor, weight: Tensor | None, unit: Tensor) -> Tensor:
     """Σ_k ‖x_k‖⁴/unit² of samples (..., d, m) or (N, ..., d, m), shape (..., 1, 1) as the unit."""
-    fourth = (centered / unit.sqrt()).square().sum(-2).square().sum(-1)[..., None, None]
+    fourth = (centered / unit.sqrt()).square().sum(-2).square()
+    fourth = (fourth if weight is None else weight * fourth).sum(-1)[..., None, None]
     return fourth.sum(0) if fourth.dim() > unit.dim() else fourth
 
 

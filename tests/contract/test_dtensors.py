@@ -77,6 +77,10 @@ LAYERS = {
         matroot.nn.functional.whiten_and_color,
         lambda *b: [vectors(*b, N, 3), vectors(*b, N, 3, seed=1)],
     ),
+    "whiten_and_color of weighted pixels": (
+        lambda x, y, w: matroot.nn.functional.whiten_and_color(x, y, content_weight=w),
+        lambda *b: [*LAYERS["whiten_and_color"][1](*b), 1 + vectors(*b, N, 3)[:, 0].detach().abs()],
+    ),
 }
 # No tensor function of matrices.
 MODULES = {

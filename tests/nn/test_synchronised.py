@@ -116,6 +116,37 @@ def test_it_equals_one_process_with_all_samples(ranks, name):
         assert distance(a, b) < tolerance, key
 
 
+@pytest.mark.parametrize("name", together.WEIGHTED)
+def test_weights_of_all_processes_count(ranks, name):
+    case = CASES[name]
+    each = [found["weighted"][name] for found in ranks]
+    samples = together.weighted_samples(case, len(ranks))
+    expected = together.weighted_step(case.make(), *samples)
+    tolerance = 1e-11 if case.dtype == torch.float64 else 2e-6
+    for parts, wanted in zip(zip(*(one[0] for one in each), strict=True), expected[0], strict=True):
+        assert distance(torch.cat(parts), wanted) < tolerance
+    for key, wanted in expected[1].items():
+        assert distance(sum(one[1][key] for one in each), wanted) < tolerance
+    for key, wanted in expected[2].items():
+        assert distance(each[0][2][key], wanted) < tolerance
+
+
+def test_wrong_and_missing_weights_of_some_processes(ranks):
+    *others, own = (found["weighted"]["negative"] for found in ranks)
+    assert own == (
+        "ValueError",
+        "DecorrelatedBatchNorm1d: sample_weight must be finite and at least 0, got -1.0",
+    )
+    assert all("see the error there" in other for _, other in others)
+    for found in ranks:
+        assert "in all processes together, got 0.9" in found["weighted"]["few"][1]
+    x = [torch.randn(9, 8, generator=torch.Generator().manual_seed(r)) for r in range(len(ranks))]
+    weight = torch.ones(len(ranks), 9)
+    weight[-1] = torch.arange(9) % 2
+    expected = DecorrelatedBatchNorm1d(8)(torch.cat(x), weight.flatten())
+    assert distance(torch.cat([found["weighted"]["some"] for found in ranks]), expected) < 1e-6
+
+
 @pytest.mark.parametrize("name", FAR)
 def test_features_far_from_zero_lose_no_more_than_their_own_rounding(ranks, name):
     # Against the truth in float64, or for samples in float64 beside their rounding of the mean.

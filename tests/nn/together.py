@@ -258,6 +258,44 @@ class Own(DecorrelatedBatchNorm1d):
         return half._replace(centered=x - half.mean)
 
 
+# Of these cases also with weights.
+WEIGHTED = ["plain", "groups", "few positions", "ledoit-wolf", "float64", "float64, ledoit-wolf"]
+
+
+def weighted_samples(case, world):
+    """All samples, cotangents and weights; what has none is NaN, all of the first process too."""
+    x, g = case.samples(world)
+    generator = torch.Generator().manual_seed(2)
+    weight = 2 * torch.rand(len(x), *case.positions, generator=generator)
+    weight = torch.where(weight < 0.5, 0.0, weight).to(case.dtype)
+    weight[: case.sizes(world)[0]] = 0.0
+    return torch.where(weight.unsqueeze(1) == 0, torch.nan, x), g, weight
+
+
+def weighted_step(layer, x, g, weight):
+    """Result, gradients by samples and weights, parameters' gradients and buffers."""
+    x, weight = (t.clone().requires_grad_() for t in (x, weight))
+    y = layer(x, weight)
+    y.backward(g)
+    parameters = {k: p.grad for k, p in layer.named_parameters()}
+    return [y.detach(), x.grad, weight.grad], parameters, dict(layer.named_buffers())
+
+
+def weighted(rank, world):
+    found = {}
+    for name in WEIGHTED:
+        case = CASES[name]
+        parts = (case.part(t, rank, world) for t in weighted_samples(case, world))
+        found[name] = weighted_step(convert_sync_whitening(case.make()), *parts)
+    layer = DecorrelatedBatchNorm1d(CHANNELS, process_group="world")
+    x = torch.randn(9, CHANNELS, generator=torch.Generator().manual_seed(rank))
+    last = rank == world - 1
+    found["negative"] = error_of(lambda: layer(x, -torch.ones(9) if last else None))
+    found["few"] = error_of(lambda: layer(x, torch.full((9,), 0.1 / world)))
+    found["some"] = layer(x, torch.arange(9) % 2 if last else None).detach()
+    return found
+
+
 def own_statistics(rank, world):
     """A layer that communicates nothing, whatever its process group is."""
     x = torch.randn(20, 20, generator=torch.Generator().manual_seed(rank))
@@ -390,6 +428,7 @@ def everything(rank, world):
     found["told"] = [str(w.message) for w in told]
     found["errors"] = errors(rank, world)
     found["roots"] = roots(rank, world)
+    found["weighted"] = weighted(rank, world)
     found["own"] = own_statistics(rank, world)
     found["ways"] = ways(rank, world)
     found["second"] = second_derivatives(rank, world)

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matroot.compat import pytorch_fid as pytorch_fid
+    from matroot.compat import sklearn as sklearn
     from matroot.compat import torchmetrics as torchmetrics
 
-# Loaded when they are asked for: torchmetrics may not be installed.
-_MODULES = ["pytorch_fid", "torchmetrics"]
+# Loaded when they are asked for: the packages may not be installed.
+_MODULES = ["pytorch_fid", "sklearn", "torchmetrics"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ A layer is public by its name in ``__all__``.
 from matroot.nn import functional
 from matroot.nn.coloring import WhiteningColoring2d
 from matroot.nn.conversion import convert_batchnorm, convert_sync_whitening
+from matroot.nn.data_whitening import Whitening
 from matroot.nn.distance import FrechetDistance
 from matroot.nn.pooling import (
     CovariancePooling1d,
@@ -38,6 +39,7 @@ __all__ = [
     "TemporalAttention",
     "TemporalCovariancePooling",
     "TokenCovariancePooling",
+    "Whitening",
     "WhiteningColoring2d",
     "convert_batchnorm",
     "convert_sync_whitening",

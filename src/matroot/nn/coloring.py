@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -101,21 +101,34 @@ class WhiteningColoring2d(Leaf):
         else:
             self.blending = float(blending)
 
-    def forward(self, content: Tensor, style: Tensor) -> Tensor:
+    def forward(
+        self,
+        content: Tensor,
+        style: Tensor,
+        content_weight: Tensor | None = None,
+        style_weight: Tensor | None = None,
+    ) -> Tensor:
         """Move the statistics of ``content`` to those of ``style``.
 
         Args:
             content: shape (N, C, H, W).
             style: shape (N, C, H', W') or (1, C, H', W').
+            content_weight: of pixels, which broadcasts to (N, H, W); those of weight 0 are left out
+                and come out as they are: see ``matroot.nn.functional.whiten_and_color``.
+            style_weight: the same of the style.
 
         Returns:
             The shape and dtype of ``content``.
 
         Raises:
+            TypeError: no floating-point numbers, two dtypes, or weights that are no real numbers.
             ValueError: other shapes, or no pixels.
             torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
         """
-        traced: Tensor | None = self.recorded(content, style)
+        given: tuple[Any, ...] = (content, style)
+        if not (content_weight is None and style_weight is None):
+            given = (content, style, content_weight, style_weight)
+        traced: Tensor | None = self.recorded(*given)
         if traced is not None:
             return traced
         for name, x in (("content", content), ("style", style)):
@@ -135,6 +148,8 @@ class WhiteningColoring2d(Leaf):
             gradient=self.gradient,
             normalization=self.normalization,
             rtol=self.rtol,
+            content_weight=content_weight,
+            style_weight=style_weight,
         )
 
     def extra_repr(self) -> str:

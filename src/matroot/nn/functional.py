@@ -18,7 +18,7 @@ from matroot.overrides import overridable
 from matroot.plan import resolve
 from matroot.request import Request, Singular
 from matroot.roots import INV_SQRT, SQRT
-from matroot.statistics import Moments, Shrinkage, moments
+from matroot.statistics import Moments, Shrinkage, moments, weights
 
 __all__ = ["inverse_root", "power_normalization", "whiten_and_color"]
 
@@ -260,7 +260,7 @@ def power_normalization(
 
 
 @overridable
-@per_matrix(content=-1, style=-1, blending=-1)
+@per_matrix(content=-1, style=-1, blending=-1, content_weight=-1, style_weight=-1)
 def whiten_and_color(
     content: Tensor,
     style: Tensor,
@@ -273,6 +273,8 @@ def whiten_and_color(
     gradient: GradientName | GradientRule = "auto",
     normalization: Literal["sqrt", "power"] = "sqrt",
     rtol: float | None = None,
+    content_weight: Tensor | None = None,
+    style_weight: Tensor | None = None,
 ) -> Tensor:
     """Give the content's features the mean and covariance of the style's: the WCT.
 
@@ -303,12 +305,18 @@ def whiten_and_color(
         rtol: of the content's inverse root: leave out directions with eigenvalues up to this share
             of the largest, as noise, instead of adding a ridge for rounding; None (the default):
             leave out none.
+        content_weight: how much each pixel counts in the statistics, at least 0, which broadcasts
+            to (N, ...) without the channels; booleans are a mask, True counts. Pixels of weight 0
+            are left out, and come out as they are.
+        style_weight: the same of the style.
 
     Returns:
         The shape and dtype of ``content``; covariances and roots are float32 at least.
 
     Raises:
-        ValueError: shapes that do not go together; groups that do not divide the channels.
+        TypeError: no floating-point numbers, two dtypes, or weights that are no real numbers.
+        ValueError: shapes that do not go together; groups that do not divide the channels; where
+            errors are checked, weights that are negative, or leave no pixel of a picture.
         torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
 
     Note:
@@ -329,9 +337,12 @@ def whiten_and_color(
     """
     _check_pair(content, style, groups)
     channels = content.shape[1]
+    given = {"content_weight": (content, content_weight), "style_weight": (style, style_weight)}
     with context.no_autocast(content):
+        counts = [_pixel_weights(name, x, weight) for name, (x, weight) in given.items()]
         found, goal = (
-            _moments_of_groups(x, groups, channels // groups, shrinkage) for x in (content, style)
+            _moments_of_groups(x, groups, channels // groups, shrinkage, weight)
+            for x, weight in zip((content, style), counts, strict=True)
         )
         if normalization == "power":
             identity = spd.identity_like(found.covariance)
@@ -357,17 +368,38 @@ def whiten_and_color(
             (coloring,) = call.values(plan, ridged, None, named=named)
         y = (coloring @ whitening) @ found.centered + goal.mean
         y = y.reshape(content.shape)
+        before = content.to(y.dtype)
+        kept = None
+        if counts[0] is not None:
+            kept = (counts[0] != 0).reshape(content.shape[0], 1, *content.shape[2:])
         if not (isinstance(blending, (int, float)) and blending == 1):
-            y = torch.lerp(content.to(y.dtype), y, blending)
+            # NaN in a pixel that is left out must not come into the derivative by the blending.
+            inner = before if kept is None else torch.where(kept, before, 0.0)
+            y = torch.lerp(inner, y, blending)
+        if kept is not None:
+            y = torch.where(kept, y, before)
         return y.to(content.dtype)
 
 
+def _pixel_weights(name: str, x: Tensor, weight: Tensor | None) -> Tensor | None:
+    """The weights of pixels, shape (N, 1, pixels) as their groups' samples."""
+    if weight is None:
+        return None
+    shape = (x.shape[0], *x.shape[2:])
+    return weights(name, weight, shape, x).expand(shape).flatten(1).unsqueeze(1)
+
+
 def _moments_of_groups(
-    x: Tensor, groups: int, size: int, shrinkage: Shrinkage | float | None
+    x: Tensor,
+    groups: int,
+    size: int,
+    shrinkage: Shrinkage | float | None,
+    weight: Tensor | None,
 ) -> Moments:
     """The moments of each picture and group: shapes (N, groups, size, …)."""
     positions = math.prod(x.shape[2:])
-    return moments(x.reshape(x.shape[0], groups, size, positions), shrinkage=shrinkage)
+    samples = x.reshape(x.shape[0], groups, size, positions)
+    return moments(samples, shrinkage=shrinkage, sample_weight=weight)
 
 
 def _check_pair(content: Tensor, style: Tensor, groups: int) -> None:

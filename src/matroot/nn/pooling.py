@@ -12,10 +12,18 @@ from matroot import call, checks, context, errors
 from matroot.gradients import GradientName, GradientRule
 from matroot.methods import Method, MethodName
 from matroot.nn.functional import power_normalization
+from matroot.nn.whitening import _DecorrelatedBatchNorm
 from matroot.overrides import Leaf
 from matroot.plan import check_names, resolve
 from matroot.roots import SQRT
-from matroot.statistics import Shrinkage, check_shrinkage, moments, pack_triangle
+from matroot.statistics import (
+    Shrinkage,
+    at_least_two,
+    check_shrinkage,
+    moments,
+    pack_triangle,
+    weights,
+)
 
 Normalization = Literal["sqrt", "power", "none"]
 
@@ -39,6 +47,7 @@ class _CovariancePooling(Leaf):
     _convolution: type[nn.Module]
     _batch_norm: type[nn.Module]
     _positions: tuple[str, ...]
+    _channels_first = True
 
     def __init__(
         self,
@@ -98,33 +107,68 @@ class _CovariancePooling(Leaf):
         c = self.out_channels
         return c * (c + 1) // 2 if self.triangle else c * c
 
-    def features(self, x: Tensor) -> Tensor:
-        """The features whose covariance is taken, shape (N, out_channels, ...)."""
-        reduced: Tensor = self.reduction(x)
-        return reduced
+    def features(self, x: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """The features whose covariance is taken, shape (N, out_channels, ...).
 
-    def forward(self, x: Tensor) -> Tensor:
+        Weights, shape (N, ...), come where ``forward`` was given some: batch normalisation in
+        training has to leave out what the covariance leaves out.
+        """
+        if sample_weight is None:
+            reduced: Tensor = self.reduction(x)
+            return reduced
+        for layer in self.reduction:
+            if isinstance(layer, _DecorrelatedBatchNorm):
+                x = layer(x, sample_weight)
+            elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                x = _weighted_batch_norm(layer, x, sample_weight)
+            else:
+                x = layer(x)
+        return x
+
+    def forward(self, x: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Reduce, take the covariance, normalise it, pack it.
 
         Args:
             x: shape (N, in_channels, ...) as the class says.
+            sample_weight: how much each position counts, at least 0, which broadcasts to (N, ...)
+                without the channels; booleans are a mask, True counts. Positions of weight 0 are
+                left out, whatever numbers they have.
 
         Returns:
             Shape (N, out_features), or (N, C, C) with ``triangle=False``; dtype of ``x``.
 
         Raises:
-            ValueError: another number of dimensions or channels, or no positions.
+            TypeError: no floating-point numbers; weights that are no real numbers.
+            ValueError: another number of dimensions or channels, or no positions; where errors are
+                checked, weights that leave none of a picture. Elsewhere that one's result is NaN.
             torch.linalg.LinAlgError: where errors are checked (see ``sqrtm``), NaN or infinity.
         """
-        traced: Tensor | None = self.recorded(x)
+        given = (x,) if sample_weight is None else (x, sample_weight)
+        traced: Tensor | None = self.recorded(*given)
         if traced is not None:
             return traced
-        checks.floating(f"{type(self).__name__}: the input", x)
+        name = type(self).__name__
+        checks.floating(f"{name}: the input", x)
         self._check(x)
-        features = self.features(x)
+        weight = None
+        if sample_weight is None:
+            features = self.features(x)
+        else:
+            channels = 1 if self._channels_first else -1
+            shape = x.select(channels, 0).shape
+            sample_weight = weights(f"{name}: sample_weight", sample_weight, shape, x)
+            sample_weight = sample_weight.expand(shape)
+            x = torch.where((sample_weight != 0).unsqueeze(channels), x, 0.0)
+            features = self.features(x, sample_weight)
+            weight = sample_weight.flatten(1)
         # Half precision has too few digits for a covariance, and so has autocast.
         with context.no_autocast(x):
-            found = moments(features.flatten(2), shrinkage=self.shrinkage, center=self.center)
+            found = moments(
+                features.flatten(2),
+                shrinkage=self.shrinkage,
+                center=self.center,
+                sample_weight=weight,
+            )
             y = self._normalized(found.covariance)
             if self.triangle:
                 y = pack_triangle(y, scaled=self.scaled)
@@ -324,9 +368,11 @@ class TokenCovariancePooling(CovariancePooling1d):
         torch.Size([2, 1176])
     """
 
-    def features(self, x: Tensor) -> Tensor:
+    _channels_first = False
+
+    def features(self, x: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """See CovariancePooling2d.features."""
-        return super().features(x.mT)
+        return super().features(x.mT, sample_weight)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 3 or x.shape[2] != self.in_channels or x.shape[1] == 0:
@@ -392,19 +438,24 @@ class SecondOrderHead(Leaf):
         self.dropout: nn.Dropout = nn.Dropout(dropout)
         self.visual_fc: nn.Linear = nn.Linear(self.pooling.out_features, num_classes, **where)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The logits.
 
         Args:
             tokens: shape (N, prefix_tokens + T, C).
+            sample_weight: of all tokens, which broadcasts to (N, prefix_tokens + T), see
+                CovariancePooling2d.forward; those of the first ones are not used.
 
         Returns:
             Shape (N, num_classes).
 
         Raises:
-            ValueError: another shape, or no visual tokens.
+            TypeError: weights that are no real numbers.
+            ValueError: another shape, or no visual tokens; where errors are checked, weights that
+                leave none of a picture.
         """
-        traced: Tensor | None = self.recorded(tokens)
+        given = (tokens,) if sample_weight is None else (tokens, sample_weight)
+        traced: Tensor | None = self.recorded(*given)
         if traced is not None:
             return traced
         width, prefix = self.pooling.in_channels, self.prefix_tokens
@@ -413,6 +464,48 @@ class SecondOrderHead(Leaf):
                 f"SecondOrderHead: expected shape (N, {prefix} + T, {width}), T at least 1, "
                 f"got {tuple(tokens.shape)}"
             )
-        visual = self.dropout(self.pooling(tokens[:, prefix:]))
+        if sample_weight is not None:
+            shape = tokens.shape[:2]
+            named = "SecondOrderHead: sample_weight"
+            sample_weight = weights(named, sample_weight, shape, tokens)[:, prefix:]
+        visual = self.dropout(self.pooling(tokens[:, prefix:], sample_weight))
         logits: Tensor = self.class_fc(tokens[:, 0]) + self.visual_fc(visual)
         return logits
+
+
+def _weighted_batch_norm(
+    layer: nn.modules.batchnorm._BatchNorm, x: Tensor, weight: Tensor
+) -> Tensor:
+    """Batch normalisation by the samples (N, C, ...) that weights (N, ...) count."""
+    if not layer.training and layer.running_mean is not None:
+        evaluated: Tensor = layer(x)
+        return evaluated
+    if isinstance(layer, nn.SyncBatchNorm):
+        raise ValueError(
+            "torch.nn.SyncBatchNorm takes no sample_weight in training: convert it by "
+            "matroot.nn.convert_batchnorm(…, group_size=1), which is batch normalisation and does"
+        )
+    weight = at_least_two("batch normalisation", weight)
+    with context.no_autocast(x):
+        found = moments(
+            x.reshape(*x.shape[:2], 1, -1),
+            over_batch=True,
+            sample_weight=weight.flatten(1).unsqueeze(1),
+        )
+        variance = found.covariance
+        y = (found.centered * (variance + layer.eps).rsqrt()).reshape(x.shape)
+        if layer.weight is not None:
+            ones = (-1, *[1] * (x.ndim - 2))
+            y = y * layer.weight.view(ones)
+            y = y if layer.bias is None else y + layer.bias.view(ones)
+    if layer.training and layer.running_mean is not None and layer.running_var is not None:
+        with torch.no_grad():
+            share: float | Tensor | None = layer.momentum
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.add_(1)
+                share = 1 / layer.num_batches_tracked if share is None else share
+            assert share is not None
+            unbiased = variance * (found.samples / (found.samples - 1))
+            for running, new in ((layer.running_mean, found.mean), (layer.running_var, unbiased)):
+                running.copy_((1 - share) * running + share * new.flatten())
+    return y.to(x.dtype)

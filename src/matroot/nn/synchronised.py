@@ -36,6 +36,7 @@ def pooled_moments(
     name: str,
     twice: bool = False,
     invalid: bool = False,
+    weight: Tensor | None = None,
 ) -> Moments:
     """``matroot.statistics.moments`` of the samples of all processes, over the batch.
 
@@ -59,6 +60,7 @@ def pooled_moments(
         name: of the layer, for errors.
         twice: whether to find c first; the same in all processes, which x.dtype might not be.
         invalid: x, of NaN, stands for an input that is none; all processes get an error.
+        weight: of samples, shape (N, 1, positions), in some processes or in all; m counts it.
 
     Returns:
         Moments, the same bits in all processes but for ``centered`` and ``offset``, which are those
@@ -78,13 +80,16 @@ def pooled_moments(
         second, and both backward.
     """
     wide = torch.float64
-    count = x.shape[0] * x.shape[-1]
-    own, centered, scatter = scatter_of(x, count, over_batch=True)
+    samples, own, centered, scatter = scatter_of(x, over_batch=True, weight=weight)
     own, scatter = own.to(wide), scatter.to(wide)
+    if isinstance(samples, Tensor):
+        count = samples.to(wide).reshape(1)
+    else:
+        count = own.new_full((1,), samples)
     finite = scatter.isfinite().all() & own.isfinite().all()
     said = torch.where(finite, _FINE, _INVALID if invalid else _NOT_FINITE)
     here = torch.arange(processes(group), device=x.device) == distributed.get_rank(group)
-    head = (own.new_full((1,), count), torch.where(here, said, 0).to(wide))
+    head = (count, torch.where(here, said, 0).to(wide))
 
     def parts(origin: Tensor) -> tuple[Tensor, Tensor]:
         step = own - origin
@@ -94,7 +99,7 @@ def pooled_moments(
     if shrinkage == "ledoit_wolf":
         first, m = _checked(name, _sums((count * own, *head), group), group)
         origin = first / m
-        powers = _fourth_powers(centered + (own - origin).to(x.dtype))
+        powers = _fourth_powers(centered + (own - origin).to(x.dtype), weight)
         triangle, steps, fourth = _sums((*parts(origin), powers), group)
     elif twice:
         first, m = _checked(name, _sums((count * own.detach(), *head), group), group)
@@ -119,10 +124,13 @@ def _sums(parts: tuple[Tensor, ...], group: Any) -> list[Tensor]:
     return [total.view_as(part) for total, part in zip(each, parts, strict=True)]
 
 
-def _fourth_powers(centered: Tensor) -> Tensor:
+def _fourth_powers(centered: Tensor, weight: Tensor | None) -> Tensor:
     """Σ ‖x‖⁴ over the batch and positions, shape (k, 1, 1), in double precision for its range."""
-    squares = centered.square().sum(-2, keepdim=True).to(torch.float64)
-    return squares.square().sum((0, -1))[..., None]
+    fourth = centered.square().sum(-2, keepdim=True).to(torch.float64).square()
+    if weight is not None:
+        w = weight[..., None, :]
+        fourth = torch.where(w == 0, 0.0, w * fourth)
+    return fourth.sum((0, -1))[..., None]
 
 
 def _checked(name: str, sums: list[Tensor], group: Any) -> list[Tensor]:
@@ -147,7 +155,7 @@ def _checked(name: str, sums: list[Tensor], group: Any) -> list[Tensor]:
         if m.detach() < 2:
             raise ValueError(
                 f"{name}: expected at least 2 samples a channel in all processes together, got "
-                f"{int(m)}"
+                f"{float(m):g}"
             )
     return [*rest, torch.where(m < 2, math.nan, m)]
 

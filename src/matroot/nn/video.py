@@ -203,7 +203,16 @@ class TemporalCovariancePooling(CovariancePooling3d):
             dtype=dtype,
         )
 
-    def features(self, x: Tensor) -> Tensor:
-        """See CovariancePooling2d.features."""
+    def features(self, x: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """See CovariancePooling2d.features.
+
+        Raises:
+            ValueError: weights, which cannot leave out what attention has mixed with the rest.
+        """
+        if sample_weight is not None:
+            raise ValueError(
+                "TemporalCovariancePooling takes no sample_weight: its attention mixes positions "
+                "and frames; CovariancePooling3d does"
+            )
         attended: Tensor = self.attention(super().features(x))
         return attended

@@ -17,7 +17,14 @@ from matroot.methods import Method, MethodName
 from matroot.nn.functional import _inverse_root, power_normalization
 from matroot.nn.running import Running, RunningStatistics
 from matroot.plan import check_names
-from matroot.statistics import Moments, Shrinkage, check_shrinkage, moments
+from matroot.statistics import (
+    Moments,
+    Shrinkage,
+    at_least_two,
+    check_shrinkage,
+    moments,
+    weights,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -112,16 +119,19 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def statistics(self, x: Tensor) -> Moments:
+    def statistics(self, x: Tensor, sample_weight: Tensor | None = None) -> Moments:
         """Mean and covariance of one batch, x of shape (N, groups, group_size, positions).
 
         The only place where samples of a batch are combined, in training over ``process_group``; a
-        subclass may do it in its own way, and then sees to other processes itself.
+        subclass may do it in its own way, and then sees to other processes itself. Weights, shape
+        (N, 1, positions), come where ``forward`` was given some.
         """
         group = self._group()
-        if group is None:
-            return moments(x, shrinkage=self.shrinkage, over_batch=True)
-        return self._pooled(x, group)
+        if group is not None:
+            return self._pooled(x, group, weight=sample_weight)
+        if sample_weight is not None:
+            sample_weight = at_least_two(type(self).__name__, sample_weight)
+        return moments(x, shrinkage=self.shrinkage, over_batch=True, sample_weight=sample_weight)
 
     def _group(self) -> Any:
         """The processes whose samples count in training; None: this one alone.
@@ -136,7 +146,9 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         group = distributed.group.WORLD if world else self.process_group
         return group if distributed.get_world_size(group) > 1 else None
 
-    def _pooled(self, x: Tensor, group: Any, *, invalid: bool = False) -> Moments:
+    def _pooled(
+        self, x: Tensor, group: Any, *, invalid: bool = False, weight: Tensor | None = None
+    ) -> Moments:
         # Not before it is used: PyTorch may have been built without it.
         from matroot.nn import synchronised
 
@@ -148,6 +160,7 @@ class _DecorrelatedBatchNorm(RunningStatistics):
             name=type(self).__name__,
             twice=self._sums_twice,
             invalid=invalid,
+            weight=weight,
         )
 
     @property
@@ -163,37 +176,50 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         """A tensor with the dtype and device of this layer; x where it has none."""
         return next((t for t in (self.weight, self.running_mean) if t is not None), x)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Whiten, then scale and shift.
 
         Args:
             x: shape (N, C) or (N, C, …) as the class says, C = num_features.
+            sample_weight: how much each sample counts in the statistics, at least 0, which
+                broadcasts to (N, …) without the channels; booleans are a mask, True counts. Samples
+                of weight 0 are left out, whatever numbers they have, and come out as 0.
 
         Returns:
             The shape, dtype and memory format of ``x``.
 
         Raises:
-            ValueError: another number of dimensions or channels; one sample in training. With a
-                ``process_group``, where errors are checked, the other processes get one too.
+            TypeError: no floating-point numbers; weights that are no real numbers.
+            ValueError: another number of dimensions or channels; one sample in training, or, where
+                errors are checked, weights that sum to less than two. With a ``process_group``,
+                where errors are checked, the other processes get one too.
             torch.linalg.LinAlgError: where errors are checked (see ``inv_sqrtm``), NaN or infinity;
                 with a ``process_group`` in every process, with the ranks whose input it is.
         """
-        traced: Tensor | None = self.recorded(x)
+        given = (x,) if sample_weight is None else (x, sample_weight)
+        traced: Tensor | None = self.recorded(*given)
         if traced is not None:
             return traced
         group = self._group()
         if group is None:
-            self._check(x)
+            weight = self._checked(x, sample_weight)
         else:
-            self._check_together(x, group)
+            weight = self._checked_together(x, sample_weight, group)
         alone = self.process_group is None and not self._has_own_statistics
         if self.training and alone and _processes() > 1:
             _warn_of_processes()
         # Half precision has too few digits for a covariance, and so has autocast.
         with context.no_autocast(x):
-            samples = self._samples(x.to(spd.computing_dtype(x.dtype)))
+            wide = x.to(spd.computing_dtype(x.dtype))
+            kept = None
+            if weight is not None:
+                kept = (weight != 0).unsqueeze(1)
+                wide = torch.where(kept, wide, 0.0)
+            samples = self._samples(wide)
             if self.training or self.running_mean is None:
-                found = self.statistics(samples)
+                # A subclass that knows no weights may have its own statistics.
+                weighted = () if weight is None else (_as_samples(weight, samples),)
+                found = self.statistics(samples, *weighted)
                 whitening = self._batch_whitening(found.covariance, group)
                 if self.training and self.track_running_stats:
                     self._update(found, whitening)
@@ -207,6 +233,8 @@ class _DecorrelatedBatchNorm(RunningStatistics):
                 y = y.reshape(x.shape)
             else:
                 y = y.reshape(self.num_features, x.shape[0], *x.shape[2:]).transpose(0, 1)
+            if kept is not None:
+                y = torch.where(kept, y, 0.0)
             return _as_before(y.to(x.dtype), x)
 
     def _samples(self, x: Tensor) -> Tensor:
@@ -275,15 +303,16 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         """Whether a subclass has its own statistics, which may sum over processes."""
         return type(self).statistics is not _DecorrelatedBatchNorm.statistics
 
-    def _check_together(self, x: Tensor, group: Any) -> None:
-        """``_check``, of which the other processes hear: they wait for this one's samples."""
+    def _checked_together(self, x: Tensor, weight: Tensor | None, group: Any) -> Tensor | None:
+        """``_checked``, of which the other processes hear: they wait for this one's samples."""
         try:
-            self._check(x, least=0)
+            weight = self._checked(x, weight, least=0)
             here, there = self._like(x).device.type, x.device.type
             if here != there:
                 raise ValueError(
                     f"{type(self).__name__}: the input is on {there}, the layer on {here}"
                 )
+            return weight
         except (TypeError, ValueError):
             x = x if isinstance(x, Tensor) else torch.empty(())
             stand_in = torch.full(
@@ -296,7 +325,8 @@ class _DecorrelatedBatchNorm(RunningStatistics):
                 self._pooled(stand_in, group, invalid=True)
             raise
 
-    def _check(self, x: Tensor, least: int | None = None) -> None:
+    def _checked(self, x: Tensor, weight: Tensor | None, least: int | None = None) -> Tensor | None:
+        """The weights, shape (N, …) without the channels, once input and weights are right."""
         name = type(self).__name__
         checks.floating(f"{name}: the input", x)
         if x.dim() not in self._dimensions:
@@ -313,6 +343,10 @@ class _DecorrelatedBatchNorm(RunningStatistics):
             raise ValueError(
                 f"{name}: expected at least {least} samples a channel, got shape {tuple(x.shape)}"
             )
+        if weight is None:
+            return None
+        shape = (x.shape[0], *x.shape[2:])
+        return weights(f"{name}: sample_weight", weight, shape, x).expand(shape)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -407,12 +441,13 @@ class DecorrelatedBatchNormAct(DecorrelatedBatchNorm):
         self.drop: nn.Module = nn.Identity() if drop is None else drop
         self.act: nn.Module = nn.Identity() if act is None else act
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """See DecorrelatedBatchNorm2d.forward."""
-        traced: Tensor | None = self.recorded(x)
+        given = (x,) if sample_weight is None else (x, sample_weight)
+        traced: Tensor | None = self.recorded(*given)
         if traced is not None:
             return traced
-        y: Tensor = self.act(self.drop(super().forward(x)))
+        y: Tensor = self.act(self.drop(super().forward(*given)))
         return y
 
 
@@ -619,6 +654,11 @@ def check_group(name: str, group: object) -> None:
         if group == distributed.GroupMember.NON_GROUP_MEMBER:
             raise ValueError(f"{name} is a group that this process does not belong to")
     raise TypeError(f"{name} must be None, 'world' or a ProcessGroup, got {type(group).__name__}")
+
+
+def _as_samples(weight: Tensor, samples: Tensor) -> Tensor:
+    """The weights (N, …) of samples in the form that ``_samples`` gave these."""
+    return weight.reshape(samples.shape[0], 1, samples.shape[-1])
 
 
 def _as_before(y: Tensor, x: Tensor) -> Tensor:
