@@ -40,7 +40,7 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
 
     Attributes:
         module_: the ``matroot.nn.Whitening``, whose ``state_dict`` is saved without pickle.
-        mean_: shape (n_features_in_,).
+        mean_: the mean of the samples, a number a feature.
         n_samples_seen_: the number of samples, or the sum of their weights.
         n_features_in_: the number of features.
         feature_names_in_: their names, where the samples had some.
