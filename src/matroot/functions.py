@@ -18,7 +18,7 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -135,7 +135,7 @@ class Sqrt(SpectralFunction):
 
     domain = "semidefinite"
     bounded_slope = False
-    degree: float = 0.5
+    degree: ClassVar[float] = 0.5
 
     def values(self, x: Tensor) -> Tensor:
         """See SpectralFunction.values."""
@@ -161,7 +161,7 @@ class InvSqrt(SpectralFunction):
 
     domain = "definite"
     bounded_slope = False
-    degree: float = -0.5
+    degree: ClassVar[float] = -0.5
 
     def values(self, x: Tensor) -> Tensor:
         """See SpectralFunction.values."""

@@ -175,6 +175,7 @@ def test_every_file_is_written_in_one_of_two_ways():
         "bench/rows.py": {"open"},  # append
         "terminal.py": {"open"},  # Tries whether it can be written, and changes nothing.
         "bench/hard_run.py": {"save"},  # That of hard_cases.py.
+        "bench/drawing.py": {"savefig"},  # Into memory.
         "bench/memory.py": {"write_text"},  # Into /proc.
         "bench/ranks.py": {"write_text"},  # From one process to another, in a folder of its own.
         "recipes/clips.py": {"open"},  # Reads.
