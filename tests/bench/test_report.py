@@ -123,6 +123,7 @@ def test_every_recorded_row_is_read(name):
 
 def test_names_at_the_ends_of_lines_do_not_overlap():
     figure, axes = plots.panel("", "")
+    axes.plot([0, 1], [0, 1])
     axes.set_ylim(0, 1)
     heights = [0.5, 0.501, 0.5, 0.99, 1.0, 0.02]
     plots.label_ends(axes, [(f"name {i}", "black", 1, y) for i, y in enumerate(heights)])

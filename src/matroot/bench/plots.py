@@ -72,7 +72,8 @@ def panel(title: str, footer: str, *, height: float = 3.5, panels: int = 1) -> t
     for axes in np.ravel(figure.subplots(1, panels, sharey=True)):
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=9.5)
+    lines = [textwrap.fill(line, 58) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=9.5)
     figure.supxlabel(textwrap.fill(footer, 90), fontsize=5.5, color="0.4")
     return figure, figure.axes[0]
 
@@ -294,7 +295,7 @@ def times_and_errors(
     left.margins(y=0.5 / len(shown))
     right.tick_params(left=False)
     for axes in (left, right):
-        axes.xaxis.label.set_size(8.5)
+        axes.xaxis.label.set_fontsize(8.5)
     finish(right)
     finish(left, failed=failed)
     return Plot(name, f"Not drawn: {'; '.join(lost)}." if lost else "", figure)
