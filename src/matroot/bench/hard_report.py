@@ -191,12 +191,14 @@ def plot(rows: Sequence[Row]) -> Plot:
     names = list(dict.fromkeys(row["candidate"] for row in totals))
     palette = colours(names)
     families = [f for f in FAMILIES if pick(totals, family=f)]
-    figure, axes = panel(
-        _seen(totals), Group(list(rows)).footer if rows and rows[0].get("torch") else ""
-    )
     # A place for each package in each family, and one between families.
     height = len(names) + 1
-    figure.set_size_inches(7, 1.3 + 0.05 * height * len(families))
+    figure, axes = panel(
+        _seen(totals),
+        Group(list(rows)).footer if rows and rows[0].get("torch") else "",
+        width=7,
+        height=1.3 + 0.05 * height * len(families),
+    )
     for row in totals:
         histogram = row["ratios"].get("sqrt_ratio")
         if not histogram or not histogram["count"]:

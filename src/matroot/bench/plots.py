@@ -61,18 +61,20 @@ def colours(names: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def panel(title: str, footer: str, *, height: float = 3.5, panels: int = 1) -> tuple[Figure, Axes]:
+def panel(
+    title: str, footer: str, *, width: float = 4.6, height: float = 3.5, panels: int = 1
+) -> tuple[Figure, Axes]:
     """A figure with its first panel, the title on top and the provenance at the bottom.
 
     Small, so that its letters can be read on a phone.
     """
     # The object interface keeps matplotlib's global state, and any display, out of it.
-    figure = Figure(figsize=(4.6, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     for axes in np.ravel(figure.subplots(1, panels, sharey=True)):
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
-    lines = [textwrap.fill(line, 58) for line in title.splitlines()]
+    lines = [textwrap.fill(line, round(12.6 * width)) for line in title.splitlines()]
     figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=9.5)
     figure.supxlabel(textwrap.fill(footer, 90), fontsize=5.5, color="0.4")
     return figure, figure.axes[0]
