@@ -14,12 +14,13 @@ from typing import Any
 
 import timm
 import torch
-from numerics import IMAGES, ROOT, command, figure, fill, interleaved, load, table
+from numerics import COLORS, IMAGES, ROOT, command, figure, fill, interleaved, load, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import matroot
 from matroot.bench.baselines import eigh_by_hand
+from matroot.bench.plots import label_ends, plain_ticks
 from matroot.bench.rows import Row, pick
 from matroot.gradients import Lyapunov
 from matroot.methods import METHODS
@@ -382,34 +383,52 @@ def plot(rows: list[Row]) -> None:
         for point in points
     ]
     means, spreads = [float(e.mean()) for e in errors], [float(e.std()) for e in errors]
-    left.errorbar(points, means, spreads, marker="o", capsize=3, label="whitening")
+    left.errorbar(points, means, spreads, marker="o", capsize=3)
     plain = [
         100 * r["test_error"] for r in pick(rows, kind="whitening", study="batch normalisation")
     ]
-    left.axhline(sum(plain) / len(plain), color="gray", ls="--", label="batch normalisation")
-    left.set(
-        xscale="log",
-        xlabel="eps",
-        ylabel="error on pictures not seen, %",
-        title="Ridge of whitening",
+    normalized = sum(plain) / len(plain)
+    left.axhline(normalized, color="0.4", ls="--")
+    best = min(range(len(points)), key=means.__getitem__)
+    left.set(xscale="log", xlabel="eps", ylabel="error on pictures not seen, %")
+    left.set_title(
+        f"Whitening: {means[best]:.0f} % of errors at eps = {points[best]:g}\n"
+        f"Batch normalisation: {normalized:.0f} %",
+        size=11,
     )
     left.set_ylim(bottom=0)
-    left.legend()
+    plain_ticks(left.xaxis)
+    label_ends(
+        left,
+        [
+            ("whitening", "C0", points[-1], means[-1]),
+            ("batch\nnormalisation", "0.4", points[-1], normalized),
+        ],
+        size=9,
+    )
     largest = shrinkage_means(rows, "largest")
     shares = sorted({share for share, _ in largest})
-    for rule in ("None", "0.05", "oas", "ledoit_wolf"):
-        right.plot(shares, [largest[share, rule] for share in shares], marker="o", label=rule)
+    ends = []
+    names = {"None": "no shrinkage", "0.05": "0.05", "oas": "oas", "ledoit_wolf": "ledoit_wolf"}
+    for color, (rule, name) in zip(COLORS, names.items(), strict=False):
+        values = [largest[share, rule] for share in shares]
+        right.plot(shares, values, marker="o", color=color)
+        ends.append((name, color, shares[-1], values[-1]))
     right.set(
         xscale="log",
         yscale="log",
         xlabel="samples per feature",
         ylabel="largest variance after whitening (ideal: 1)",
-        title="Whitening by a covariance of few samples",
+    )
+    right.set_title(
+        f"Few samples need shrinkage: a variance of {largest[shares[0], 'None']:.0f}\n"
+        f"becomes {largest[shares[0], 'ledoit_wolf']:.0f} at {shares[0]:g} samples per feature",
+        size=11,
     )
     right.set_xticks(shares, [f"{share:g}" for share in shares])
     right.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
     right.minorticks_off()
-    right.legend(title="shrinkage")
+    label_ends(right, ends, size=9)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     result.savefig(IMAGES / "layers.svg", metadata={"Date": None})

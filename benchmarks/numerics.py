@@ -25,6 +25,7 @@ from torch import Tensor
 
 import matroot
 from matroot.bench.measure import in_turns, milliseconds
+from matroot.bench.plots import label_ends, plain_ticks
 from matroot.bench.rows import Row, append, pick, provenance
 from matroot.gradients import GradientRule, Lyapunov
 from matroot.methods import Method, Minimax, NewtonSchulz, Pade, Taylor
@@ -351,18 +352,23 @@ def figure(width: float, height: float) -> Figure:
     return result
 
 
+# Colours dark enough for letters.
+COLORS = ("#1f77b4", "#d95f02", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#c2459a", "#6b6b6b")
+
+
 def accuracy_plot(rows: list[Row], along: str, path: Path) -> None:
     """Errors against the condition number (all methods), or against n (the main ones)."""
-    plot = figure(10, 7.5)
+    plot = figure(10, 7)
+    fixed: Row = {"n": 64} if along == "cond" else {"cond": 1e4}
     titles = ("root", "gradient of the root", "inverse root", "gradient of the inverse root")
     for axes, title, (root, field) in zip(
-        plot.subplots(2, 2, sharex=True).flat,
+        plot.subplots(2, 2, sharex=True, sharey=True).flat,
         titles,
         itertools.product(("sqrt", "inv_sqrt"), ("error", "gradient_error")),
         strict=True,
     ):
-        fixed: Row = {"n": 64} if along == "cond" else {"cond": 1e4}
-        for i, choice in enumerate(CHOICES):
+        ends = []
+        for color, choice in zip(COLORS, CHOICES, strict=False):
             for spectrum, style in (("log", "-"), ("clustered", "--"), ("outlier", ":")):
                 found = pick(
                     rows,
@@ -375,48 +381,82 @@ def accuracy_plot(rows: list[Row], along: str, path: Path) -> None:
                 )
                 if (along == "n" and choice not in MAIN) or not found:
                     continue
-                label = choice if spectrum == "log" else None
                 x, y = [row[along] for row in found], [row[field] for row in found]
-                axes.plot(x, y, style, marker="o", ms=3, color=f"C{i}", label=label)
-        axes.set(
-            xscale="log", yscale="log", title=title, ylim=(1e-8, 30 if along == "cond" else 1e-2)
-        )
+                axes.plot(x, y, style, marker="o", ms=3, color=color)
+                if spectrum == "log":
+                    name = choice.removesuffix(" (as published)").replace("told ", "")
+                    ends.append((name, color, x[-1], y[-1]))
+        axes.set_title(title, size=11)
+        axes.set(xscale="log", yscale="log", ylim=(1e-8, 30 if along == "cond" else 1e-2))
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
         if along == "n":
             axes.set_xticks([16, 64, 256], ["16", "64", "256"])
-            axes.set_xticks([], minor=True)
         axes.set_xlabel("condition number κ" if along == "cond" else "n")
-        axes.set_ylabel("relative error")
         axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    plot.legend(handles, labels, loc="outside lower center", ncols=3)
-    what = "n = 64" if along == "cond" else "κ = 1e4"
+        label_ends(axes, ends, size=8.5)
+    ours = pick(rows, kind="accuracy", dtype="float32", choice="default", **fixed)
+    found = [row[key] for row in ours for key in ("error", "gradient_error")]
+    most = number(max(error for error in found if error is not None))
+    every, what = (
+        ("condition number", "n = 64, Taylor, Padé and Newton–Schulz as published")
+        if along == "cond"
+        else ("size", "κ = 1e4")
+    )
     plot.suptitle(
+        f"The default's relative errors are at most {most} at every {every}\n"
         f"float32, {what}; eigenvalues log-spaced (solid), two clusters (dashed), one outlier"
         " (dotted)",
-        fontsize="medium",
+        size=11,
     )
     plot.savefig(path, metadata={"Date": None})
 
 
 def lyapunov_plot(rows: list[Row], path: Path) -> None:
-    """Error against products and inverses in products."""
+    """Error and cost in products of each scheme, inverses counting half a product."""
     plot = figure(10, 4.5)
-    for axes, cond in zip(plot.subplots(1, 3, sharey=True), (1e2, 1e4, 1e6), strict=True):
-        for i, name in enumerate(SCHEMES):
-            for spectrum, marker in (("log", "o"), ("clustered", "s")):
+    names = list(SCHEMES)[::-1]
+    panels = plot.subplots(1, 3, sharey=True)
+    for axes, cond in zip(panels, (1e2, 1e4, 1e6), strict=True):
+        for place, name in enumerate(names):
+            color = "#1b7f5c" if "library" in name else "0.35"
+            for spectrum, marker, shift in (("log", "o", 0.15), ("clustered", "s", -0.15)):
                 row = pick(rows, kind="lyapunov", scheme=name, cond=cond, spectrum=spectrum)[0]
                 cost = row["products"] + row["inverses"] / 2
-                label = name if spectrum == "log" else None
-                axes.plot([cost], [row["error"]], marker, color=f"C{i}", label=label, ls="none")
-        axes.set(yscale="log", title=f"κ = {cond:.0e}", xlabel="cost in products of n×n matrices")
+                if row["error"] > 0.1:
+                    axes.text(1.2e-7, place + shift, "no convergence", size=7, va="center")
+                    continue
+                axes.plot([row["error"]], [place + shift], marker, color=color, ms=5)
+                axes.annotate(
+                    f"{cost:g}",
+                    (row["error"], place + shift),
+                    (6, 0),
+                    textcoords="offset points",
+                    va="center",
+                    size=8,
+                    color=color,
+                )
+        axes.set(xscale="log", xlim=(1e-7, 5), xlabel="relative error of X")
+        axes.set_title(f"κ = {cond:,.0f}", size=11)
+        plain_ticks(axes.xaxis)
         axes.grid(alpha=0.3)
-    axes.set_ylim(1e-7, 2)
-    plot.axes[0].set_ylabel("relative error of X")
-    handles, labels = axes.get_legend_handles_labels()
-    plot.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    panels[0].set_yticks(range(len(names)), names, size=9)
+    for label in panels[0].get_yticklabels():
+        label.set_weight("bold" if "library" in label.get_text() else "normal")
+    costs = {
+        kind: [
+            row["products"] + row["inverses"] / 2
+            for row in pick(rows, kind="lyapunov")
+            if row["scheme"].startswith(kind)
+        ]
+        for kind in ("squared Smith", "sign")
+    }
     plot.suptitle(
-        "S X + X S = R in float32, n = 64; log-spaced (round), two clusters (square)",
-        fontsize="medium",
+        f"Squared Smith iterations take at most {max(costs['squared Smith']):g} products, "
+        f"sign iterations at least {min(costs['sign']):g}\n"
+        "S X + X S = R, float32, n = 64; the number beside a point is its cost in products; "
+        "log-spaced (round), two clusters (square)",
+        size=11,
     )
     plot.savefig(path, metadata={"Date": None})
 

@@ -1,11 +1,16 @@
 """Reports of rows, and comparisons of two files of them."""
 
+import itertools
 import re
+from pathlib import Path
 
 import pytest
+from matplotlib.text import Text
 
 from bench.examples import CPU, row
 from matroot.bench import compare, drawing, plots, report, rows
+
+ROOT = Path(__file__).parents[2]
 
 
 def page_of(found, folder, complaints=()):
@@ -106,6 +111,36 @@ def test_the_report_reports_its_progress(tmp_path):
     plots = sum(path.suffix == ".svg" for path in written)
     assert plots > 0
     assert steps == [(i, plots) for i in range(plots + 1)]
+
+
+@pytest.mark.parametrize("name", ["paper", "peers", "hard", "scale"])
+def test_every_recorded_row_is_read(name):
+    """Those of ``degree`` say in words what their matrices are, those of ``hard`` how many."""
+    found, complaints = rows.load(ROOT / f"benchmarks/results/{name}-cpu.jsonl")
+    assert found
+    assert complaints == []
+
+
+def test_names_at_the_ends_of_lines_do_not_overlap():
+    figure, axes = plots.panel("", "")
+    axes.plot([0, 1], [0, 1])
+    axes.set_ylim(0, 1)
+    heights = [0.5, 0.501, 0.5, 0.99, 1.0, 0.02]
+    plots.label_ends(axes, [(f"name {i}", "black", 1, y) for i, y in enumerate(heights)])
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert len(boxes) == len(heights)
+    for a, b in itertools.combinations(boxes, 2):
+        assert not a.overlaps(b)
+    # Far from others, a name is where its line ends.
+    low = axes.transAxes.inverted().transform(boxes[0])[:, 1]
+    assert low.mean() == pytest.approx(0.02, abs=0.01)
+
+
+def test_titles_say_who_is_first(tmp_path):
+    times = {"forward": [3.0, 2.9, 3.1]}
+    html, _ = page_of([row(), row("slow", ms=times), row("wrong", passed=False)], tmp_path)
+    assert "matroot is fastest, 3 times as fast as slow" in html
 
 
 def test_nothing_to_report(tmp_path):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-
-from matplotlib.lines import Line2D
 
 from matroot.bench.hard import BINS, LAPACK_THRESHOLD
 from matroot.bench.hard_families import FAMILIES
 from matroot.bench.layout import Group, Section, Table, three_digits
-from matroot.bench.plots import Plot, colours, finish, panel
+from matroot.bench.plots import Plot, colours, finish, label_ends, panel
 from matroot.bench.rows import Row, pick
 
 # What rows are summed over: blocks and sizes.
@@ -181,7 +180,7 @@ def _bounds(row: Row) -> dict[str, str] | None:
 
 
 # Where the axis of ratios ends; a marker > stands for what is beyond.
-_END = 1e5
+_END = 1e3
 
 
 def plot(rows: Sequence[Row]) -> Plot:
@@ -192,34 +191,57 @@ def plot(rows: Sequence[Row]) -> Plot:
     names = list(dict.fromkeys(row["candidate"] for row in totals))
     palette = colours(names)
     families = [f for f in FAMILIES if pick(totals, family=f)]
+    # A place for each package in each family, and one between families.
+    height = len(names) + 1
     figure, axes = panel(
-        "Residuals by family: median, 99 %, largest",
+        _seen(totals),
         Group(list(rows)).footer if rows and rows[0].get("torch") else "",
-        lines=len(names) // 2 + 2,
-        height=1.0 + 0.42 * len(families),
+        width=7,
+        height=1.3 + 0.05 * height * len(families),
     )
     for row in totals:
         histogram = row["ratios"].get("sqrt_ratio")
         if not histogram or not histogram["count"]:
             continue
-        shift = (names.index(row["candidate"]) - (len(names) - 1) / 2) * 0.8 / max(len(names), 1)
-        y = families.index(row["family"]) + shift
+        y = families.index(row["family"]) * height + names.index(row["candidate"])
         points = [quantile(histogram, 0.5), quantile(histogram, 0.99), histogram["max"]]
         # Exact roots have no place on a logarithmic axis; far beyond, a number says no more.
         x = [min(max(p, 1e-3), _END) for p in points if p is not None]
         colour = palette[row["candidate"]]
-        axes.plot([x[0], x[-1]], [y, y], "-", color=colour, lw=0.8)
+        axes.plot([x[0], x[-1]], [y, y], "-", color=colour, lw=1)
         for value, marker in zip(x, ("|", ".", "o"), strict=False):
             shown = ">" if value == _END else marker
-            axes.plot([value], [y], shown, color=colour, ms=3 if marker in ".o" else 5)
+            axes.plot([value], [y], shown, color=colour, ms=3 if marker in ".o" else 4)
     axes.axvline(LAPACK_THRESHOLD, color="0.3", ls="--", lw=1)
-    axes.set(xscale="log", xlabel="‖S² − A‖ / (‖A‖ n u)")
-    axes.set_yticks(range(len(families)), families, fontsize=7)
-    axes.invert_yaxis()
-    handles = [Line2D([], [], color=palette[name], lw=2, label=name) for name in names]
-    handles.append(Line2D([], [], color="0.3", ls="--", label="LAPACK's threshold, 60"))
-    finish(axes, handles)
-    legend = axes.get_legend()
-    assert legend is not None
-    legend.set_bbox_to_anchor((0.5, -0.07))
+    axes.set(xscale="log", xlabel="‖S² − A‖ / (‖A‖ n u); dashed: LAPACK's threshold, 60")
+    middle = (len(names) - 1) / 2
+    axes.set_yticks([i * height + middle for i in range(len(families))], families, fontsize=8)
+    axes.set_ylim(len(families) * height - 0.5, -1.5)
+    finish(axes)
+    # Beside the bars of the first family.
+    ends = []
+    for row in pick(totals, family=families[0]) if families else ():
+        histogram = row["ratios"].get("sqrt_ratio")
+        if histogram and histogram["max"]:
+            place = names.index(row["candidate"])
+            ends.append((row["candidate"], palette[row["candidate"]], histogram["max"], place))
+    label_ends(axes, ends)
     return Plot("hard-residuals", "", figure)
+
+
+def _seen(totals: Sequence[Row]) -> str:
+    """The title: what the largest residuals are."""
+    found: dict[str, float] = {}
+    for row in totals:
+        name = row["candidate"]
+        found[name] = max(found.get(name, 0), largest(row, "sqrt_ratio") or 0)
+    title = "Residuals by family of matrices: median (|), 99 % (·), largest (●)"
+    others = [value for name, value in found.items() if name != "matroot"]
+    if "matroot" not in found or not others:
+        return title
+    least = min(others)
+    beyond = " (▸: beyond the axis)" if least > _END else ""
+    ours = math.ceil(found["matroot"])
+    return (
+        f"{title}\nmatroot stays below {ours}, each other one reaches {least:.0e}{beyond} or more"
+    )

@@ -87,13 +87,13 @@ def headline(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         slug = f"headline-{first['batch']}x{first['n']}-{first['root']}"
         for what, y in (("error", "error"), ("gradient", "gradient_error")):
             drawn.append(
-                plots.pareto(
+                plots.times_and_errors(
                     list(case.values()),
                     name=f"{slug}-{what}",
                     title=f"{name}: {title}",
                     footer=group.footer,
                     y=y,
-                    y_label="relative error of the " + ("root" if y == "error" else "gradient"),
+                    y_label="error of the " + ("root" if y == "error" else "gradient"),
                     phase="total",
                     palette=palette,
                 )
@@ -101,7 +101,7 @@ def headline(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
     if tables:
         yield Section(
             "The applications' shapes",
-            "Root and gradient, error against time; down and to the left is better.",
+            "Root and gradient: time and error, the fastest on top.",
             tables,
             not_empty(drawn),
         )
@@ -253,7 +253,7 @@ def accuracy(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         name="condition",
         footer=group.footer,
         x="cond",
-        x_label="condition number κ (n = 64, log-spaced eigenvalues)",
+        x_label="condition number κ (n = 64)",
         palette=palette,
     )
     tables = [_condition_table(pick(conditions, root=root), root) for root in ROOT_NAMES]
@@ -300,6 +300,7 @@ def degrees(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         x_label="Taylor degree, Padé order, Newton–Schulz steps",
         palette=plots.colours(row["candidate"] for row in found),
         log_x=False,
+        ranked=False,
     )
     if not_empty(drawn):
         yield Section(
@@ -363,12 +364,12 @@ def lyapunov(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
             plots.curves(
                 points,
                 name="convergence",
-                title="‖B_k − I‖_F of the sign iteration, n = 64, float64",
+                title="Sign iteration, n = 64, float64: a larger κ takes more steps",
                 footer=group.footer,
                 x="x",
                 y="y",
                 x_label="step k",
-                y_label="‖B_k − I‖_F",
+                y_label="‖Bₖ − I‖",
                 palette=plots.colours(p["candidate"] for p in points),
                 log_x=False,
                 gated=False,

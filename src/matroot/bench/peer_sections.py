@@ -78,7 +78,7 @@ def accuracy(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
                 footer=group.footer,
                 x="cond",
                 y=y,
-                x_label="condition number κ (n = 64, log-spaced eigenvalues)",
+                x_label="condition number κ (n = 64)",
                 y_label="relative error",
                 palette=palette,
             )
@@ -102,7 +102,7 @@ def speed(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         (("error", "root"), ("gradient_error", "gradient")),
     ):
         drawn.append(
-            plots.pareto(
+            plots.times_and_errors(
                 [
                     row
                     for row in pick(found, batch=batch, n=n, root="sqrt")

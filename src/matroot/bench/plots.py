@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullLocator
 
 if TYPE_CHECKING:
     from matroot.bench.rows import Row
 
-# A colour for every candidate, the same in all plots; matroot black.
+# A colour for every candidate, the same in all plots; matroot black. Dark enough for letters.
 _COLOURS = (
     "#1f77b4",
     "#d62728",
     "#2ca02c",
-    "#ff7f0e",
+    "#d95f02",
     "#9467bd",
     "#8c564b",
-    "#e377c2",
-    "#17becf",
-    "#bcbd22",
+    "#c2459a",
+    "#0e8fa0",
+    "#8a8b00",
     "#3b528b",
-    "#7f7f7f",
+    "#6b6b6b",
     "#005f5f",
     "#b8860b",
     "#4b0082",
@@ -45,6 +46,11 @@ class Plot:
     caption: str
     figure: Figure
 
+    @property
+    def title(self) -> str:
+        """What is plotted, and what is seen, in a line."""
+        return self.figure.get_suptitle().replace("\n", ": ")
+
 
 def colours(names: Iterable[str]) -> dict[str, Any]:
     """The colour of each candidate, in order of appearance."""
@@ -55,40 +61,90 @@ def colours(names: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def panel(title: str, footer: str, *, lines: int = 0, height: float = 3.5) -> tuple[Figure, Axes]:
-    """A figure with one panel, ``lines`` of legend below and the provenance at the bottom.
+def panel(
+    title: str, footer: str, *, width: float = 4.6, height: float = 3.5, panels: int = 1
+) -> tuple[Figure, Axes]:
+    """A figure with its first panel, the title on top and the provenance at the bottom.
 
     Small, so that its letters can be read on a phone.
     """
     # The object interface keeps matplotlib's global state, and any display, out of it.
-    figure = Figure(figsize=(4.6, height + 0.16 * lines), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.tick_params(labelsize=8)
+    for axes in np.ravel(figure.subplots(1, panels, sharey=True)):
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+    lines = [textwrap.fill(line, round(12.6 * width)) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=9.5)
     figure.supxlabel(textwrap.fill(footer, 90), fontsize=5.5, color="0.4")
-    return figure, axes
+    return figure, figure.axes[0]
 
 
-def _plain_ticks(axis: Axis) -> None:
-    """1, 2, 5, 10 instead of powers of ten, on a logarithmic axis of at most four decades."""
-    decades = _decades(axis)
-    if decades > 4:
-        return
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
-    axis.set_major_formatter(FuncFormatter(_plain))
-    axis.minorticks_off()
+def label_ends(
+    axes: Axes, ends: Sequence[tuple[str, Any, float, float]], *, size: float = 7.5
+) -> None:
+    """Names to the right of the panel, each joined to its point by a thin line.
+
+    Names whose points are close are pushed apart. Limits and scales of the axes must be final.
+
+    Args:
+        axes: where.
+        ends: name, colour, x and y of each, such as the last point of a line.
+        size: of the letters, in points.
+    """
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    # A line is a fifth higher than letters, and the layout makes the panel a little lower.
+    points = 72 * figure.get_figheight() * axes.get_position().height
+    step = 1.35 * size / points
+    axes.autoscale_view()
+    to_panel = axes.transScale + axes.transLimits
+    placed = sorted((to_panel.transform((x, y))[1], name, c, x, y) for name, c, x, y in ends)
+    for place, (_, name, colour, x, y) in zip(
+        _apart([height for height, *_ in placed], step), placed, strict=True
+    ):
+        axes.annotate(
+            name,
+            (x, y),
+            (1.06, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=size,
+            color=colour,
+            weight="bold" if name == "matroot" else "normal",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 1, "shrinkB": 2},
+            annotation_clip=False,
+        )
 
 
-def _decades(axis: Axis) -> float:
-    low, high = axis.get_view_interval()
-    return math.log10(high / low)
+def _apart(heights: Sequence[float], step: float) -> list[float]:
+    """The places nearest to these ascending heights with distances of at least ``step``."""
+    # Not above: the processes that draw (see drawing.py) load this module and place no names.
+    from scipy.optimize import isotonic_regression
+
+    offsets = step * np.arange(len(heights))
+    # Places less their offsets only need to ascend.
+    found = isotonic_regression(heights - offsets).x
+    return list(np.clip(found, 0, max(0, 1 - offsets[-1])) + offsets)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """0.1, 1, 10 on a logarithmic axis within 0.0005 … 200,000, otherwise 10⁻⁷."""
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low)
+    if low < 5e-4 or high > 2e5:
+        axis.set_major_formatter(FuncFormatter(_power))
+    else:
+        subs = (1, 2, 5) if decades < 2.5 else (1,)
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_major_formatter(FuncFormatter(_plain))
+    # Each minor tick takes as long as a curve.
+    axis.set_minor_locator(NullLocator())
 
 
 # Functions with names, so that other processes can draw the plots: see drawing.py.
 def _plain(x: float, position: int | None) -> str:
-    return f"{x:g}"
+    return f"{x:g}" if x < 1e4 else f"{x:,.0f}"
 
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -100,29 +156,21 @@ def _power(x: float, position: int | None) -> str:
     return f"10{str(exponent).translate(_RAISED)}" if math.isclose(x, 10.0**exponent) else ""
 
 
-def finish(axes: Axes, handles: Sequence[Any]) -> None:
-    """The ticks, and the legend below the panel."""
+def finish(axes: Axes, *, failed: bool = False) -> None:
+    """The ticks, and the meaning of a cross."""
     for axis in (axes.xaxis, axes.yaxis):
         if isinstance(axis.get_major_formatter(), LogFormatter):
-            axis.set_major_formatter(FuncFormatter(_power))
-            if _decades(axis) > 2:
-                # Each tick takes as long as a curve.
-                axis.minorticks_off()
-    if handles:
-        # Between the panel and the provenance at the bottom.
-        axes.legend(
-            handles=handles,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.17),
-            ncols=2,
+            plain_ticks(axis)
+    if failed:
+        # A legend of one marker, since it belongs to no line.
+        axes.annotate(
+            "×  failed its accuracy gate",
+            (0, 0),
+            (0, -38),
+            xycoords="axes fraction",
+            textcoords="offset points",
             fontsize=7.5,
-            frameon=False,
-            handletextpad=0.4,
-            labelspacing=0.25,
         )
-
-
-_FAILED = Line2D([], [], color="0.3", marker="x", ls="", ms=7, label="failed its accuracy gate")
 
 
 def curves(
@@ -140,14 +188,19 @@ def curves(
     log_y: bool = True,
     gated: bool = True,
     ticks: bool = False,
+    ranked: bool = True,
 ) -> Plot | None:
     """One line for each candidate, y against x; a cross instead of a dot where the gate was failed.
 
+    The title says who is first, unless ``ranked`` is False: candidates differ in what x means.
     Points without a number, not finite or not measured, are named in the caption.
     """
-    figure, axes = panel(title, footer, lines=len({row["candidate"] for row in rows}) // 2 + 1)
+    if gated and ranked:
+        title += _places(rows, x, y)
+    figure, axes = panel(title, footer)
     lost: list[str] = []
-    failed = drawn = False
+    ends: list[tuple[str, Any, float, float]] = []
+    failed = False
     for candidate in dict.fromkeys(row["candidate"] for row in rows):
         points = sorted((r for r in rows if r["candidate"] == candidate), key=lambda r: r[x])
         shown = [(r, number(r, y)) for r in points]
@@ -157,7 +210,6 @@ def curves(
         kept = [(r, value) for r, value in shown if value is not None and value > 0]
         if not kept:
             continue
-        drawn = True
         colour = palette[candidate]
         axes.plot(
             [r[x] for r, _ in kept],
@@ -165,28 +217,43 @@ def curves(
             "-",
             color=colour,
             lw=2 if candidate == "matroot" else 1.2,
-            label=candidate,
         )
-        for r, value in kept:
+        # Markers of many points would be a thick line.
+        for r, value in kept if len(kept) < 30 else ():
             bad = gated and r.get("passed") is False
             failed = failed or bad
             axes.plot([r[x]], [value], "x" if bad else "o", color=colour, ms=7 if bad else 4)
-    if not drawn:
+        ends.append((candidate, colour, kept[-1][0][x], kept[-1][1]))
+    if not ends:
         return None
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
+    finish(axes, failed=failed)
     if ticks:
         marks = sorted({row[x] for row in rows})
         axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
         axes.set_xticks([], minor=True)
-    if y_label == "ms":
-        _plain_ticks(axes.yaxis)
-    handles = axes.get_legend_handles_labels()[0]
-    finish(axes, [*handles, _FAILED] if failed else handles)
+    label_ends(axes, ends)
     return Plot(name, f"No number, not drawn: {'; '.join(lost)}." if lost else "", figure)
 
 
-def pareto(
+def _places(rows: Sequence[Row], x: str, y: str) -> str:
+    """A line of the title: who has the least y, of those that passed, at most of the points."""
+    points: dict[Any, list[tuple[float, str]]] = {}
+    for row in rows:
+        value = number(row, y)
+        if value is not None and row.get("passed") is not False:
+            points.setdefault(row[x], []).append((value, row["candidate"]))
+    firsts = [min(point)[1] for point in points.values() if len(point) > 1]
+    if not firsts:
+        return ""
+    name, count = Counter(firsts).most_common(1)[0]
+    what = "fastest" if y.startswith("ms") else "most accurate"
+    where = "at every point" if count == len(firsts) else f"at {count} of {len(firsts)} points"
+    return f"\n{name} is the {what} {where}"
+
+
+def times_and_errors(
     rows: Sequence[Row],
     *,
     name: str,
@@ -197,31 +264,55 @@ def pareto(
     phase: str,
     palette: dict[str, Any],
 ) -> Plot | None:
-    """Error against time: down and to the left is better. A cross: failed its gate."""
-    figure, axes = panel(title, footer, lines=len(rows) // 2 + 1)
-    lost, failed, handles = [], False, []
+    """Time and error of each candidate side by side, the fastest on top.
+
+    A cross: failed its gate. Points of a plot of the error against the time would cover each other.
+    """
+    lost, shown = [], []
     for row in rows:
         time, error = number(row, "ms", phase), number(row, y)
         if time is None or error is None:
             lost.append(f"{row['candidate']} ({row.get('why') or 'not measured'})")
-            continue
+        else:
+            shown.append((time, error, row))
+    if not shown:
+        return None
+    shown.sort(key=lambda found: -found[0])
+    title += _fastest([(time, row) for time, _, row in shown])
+    figure, left = panel(title, footer, height=1.35 + 0.17 * len(shown), panels=2)
+    right = figure.axes[1]
+    failed = False
+    for place, (time, error, row) in enumerate(shown):
         bad = row.get("passed") is False
         failed = failed or bad
-        colour, low_high = palette[row["candidate"]], row["ms"][phase][1:]
-        axes.plot(low_high, [error, error], "-", color=colour, lw=1, alpha=0.5)
-        marker = "x" if bad else "o"
-        big = 9 if row["candidate"] == "matroot" else 6
+        colour, marker = palette[row["candidate"]], "x" if bad else "o"
+        big = 8 if row["candidate"] == "matroot" else 5
+        left.plot(row["ms"][phase][1:], [place, place], "-", color=colour, lw=1)
+        left.plot([time], [place], marker, color=colour, ms=big)
         # A logarithmic axis cannot show errors of exactly 0.
-        axes.plot([time], [max(error, 1e-17)], marker, color=colour, ms=8 if bad else big)
-        handles.append(
-            Line2D([], [], color=colour, marker=marker, ls="", ms=6, label=row["candidate"])
-        )
-    if not handles:
-        return None
-    axes.set(xscale="log", yscale="log", xlabel=f"{phase}, ms", ylabel=y_label)
-    _plain_ticks(axes.xaxis)
-    finish(axes, [*handles, _FAILED] if failed else handles)
+        right.plot([max(error, 1e-17)], [place], marker, color=colour, ms=big)
+    left.set(xscale="log", xlabel=f"{phase}, ms")
+    right.set(xscale="log", xlabel=y_label)
+    left.set_yticks(range(len(shown)), [row["candidate"] for *_, row in shown], fontsize=7.5)
+    left.margins(y=0.5 / len(shown))
+    right.tick_params(left=False)
+    for axes in (left, right):
+        axes.xaxis.label.set_fontsize(8.5)
+    finish(right)
+    finish(left, failed=failed)
     return Plot(name, f"Not drawn: {'; '.join(lost)}." if lost else "", figure)
+
+
+def _fastest(shown: Sequence[tuple[float, Row]]) -> str:
+    """A line of the title: the fastest that passed, and by how much."""
+    passed = sorted(
+        ((time, row["candidate"]) for time, row in shown if row.get("passed") is not False)
+    )
+    if len(passed) < 2:
+        return ""
+    (first, name), (second, other) = passed[:2]
+    gate = " within its gate" if min(time for time, _ in shown) < first else ""
+    return f"\n{name} is fastest{gate}, {second / first:.2g} times as fast as {other}"
 
 
 def bars(
@@ -237,7 +328,7 @@ def bars(
     """A horizontal bar for each candidate, the shortest on top."""
     if not values:
         return None
-    figure, axes = panel(title, footer, height=1.2 + 0.24 * len(values))
+    figure, axes = panel(title, footer, height=1.2 + 0.2 * len(values))
     names = sorted(values, key=lambda key: -values[key])
     found = axes.barh(names, [values[n] for n in names], color=[palette[n] for n in names])
     axes.bar_label(found, fmt="%.1f", fontsize=7, padding=2)

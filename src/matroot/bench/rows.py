@@ -190,6 +190,9 @@ def _check(row: object) -> None:
     for phase, triple in (row.get("ms") or {}).items():
         if not _numbers(triple) or len(triple) != 3 or min(triple) < 1 / LARGEST:
             raise ValueError(f"ms[{phase!r}] must be three positive numbers, got {triple!r:.60}")
+    # In rows of other experiments this is what the matrices are.
+    if row["experiment"] == "hard" and not _numbers([row["matrices"]]):
+        raise ValueError(f"field 'matrices' must be a number, got {row['matrices']!r:.40}")
     if row["experiment"] in SCALED:
         _check_scaled(row)
     for kind, sent in (row.get("traffic") or {}).items():
@@ -265,7 +268,7 @@ FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(
         ("ranks", "size", "local_ms", "panel_ms", "spread", "spread_by_formula"), _NUMBER
     ),
-    **dict.fromkeys(("block", "matrices", "failed"), _NUMBER),
+    **dict.fromkeys(("block", "failed"), _NUMBER),
     **dict.fromkeys(("ms", "curve", "traffic", "ratios", "violations"), (dict, "an object")),
     "loads": (list, "a list"),
     **dict.fromkeys(("passed", "quick"), (bool, "true or false")),

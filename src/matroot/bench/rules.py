@@ -184,6 +184,7 @@ def save_plot(rows: Sequence[Row], path: Path, caption: str) -> None:
         axes[1, i].set_xlabel("forward + backward, ms")
     handles = [Line2D([], [], color=c, marker="o", ls="", label=m) for m, c in colours.items()]
     handles += [Line2D([], [], color="k", marker=m, ls="", label=r) for r, m in markers.items()]
+    # A legend, since a point has two names, its colour and its marker.
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize="small")
     with files.replacing(path) as fresh:
         figure.savefig(fresh, dpi=130)

@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from matplotlib.lines import Line2D
-
 from matroot.bench import scale_model
 from matroot.bench.layout import Group, Section, Table, three_digits, two_digits
-from matroot.bench.plots import Plot, finish, panel
+from matroot.bench.plots import Plot, finish, label_ends, panel
 from matroot.bench.rows import Row, pick
 from matroot.bench.scale_model import PUBLISHED, HugePlan, Link, Traffic
 
@@ -218,63 +216,73 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
 
 
 def _links_plot(rows: Sequence[Row], footer: str) -> Plot:
-    figure, axes = panel("Collectives of two processes, gloo", footer, lines=3)
-    handles = []
+    title = "Collectives of two processes, gloo\nmeasured (dots), α + bytes/β (lines)"
+    figure, axes = panel(title, footer)
+    ends = []
     for place, name in enumerate(OPERATIONS):
         own = sorted(pick(rows, experiment="collectives", operation=name), key=lambda r: r["size"])
         sizes, link = [row["size"] for row in own], links(rows)[name]
         axes.plot(sizes, [row["ms"]["call"][0] for row in own], "o", color=f"C{place}", ms=4)
         model = [1e3 * link.seconds(_traffic(row, name)) for row in own]
         axes.plot(sizes, model, "-", color=f"C{place}", lw=1)
-        handles.append(Line2D([], [], color=f"C{place}", marker="o", ms=4, label=name))
-    axes.set(xscale="log", yscale="log", xlabel="bytes a process", ylabel="ms; line: α + bytes/β")
-    finish(axes, handles)
+        ends.append((name, f"C{place}", sizes[-1], model[-1]))
+    axes.set(xscale="log", yscale="log", xlabel="bytes a process", ylabel="ms")
+    finish(axes)
+    label_ends(axes, ends)
     return Plot("scaling-collectives", "", figure)
 
 
 def _huge_plot() -> Plot:
     n = PLANNED[0]
-    figure, axes = panel(f"Plan: the root of one {n:,} × {n:,} matrix", _SOURCES, lines=2)
     grids = [(1, 2), (2, 2), (2, 4)]
-    handles = []
+    every = [HugePlan(n, grid, PRODUCTS, rate) for rate in RATES.values() for grid in grids]
+    share = max(plan.communication / plan.seconds[1] for plan in every)
+    title = (
+        f"Plan: the root of one {n:,} × {n:,} matrix\nNVLink takes {share:.0%} of the time or less"
+    )
+    figure, axes = panel(title, _SOURCES)
+    ends = []
     for place, (name, rate) in enumerate(RATES.items()):
         plans = [HugePlan(n, grid, PRODUCTS, rate) for grid in grids]
         ranks = [plan.ranks for plan in plans]
         low, high = zip(*(plan.seconds for plan in plans), strict=True)
         axes.fill_between(ranks, low, high, color=f"C{place}", alpha=0.4)
-        handles.append(
-            Line2D([], [], color=f"C{place}", lw=4, alpha=0.6, label=f"products: {name}")
-        )
+        ends.append((f"in all, products\n{name}", f"C{place}", ranks[-1], high[-1]))
     over = [HugePlan(n, grid, PRODUCTS, 1.0).communication for grid in grids]
     axes.plot([a * b for a, b in grids], over, "--", color="0.3")
-    handles.append(Line2D([], [], color="0.3", ls="--", label="NVLink alone"))
+    ends.append(("NVLink alone", "0.3", math.prod(grids[-1]), over[-1]))
     axes.set(xscale="log", yscale="log", xlabel="H100", ylabel="seconds")
+    finish(axes)
     axes.set_xticks([2, 4, 8], ["2", "4", "8"])
-    axes.minorticks_off()
-    finish(axes, handles)
+    label_ends(axes, ends)
     return Plot("scaling-huge", "", figure)
 
 
 def _whitening_plot() -> Plot:
-    figure, axes = panel("Plan: the all-reduce of synchronised whitening", _SOURCES, lines=3)
-    handles = []
     counts = [2**k for k in range(1, 11)]
-    for place, (groups, n) in enumerate(LAYERS):
+    times = {
+        (groups, n): [
+            scale_model.all_reduce_over_nodes(scale_model.whitening_bytes(groups, n, ranks), ranks)
+            for ranks in counts
+        ]
+        for groups, n in LAYERS
+    }
+    ratio = min(found[-1]["ring"] / found[-1]["tree"] for found in times.values())
+    figure, axes = panel(
+        "Plan: the all-reduce of synchronised whitening\n"
+        f"On {counts[-1]:,} GPUs a ring (dashed) takes ≥ {ratio:.0f} times a tree's time",
+        _SOURCES,
+    )
+    ends = []
+    for place, ((groups, n), found) in enumerate(times.items()):
         for name, style in (("ring", "--"), ("tree", "-")):
-            times = [
-                1e6
-                * scale_model.all_reduce_over_nodes(
-                    scale_model.whitening_bytes(groups, n, ranks), ranks
-                )[name]
-                for ranks in counts
-            ]
-            axes.plot(counts, times, style, color=f"C{place}")
-            label = f"{groups} × {n}, {name}"
-            handles.append(Line2D([], [], color=f"C{place}", ls=style, label=label))
+            shown = [1e6 * time[name] for time in found]
+            axes.plot(counts, shown, style, color=f"C{place}")
+            ends.append((f"{groups} × {n}, {name}", f"C{place}", counts[-1], shown[-1]))
     axes.set(xscale="log", yscale="log", xlabel="GPUs, eight a machine", ylabel="µs")
+    finish(axes)
     axes.set_xticks([2, 8, 32, 128, 512], ["2", "8", "32", "128", "512"])
-    axes.minorticks_off()
-    finish(axes, handles)
+    label_ends(axes, ends)
     return Plot("scaling-whitening", "", figure)
 
 
