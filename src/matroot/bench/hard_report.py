@@ -231,17 +231,15 @@ def plot(rows: Sequence[Row]) -> Plot:
 
 def _seen(totals: Sequence[Row]) -> str:
     """The title: what the largest residuals are."""
-    found: dict[str, float] = {}
-    for row in totals:
-        name = row["candidate"]
-        found[name] = max(found.get(name, 0), largest(row, "sqrt_ratio") or 0)
     title = "Residuals by family of matrices: median (|), 99 % (·), largest (●)"
-    others = [value for name, value in found.items() if name != "matroot"]
-    if "matroot" not in found or not others:
+    sizes = [(row, largest(row, "sqrt_ratio") or 0) for row in totals]
+    ours = [size for row, size in sizes if row["candidate"] == "matroot"]
+    if not ours:
         return title
-    least = min(others)
-    beyond = " (▸: beyond the axis)" if least > _END else ""
-    ours = math.ceil(found["matroot"])
-    return (
-        f"{title}\nmatroot stays below {ours}, each other one reaches {least:.0e}{beyond} or more"
+    beyond = dict.fromkeys(
+        row["family"]
+        for row, size in sizes
+        if row["candidate"] != "matroot" and size > LAPACK_THRESHOLD
     )
+    others = f"; others pass {LAPACK_THRESHOLD:.0f} on {', '.join(beyond)}" if beyond else ""
+    return f"{title}\nmatroot stays below {math.ceil(max(ours))}{others}"
