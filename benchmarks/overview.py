@@ -66,7 +66,7 @@ def ill_conditioned_table(rows: list[Row]) -> str:
     shape = {"kind": "accuracy", "dtype": "float32", "n": 64, "cond": 1e6}
     choices = {
         "default on a CPU (compiled kernels)": "default",
-        '`method="minimax"`, PyTorch\'s operations': "minimax",
+        '`method="minimax", backend="torch"`': "minimax",
         "`torch.linalg.eigh` in float32, by hand": "eigh",
         "`Pade()` as published": "pade (as published)",
         "`NewtonSchulz()` as published": "newton_schulz (as published)",

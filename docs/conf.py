@@ -71,7 +71,7 @@ ORDER = [
     "plot_frechet_loss",
     "plot_barycenter",
     "plot_covariance_pooling",
-    "plot_swap_batchnorm",
+    "plot_batchnorm_to_whitening",
     "plot_whitening_loss",
     "plot_shampoo",
     "plot_log_euclidean",
@@ -111,6 +111,9 @@ sphinx_gallery_conf = {
     "only_warn_on_example_error": False,
     "plot_gallery": True,
 }
+
+# Options of the command line begin with two hyphens, which must stay two.
+smartquotes = False
 
 # Looks
 html_theme = "furo"
