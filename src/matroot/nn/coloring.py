@@ -27,8 +27,8 @@ class WhiteningColoring2d(Leaf):
 
     Args:
         num_features: C, the number of channels.
-        groups: number of groups of channels, 1 by default; or
-        group_size: channels in each.
+        groups: number of groups of channels, 1 by default.
+        group_size: channels in each group, in place of ``groups``.
         blending: b, 1 by default, the whole effect; 0 leaves the content.
         learn_blending: make b a parameter that starts at ``blending``; False is the default.
         eps: ridge on both covariances, in their units, 1e-5 by default; at least some units of

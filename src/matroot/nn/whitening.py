@@ -379,8 +379,8 @@ class DecorrelatedBatchNorm(_DecorrelatedBatchNorm):
         device: of parameters and buffers; None (the default): PyTorch's.
         dtype: of parameters and buffers, of matrices float32 at least; None (the default):
             PyTorch's.
-        groups: number of groups of channels that are whitened separately, 1 by default; or
-        group_size: channels in each.
+        groups: number of groups of channels that are whitened separately, 1 by default.
+        group_size: channels in each group, in place of ``groups``.
         method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
             ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
             elsewhere.
@@ -468,8 +468,8 @@ class DecorrelatedBatchNorm1d(_DecorrelatedBatchNorm):
         device: of parameters and buffers; None (the default): PyTorch's.
         dtype: of parameters and buffers, of matrices float32 at least; None (the default):
             PyTorch's.
-        groups: number of groups of channels that are whitened separately, 1 by default; or
-        group_size: channels in each.
+        groups: number of groups of channels that are whitened separately, 1 by default.
+        group_size: channels in each group, in place of ``groups``.
         method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
             ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
             elsewhere.
@@ -523,8 +523,8 @@ class DecorrelatedBatchNorm2d(_DecorrelatedBatchNorm):
         device: of parameters and buffers; None (the default): PyTorch's.
         dtype: of parameters and buffers; the matrices among these are float32 at least, also after
             ``half()``. None (the default): PyTorch's.
-        groups: number of groups that are whitened separately, 1 by default; or
-        group_size: channels in each.
+        groups: number of groups that are whitened separately, 1 by default.
+        group_size: channels in each group, in place of ``groups``.
         method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
             ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
             elsewhere. ``NewtonSchulz()`` gives the values of IterNorm.
@@ -598,8 +598,8 @@ class DecorrelatedBatchNorm3d(_DecorrelatedBatchNorm):
         device: of parameters and buffers; None (the default): PyTorch's.
         dtype: of parameters and buffers, of matrices float32 at least; None (the default):
             PyTorch's.
-        groups: number of groups of channels that are whitened separately, 1 by default; or
-        group_size: channels in each.
+        groups: number of groups of channels that are whitened separately, 1 by default.
+        group_size: channels in each group, in place of ``groups``.
         method: of the inverse root, a name from ``matroot.methods.METHODS`` or an object such as
             ``NewtonSchulz()``; ``"auto"`` (the default) is ``Eigh()`` on a CPU and ``Minimax()``
             elsewhere.
