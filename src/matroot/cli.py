@@ -21,6 +21,7 @@ from matroot.terminal import (
     missing,
     one_line,
     progress,
+    repeat_lost_interruptions,
     working,
 )
 
@@ -74,6 +75,7 @@ _EXTRA = ("PIL", "matplotlib", "numpy", "rich", "skimage")
 
 def main() -> None:
     """Run the command line; a mistake of the user is one line, without a traceback."""
+    repeat_lost_interruptions()
     try:
         app()
     except KeyboardInterrupt:

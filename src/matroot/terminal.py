@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +33,25 @@ def interrupted(more: str = "", code: int = INTERRUPTED) -> SystemExit:
     """The exit to raise after Ctrl-C or SIGTERM: one line on stderr, and the shell's status."""
     print("matroot: interrupted" + (f"; {more}" if more else ""), file=sys.stderr, flush=True)
     return SystemExit(code)
+
+
+def repeat_lost_interruptions() -> None:
+    """Let Ctrl-C come again where Python has dropped it.
+
+    An exception that rises in ``__del__``, or in the callback of a weak reference, is printed and
+    then ignored; the program would go on as if nothing had been pressed.
+    """
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(dropped: sys.UnraisableHookArgs) -> None:
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        # Later, and from another thread: raised in here it would be dropped as well.
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def one_line(text: str) -> str:

@@ -114,17 +114,23 @@ def test_a_folder_without_permission_is_found_before_the_work(pictures):
     assert "cannot be written" in str(found.exception)
 
 
-@pytest.mark.parametrize("when", ["loading", "working"])
+@pytest.mark.parametrize("when", ["loading", "working", "finalising"])
 def test_an_interruption_is_one_line(when, pictures):
-    """While PyTorch is loaded, and while a command runs."""
+    """While PyTorch is loaded, while a command runs, and in ``__del__``, where Python drops it."""
     cut = "import builtins, matroot.cli as cli\ndef stop(*a, **k): raise KeyboardInterrupt\n"
     if when == "loading":
         cut += "import sys; sys.modules['torch'] = None\n"
         cut += "class Finder:\n    def find_spec(self, name, *a):\n"
         cut += "        if name == 'torch': stop()\n"
         cut += "del sys.modules['torch']; sys.meta_path.insert(0, Finder())\n"
-    else:
+    elif when == "working":
         cut += "from matroot.recipes import stylize; stylize.stylize = stop\n"
+    else:
+        # A background job ignores SIGINT.
+        cut += "import time; from signal import *; signal(SIGINT, default_int_handler)\n"
+        cut += "class Last:\n    def __del__(self): raise_signal(SIGINT); time.sleep(0)\n"
+        cut += "def last(*a, **k):\n    for _ in range(3): Last()\n    time.sleep(30)\n"
+        cut += "from matroot.recipes import stylize; stylize.stylize = last\n"
     names = [str(pictures / "chelsea.png")] * 2
     code = f"{cut}import sys; sys.argv[1:] = {['stylize', *names, '-o', 'x.png']}; cli.main()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
