@@ -84,10 +84,13 @@ test-older: $(VENV)/dev.stamp
 	echo "passed:$${passed:- none}; failed:$${failed:- none}; did not install:$${missing:- none}"; \
 	test -n "$$passed" -a -z "$$failed"
 
-# Whether every public name has a type, by pyright, which pip and npm bring.
+# Whether every public name has a type, by pyright, which pip and npm bring, with Microsoft's stubs of
+# scikit-learn, which has no types. Beside the environment: its mypy would read these stubs too.
+TYPES := $(CURDIR)/build/types
 types: $(VENV)/dev.stamp
-	$(BIN)/pip install --quiet pyright
-	$(BIN)/pyright --verifytypes matroot --ignoreexternal --pythonpath $(BIN)/python
+	$(BIN)/pip install --quiet --upgrade --target $(TYPES) pyright scikit-learn-stubs
+	PATH=$(CURDIR)/$(BIN):$$PATH PYTHONPATH=$(CURDIR)/src:$(TYPES) \
+	  python -m pyright --verifytypes matroot --ignoreexternal
 
 # The compiled kernels under address, undefined and thread sanitizers and valgrind.
 #   make sanitize CXX=clang++-19

@@ -136,7 +136,7 @@ class Whitening(Leaf):
         self.shrinkage = shrinkage
         self.n_components = n_components
         self.correction = correction
-        self.directions = n_components or num_features
+        self.directions: int = n_components or num_features
         rows = self.directions if kind.startswith("pca") else num_features
         where: dict[str, Any] = {"dtype": torch.float64, "device": device}
         self.register_buffer("samples", torch.zeros((), **where))
