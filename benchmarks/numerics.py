@@ -401,12 +401,12 @@ def accuracy_plot(rows: list[Row], along: str, path: Path) -> None:
     every, what = (
         ("condition number", "n = 64, Taylor, Padé and Newton–Schulz as published")
         if along == "cond"
-        else ("size", "κ = 1e4")
+        else ("size", "κ = 10⁴")
     )
     plot.suptitle(
         f"The default's relative errors are at most {most} at every {every}\n"
-        f"float32, {what}; eigenvalues log-spaced (solid), two clusters (dashed), one outlier"
-        " (dotted)",
+        f"float32, {what}\n"
+        "eigenvalues log-spaced (solid), two clusters (dashed), one outlier (dotted)",
         size=11,
     )
     plot.savefig(path, metadata={"Date": None})

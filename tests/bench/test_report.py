@@ -137,10 +137,27 @@ def test_names_at_the_ends_of_lines_do_not_overlap():
     assert low.mean() == pytest.approx(0.02, abs=0.01)
 
 
+def test_noise_does_not_fill_a_plot():
+    found = [row(n=n, case=f"a {n}", error=error) for n, error in ((4, 1.0), (8, 1.02))]
+    axes = curve(found).axes[0]
+    low, high = axes.get_ylim()
+    assert high / low == pytest.approx(4)
+    assert low < 1 < 1.02 < high
+    axes.figure.draw_without_rendering()
+    labels = [
+        text.get_text() for text in axes.get_yticklabels() if low < text.get_position()[1] < high
+    ]
+    assert labels == ["0.7", "1", "1.5", "2"]
+
+
 def test_titles_say_who_is_first(tmp_path):
     times = {"forward": [3.0, 2.9, 3.1]}
     html, _ = page_of([row(), row("slow", ms=times), row("wrong", passed=False)], tmp_path)
     assert "matroot is fastest, 3 times as fast as slow" in html
+    html, _ = page_of([row(), row("as fast")], tmp_path)
+    assert "as fast and matroot are fastest" in html
+    sizes = [row(n=n, case=f"a {n}", error=n**-2.0) for n in (4, 8)]
+    assert curve(sizes, ranked=False).get_suptitle().strip() == "least 0.016, by matroot with 8"
 
 
 def test_nothing_to_report(tmp_path):
@@ -167,9 +184,13 @@ def test_gates_that_changed():
 
 
 def drawn(sizes, name):
-    found = [row(n=n, case=f"a {n}", error=n**-2.0) for n in sizes]
+    return curve([row(n=n, case=f"a {n}", error=n**-2.0) for n in sizes], name)
+
+
+def curve(found, name="", **more):
     words = {"title": "", "footer": "", "x": "n", "y": "error", "x_label": "n", "y_label": "error"}
-    return plots.curves(found, name=name, palette=plots.colours(["matroot"]), **words).figure
+    palette = plots.colours(["matroot"])
+    return plots.curves(found, name=name, palette=palette, **words, **more).figure
 
 
 def test_processes_draw_the_same_plots(monkeypatch):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from matroot.bench import published
 from matroot.bench.layout import times
-from matroot.bench.plots import number
+from matroot.bench.plots import condition, number
 from matroot.bench.rows import Row, pick
 
 
@@ -103,7 +103,7 @@ def _eight_steps(rows: Sequence[Row]) -> Claim:
         if r["error"] is not None and r["gradient_error"] is not None
     ]
     evidence = "; ".join(
-        f"κ = {cond:.0e}: equation of its own root {own:.1e}, gradient of the exact root {g:.1e}"
+        f"{condition(cond)}: equation of its own root {own:.1e}, gradient of the exact root {g:.1e}"
         for cond, own, g in sorted(found)
     )
     return Claim(
@@ -118,7 +118,7 @@ def _accuracy_in_use(rows: Sequence[Row]) -> Claim:
     for row in pick(rows, experiment="condition", candidate="MPA-Lya"):
         if row["cond"] in (1e2, 1e4) and None not in (row["error"], row["gradient_error"]):
             inverse = "inverse root" if row["root"] == "inv_sqrt" else "root"
-            found[f"{inverse} at κ = {row['cond']:.0e}"] = (row["error"], row["gradient_error"])
+            found[f"{inverse} at {condition(row['cond'])}"] = (row["error"], row["gradient_error"])
     evidence = "; ".join(f"{name}: {x:.1e}, gradient {g:.1e}" for name, (x, g) in found.items())
     return Claim(
         "MPA is accurate (here: root and gradient to 1 %)",

@@ -20,7 +20,7 @@ from matroot.bench.layout import (
     times,
     two_digits,
 )
-from matroot.bench.plots import Plot, number
+from matroot.bench.plots import Plot, condition, number
 from matroot.bench.rows import Row, pick
 
 
@@ -82,7 +82,7 @@ def headline(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         head = ["", "forward, ms", "backward", "total (20–80 %)", "error", "of the gradient"]
         head += ["gate", "K40, ms", "over NS, published: here", "on the K40"]
         tables.append(
-            Table(head, body, f"{name}, {title}, κ = {first['cond']:.0e}. {_mark(case_there)}")
+            Table(head, body, f"{name}, {title}, {condition(first['cond'])}. {_mark(case_there)}")
         )
         slug = f"headline-{first['batch']}x{first['n']}-{first['root']}"
         for what, y in (("error", "error"), ("gradient", "gradient_error")):
@@ -189,7 +189,7 @@ def growing(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         ]
         yield Section(
             f"Time against {'the size' if experiment == 'size' else 'the batch'}",
-            f"{fixed[0].upper()}{fixed[1:]}, κ = 1e2.",
+            f"{fixed[0].upper()}{fixed[1:]}, κ = 10².",
             [_against_k40(pick(found, root="sqrt"), x, there)],
             not_empty(drawn),
         )
@@ -234,7 +234,7 @@ def accuracy(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
             plots.curves(
                 [*shown, *read_off],
                 name="mae",
-                title="mean |S − S_exact|, A = XXᵀ, float64",
+                title=f"root of XXᵀ, float64: mean absolute error\n{_read_off(shown)}",
                 footer=group.footer,
                 x="n",
                 y="mae",
@@ -267,6 +267,23 @@ def accuracy(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         )
 
 
+def _read_off(found: list[Row]) -> str:
+    """How near these are to the poster's curves."""
+    worst = {
+        name: max(
+            (
+                abs(row["mae"] / there[row["n"]] - 1)
+                for row in pick(found, candidate=name)
+                if row["n"] in there
+            ),
+            default=None,
+        )
+        for name, there in published.MAE.items()
+    }
+    near = [f"{name} within {value:.0%}" for name, value in worst.items() if value is not None]
+    return f"{', '.join(near)} of the poster" if near else ""
+
+
 def _condition_table(found: list[Row], root: str) -> Table:
     points = sorted({row["cond"] for row in found})
     body: list[list[str | Cell]] = []
@@ -278,7 +295,7 @@ def _condition_table(found: list[Row], root: str) -> Table:
                 line.append(Cell(text, "" if row.get("passed") else "bad", row.get("why") or ""))
         body.append(line)
     caption = f"{ROOT_NAMES[root].capitalize()}: error / error of the gradient; red: failed."
-    return Table(["", *(f"κ = {c:.0e}" for c in points)], body, caption)
+    return Table(["", *map(condition, points)], body, caption)
 
 
 def degrees(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
@@ -305,7 +322,7 @@ def degrees(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
     if not_empty(drawn):
         yield Section(
             "Degree, order, steps",
-            "Root of XXᵀ, X Gaussian 64×64; inverse root at κ = 1e2. Gradient by eight Lyapunov "
+            "Root of XXᵀ, X Gaussian 64×64; inverse root at κ = 10². Gradient by eight Lyapunov "
             "steps.",
             (),
             not_empty(drawn),
@@ -326,13 +343,13 @@ def scalars(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
                 values.append({"candidate": row["candidate"], "x": x, "y": y})
                 errors.append({"candidate": row["candidate"], "x": x, "y": abs(y / truth - 1)})
         local = plots.colours(row["candidate"] for row in found)
-        power = "½" if root == "sqrt" else "−½"
+        power = "√x" if root == "sqrt" else "1/√x"
         for points, what, label in ((values, "", "value"), (errors, ", error", "relative error")):
             drawn.append(
                 plots.curves(
                     points,
                     name=f"scalar-{root}-{label.split()[-1]}",
-                    title=f"x^({power}) with x = 1 − z{what}",
+                    title=f"{power}{what}\nthe smaller the eigenvalue, the further off",
                     footer=group.footer,
                     x="x",
                     y="y",
@@ -355,7 +372,7 @@ def lyapunov(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
     """The steps of the backward pass."""
     tables, drawn = [], []
     points = [
-        {"candidate": row["candidate"], "x": x, "y": y}
+        {"candidate": condition(row["cond"]), "x": x, "y": y}
         for row in pick(group.rows, experiment="convergence")
         for x, y in zip(row["curve"]["x"], row["curve"]["y"], strict=True)
     ]
@@ -380,14 +397,14 @@ def lyapunov(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         body: list[list[str | Cell]] = [
             [
                 row["candidate"],
-                f"{row['cond']:.0e}",
+                condition(row["cond"]),
                 two_digits(row["error"]),
                 two_digits(row["gradient_error"]),
                 three_digits(number(row, "ms", "backward")),
             ]
             for row in found
         ]
-        head = ["", "κ", "error of X", "error of the gradient", "backward, ms"]
+        head = ["", "", "error of X", "error of the gradient", "backward, ms"]
         tables.append(
             Table(
                 head, body, "X solves S X + X S = G for the computed MPA root S, float32, n = 64."

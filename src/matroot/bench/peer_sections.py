@@ -163,10 +163,16 @@ def memory(group: Group, palette: dict[str, Any]) -> Iterator[Section]:
         for row in found
         if row.get("memory") is not None and row.get("input")
     }
+    title = "peak extra memory of root and gradient"
+    # Why a package is not measured, or has no gradient.
+    whole = [name for name in shares if not pick(found, candidate=name)[0].get("why")]
+    if whole:
+        least = min(whole, key=lambda name: shares[name])
+        title += f"\n{least} needs least with a gradient, {shares[least]:.1f} times its input"
     plot = plots.bars(
         shares,
         name="memory",
-        title="peak extra memory of root and gradient",
+        title=title,
         footer=group.footer,
         x_label="times the input",
         palette=palette,

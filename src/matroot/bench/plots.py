@@ -99,6 +99,7 @@ def label_ends(
     step = 1.35 * size / points
     axes.autoscale_view()
     to_panel = axes.transScale + axes.transLimits
+    line = {"arrowstyle": "-", "lw": 0.5, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
     placed = sorted((to_panel.transform((x, y))[1], name, c, x, y) for name, c, x, y in ends)
     for place, (_, name, colour, x, y) in zip(
         _apart([height for height, *_ in placed], step), placed, strict=True
@@ -112,7 +113,8 @@ def label_ends(
             fontsize=size,
             color=colour,
             weight="bold" if name == "matroot" else "normal",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 1, "shrinkB": 2},
+            # To the first letter: to the middle of the name it would cross others.
+            arrowprops=line | {"color": colour},
             annotation_clip=False,
         )
 
@@ -135,7 +137,7 @@ def plain_ticks(axis: Axis) -> None:
     if low < 5e-4 or high > 2e5:
         axis.set_major_formatter(FuncFormatter(_power))
     else:
-        subs = (1, 2, 5) if decades < 2.5 else (1,)
+        subs = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
         axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter(FuncFormatter(_plain))
     # Each minor tick takes as long as a curve.
@@ -156,10 +158,23 @@ def _power(x: float, position: int | None) -> str:
     return f"10{str(exponent).translate(_RAISED)}" if math.isclose(x, 10.0**exponent) else ""
 
 
+def condition(cond: float) -> str:
+    """``κ = 10⁴``."""
+    return f"κ = {_power(cond, None) or f'{cond:.2g}'}"
+
+
+_LEAST_RANGE = 4
+
+
 def finish(axes: Axes, *, failed: bool = False) -> None:
-    """The ticks, and the meaning of a cross."""
-    for axis in (axes.xaxis, axes.yaxis):
+    """The limits, the ticks, and the meaning of a cross."""
+    for axis, set_limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
         if isinstance(axis.get_major_formatter(), LogFormatter):
+            # Noise of a few per cent must not look like a result.
+            low, high = sorted(axis.get_view_interval())
+            if high < _LEAST_RANGE * low:
+                middle, half = math.sqrt(low * high), math.sqrt(_LEAST_RANGE)
+                set_limits(middle / half, middle * half)
             plain_ticks(axis)
     if failed:
         # A legend of one marker, since it belongs to no line.
@@ -192,11 +207,12 @@ def curves(
 ) -> Plot | None:
     """One line for each candidate, y against x; a cross instead of a dot where the gate was failed.
 
-    The title says who is first, unless ``ranked`` is False: candidates differ in what x means.
+    The title says who is first. Where candidates differ in what x means, and ``ranked`` is False,
+    it says how small errors, and how large times, become.
     Points without a number, not finite or not measured, are named in the caption.
     """
-    if gated and ranked:
-        title += _places(rows, x, y)
+    if gated:
+        title += _places(rows, x, y) if ranked else _furthest(rows, x, y)
     figure, axes = panel(title, footer)
     lost: list[str] = []
     ends: list[tuple[str, Any, float, float]] = []
@@ -251,6 +267,19 @@ def _places(rows: Sequence[Row], x: str, y: str) -> str:
     what = "fastest" if y.startswith("ms") else "most accurate"
     where = "at every point" if count == len(firsts) else f"at {count} of {len(firsts)} points"
     return f"\n{name} is the {what} {where}"
+
+
+def _furthest(rows: Sequence[Row], x: str, y: str) -> str:
+    """A line of the title: the least error, or the longest time, and where it is."""
+    found = [
+        (value, row["candidate"], row[x]) for row in rows if (value := number(row, y)) is not None
+    ]
+    if not found:
+        return ""
+    timed = y.startswith("ms")
+    value, name, place = (max if timed else min)(found)
+    what = f"longest {value:.2g} ms" if timed else f"least {value:.2g}"
+    return f"\n{what}, by {name} with {place:g}"
 
 
 def times_and_errors(
@@ -311,7 +340,9 @@ def _fastest(shown: Sequence[tuple[float, Row]]) -> str:
     if len(passed) < 2:
         return ""
     (first, name), (second, other) = passed[:2]
-    gate = " within its gate" if min(time for time, _ in shown) < first else ""
+    gate = " within the gate" if min(time for time, _ in shown) < first else ""
+    if second < 1.05 * first:
+        return f"\n{name} and {other} are fastest{gate}"
     return f"\n{name} is fastest{gate}, {second / first:.2g} times as fast as {other}"
 
 
