@@ -73,6 +73,7 @@ def compiled(name: str, n: int, capability: int, double: bool) -> Compiled:
     """One of KERNELS for matrices padded to n×n, compiled and assembled for a GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     start = time.perf_counter()
@@ -102,7 +103,8 @@ def compiled(name: str, n: int, capability: int, double: bool) -> Compiled:
     warps = launches[n].warps
     built = triton.compile(source, target=target, options={"num_warps": warps})
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    assembler = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+    # Triton's own choice: which of its two assemblers is for which GPU changes with its releases.
+    assembler = get_ptxas(capability).path
     architecture = re.search(r"\.target (\w+)", built.asm["ptx"])
     assert architecture is not None
     with tempfile.TemporaryDirectory() as folder:
