@@ -103,8 +103,7 @@ ax.spines["bottom"].set_bounds(1, 32)
 plt.show()
 
 whitened, alone = spectra["distance of whitened features"], spectra["distance alone"]
-assert alone.sum() < 0.01 * whitened.sum()
-assert whitened[-1] > 0.01 * whitened[0]
-assert alone[-1] < 1e-4 * alone[0]
+assert whitened[-1] > 1e-3 * whitened[0]
+assert alone[0] < 0.1 * whitened[-1]  # The largest variance here is below the least there.
 before, collapsed, learnt = accuracy.values()
 assert collapsed < before < learnt
