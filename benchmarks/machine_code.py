@@ -103,8 +103,10 @@ def compiled(name: str, n: int, capability: int, double: bool) -> Compiled:
     warps = launches[n].warps
     built = triton.compile(source, target=target, options={"num_warps": warps})
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    # Triton's own choice: which of its two assemblers is for which GPU changes with its releases.
-    assembler = get_ptxas(capability).path
+    # Triton 3.5 and before brings one assembler. Which of two is for which GPU changes with its
+    # releases, so that the choice is left to it.
+    one = not (tools / "ptxas-blackwell").exists()
+    assembler = (get_ptxas() if one else get_ptxas(capability)).path
     architecture = re.search(r"\.target (\w+)", built.asm["ptx"])
     assert architecture is not None
     with tempfile.TemporaryDirectory() as folder:

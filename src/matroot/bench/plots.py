@@ -99,7 +99,6 @@ def label_ends(
     step = 1.35 * size / points
     axes.autoscale_view()
     to_panel = axes.transScale + axes.transLimits
-    line = {"arrowstyle": "-", "lw": 0.5, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
     placed = sorted((to_panel.transform((x, y))[1], name, c, x, y) for name, c, x, y in ends)
     for place, (_, name, colour, x, y) in zip(
         _apart([height for height, *_ in placed], step), placed, strict=True
@@ -113,8 +112,15 @@ def label_ends(
             fontsize=size,
             color=colour,
             weight="bold" if name == "matroot" else "normal",
-            # To the first letter: to the middle of the name it would cross others.
-            arrowprops=line | {"color": colour},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "lw": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 2,
+                # To the first letter: to the middle of the name it would cross others.
+                "relpos": (0, 0.5),
+            },
             annotation_clip=False,
         )
 
