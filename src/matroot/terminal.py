@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 INTERRUPTED, TERMINATED = 130, 143
 """What a shell gives a program that SIGINT or SIGTERM has ended."""
 
+_coming, _ending = threading.Event(), threading.Event()
+"""Whether a dropped Ctrl-C is about to come again, and whether one has already been told."""
+
 
 def missing(what: str, error: ModuleNotFoundError, extras: str) -> SystemExit:
     """The exit to raise where a package is missing: one line that says how to install it."""
@@ -31,27 +34,36 @@ def missing(what: str, error: ModuleNotFoundError, extras: str) -> SystemExit:
 
 def interrupted(more: str = "", code: int = INTERRUPTED) -> SystemExit:
     """The exit to raise after Ctrl-C or SIGTERM: one line on stderr, and the shell's status."""
+    _ending.set()
     print("matroot: interrupted" + (f"; {more}" if more else ""), file=sys.stderr, flush=True)
     return SystemExit(code)
 
 
 def repeat_lost_interruptions() -> None:
-    """Let Ctrl-C come again where Python has dropped it.
+    """Let Ctrl-C come again where Python has dropped it; several at once come as one.
 
     An exception that rises in ``__del__``, or in the callback of a weak reference, is printed and
-    then ignored; the program would go on as if nothing had been pressed.
+    then ignored; the program would go on as if nothing had been pressed. Those that come while it
+    ends, after `interrupted`, have nothing left to stop.
     """
     sys.unraisablehook = _unraisable
 
 
 def _unraisable(dropped: sys.UnraisableHookArgs) -> None:
-    if issubclass(dropped.exc_type, KeyboardInterrupt):
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+    elif not (_coming.is_set() or _ending.is_set()):
+        _coming.set()
         # Later, and from another thread: raised in here it would be dropped as well.
-        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again = threading.Timer(0.05, _interrupt)
         again.daemon = True
         again.start()
-    else:
-        sys.__unraisablehook__(dropped)
+
+
+def _interrupt() -> None:
+    _coming.clear()
+    if not _ending.is_set():
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def one_line(text: str) -> str:

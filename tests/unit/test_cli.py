@@ -1,14 +1,17 @@
 """The command line as users see it."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from matroot import cli
+from matroot import cli, terminal
 from matroot.methods import METHODS
 from matroot.recipes import images
 from matroot.recipes.images import load_image, photograph, save_image
@@ -137,6 +140,35 @@ def test_an_interruption_is_one_line(when, pictures):
     assert found.returncode == 130
     assert found.stderr.strip().splitlines()[-1] == "matroot: interrupted"
     assert "Traceback" not in found.stderr
+
+
+def test_dropped_interruptions_come_again_as_one_until_the_program_ends(monkeypatch, capsys):
+    timers, signals = [], []
+    for flag in ("_coming", "_ending"):
+        monkeypatch.setattr(terminal, flag, threading.Event())
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(os, "kill", lambda *sent: signals.append(sent))
+    monkeypatch.setattr(
+        threading, "Timer", lambda _, send: SimpleNamespace(start=lambda: timers.append(send))
+    )
+    terminal.repeat_lost_interruptions()
+
+    def drop(error):
+        sys.unraisablehook(SimpleNamespace(exc_type=error))
+
+    drop(KeyboardInterrupt)
+    drop(KeyboardInterrupt)
+    assert len(timers) == 1
+    timers[0]()
+    assert signals == [(os.getpid(), signal.SIGINT)]
+    drop(KeyboardInterrupt)
+    assert len(timers) == 2
+    terminal.interrupted()
+    timers[1]()
+    drop(KeyboardInterrupt)
+    assert len(timers) == 2
+    assert len(signals) == 1
+    assert capsys.readouterr().err == "matroot: interrupted\n"
 
 
 def test_unknown_method_lists_the_known_ones(pictures):
