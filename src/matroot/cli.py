@@ -60,6 +60,8 @@ app: typer.Typer = typer.Typer(
     help="Square roots and inverse square roots of symmetric positive semi-definite matrices.",
     no_args_is_help=True,
     add_completion=False,
+    # Paragraphs that fit the window, and brackets as they stand.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench.app, name="bench")

@@ -77,7 +77,8 @@ def console() -> Console:
     """Where results go: stdout, with tables and colours on a terminal."""
     from rich.console import Console
 
-    return Console()
+    # A file or a pipe has no width; rich would fold tables into 80 columns.
+    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 @contextmanager

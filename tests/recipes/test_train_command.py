@@ -21,7 +21,7 @@ SLOW = pytest.mark.slow
 
 
 def test_help_lists_the_fields():
-    text = CliRunner().invoke(app, ["train", "--help"]).output
+    text = " ".join(CliRunner().invoke(app, ["train", "--help"]).output.split())
     for name in APPLICATIONS:
         assert all(config in text for config in configurations(name))
     assert "a list *.csv with the columns path, class and perhaps part" in text

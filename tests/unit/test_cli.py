@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from matroot import cli, terminal
@@ -169,6 +170,23 @@ def test_dropped_interruptions_come_again_as_one_until_the_program_ends(monkeypa
     assert len(timers) == 2
     assert len(signals) == 1
     assert capsys.readouterr().err == "matroot: interrupted\n"
+
+
+def commands(group, path=()):
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        yield from commands(command, (*path, name)) if hasattr(command, "commands") else ()
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [pytest.param(*c, id=" ".join(c[0])) for c in commands(get_command(cli.app))],
+)
+def test_help_says_all_that_is_written(path, command):
+    """Nothing in brackets is swallowed as a style, and lines fit the window."""
+    text = " ".join(run(cli.app, [*path, "--help"]).output.split())
+    for paragraph in f"{command.help}\n\n{command.epilog or ''}".split("\n\n"):
+        assert " ".join(paragraph.split()) in text
 
 
 def test_unknown_method_lists_the_known_ones(pictures):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app: typer.Typer = typer.Typer(
     help="Measure the paper's methods and other packages beside matroot, and report.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 _T = TypeVar("_T")
 VIOLATIONS = "hard-violations"

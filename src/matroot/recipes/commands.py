@@ -214,23 +214,22 @@ class ApplicationCommand(TyperCommand):
         super().format_help(ctx, formatter)
         name = ctx.meta.get("application")
         if name is None:
-            formatter.write(_overview(ctx.command_path))
+            _overview(ctx.command_path, formatter)
         else:
-            formatter.write(_about(name))
+            _about(name, formatter)
 
 
-def _overview(command: str) -> str:
-    width = max(map(len, APPLICATIONS))
-    lines = ["Applications and their configurations (--config):", ""]
-    lines += [f"  {name:<{width}}  {', '.join(configurations(name))}" for name in APPLICATIONS]
-    lines += ["", "Your own data (--data-root DIR): how they lie there is found and listed.", ""]
-    lines += [f"  {name:<{width}}  {OWN_DATA[name]}" for name in APPLICATIONS]
-    lines += ["", BY_CLASS]
-    lines += ["", f"{command} gcp --help lists the fields of gcp for --set, and so on."]
-    return "\n".join(lines) + "\n"
+def _overview(command: str, formatter: Any) -> None:
+    with formatter.section("Applications and their configurations (--config)"):
+        formatter.write_dl([(name, ", ".join(configurations(name))) for name in APPLICATIONS])
+    with formatter.section("Your own data (--data-root DIR), whose layout is found and listed"):
+        formatter.write_dl([(name, OWN_DATA[name]) for name in APPLICATIONS])
+    for text in (BY_CLASS, f"{command} gcp --help lists the fields of gcp for --set, and so on."):
+        formatter.write_paragraph()
+        formatter.write_text(text)
 
 
-def _about(name: str) -> str:
+def _about(name: str, formatter: Any) -> None:
     need_recipes()
     from matroot.recipes.training.configuration import load_config
 
@@ -244,15 +243,18 @@ def _about(name: str) -> str:
         values = _values(info.annotation) + (f", {limits}" if limits else "")
         table.append((field, values, default, _value(getattr(small, field))))
     widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-    lines = [f"Configurations of {name} (--config): {', '.join(configurations(name))}", ""]
-    lines += [f"Your own data (--data-root DIR): {OWN_DATA[name]}"]
-    lines += [BY_CLASS, ""] if "by class" in OWN_DATA[name] else [""]
-    lines += [f"Fields of {name} (--set FIELD=VALUE):", ""]
+    formatter.write_text(f"Configurations of {name} (--config): {', '.join(configurations(name))}")
+    formatter.write_paragraph()
+    formatter.write_text(f"Your own data (--data-root DIR): {OWN_DATA[name]}")
+    if "by class" in OWN_DATA[name]:
+        formatter.write_text(BY_CLASS)
+    formatter.write_paragraph()
+    lines = [f"Fields of {name} (--set FIELD=VALUE):", ""]
     for line in table:
         cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
         lines.append("  " + "  ".join(cells).rstrip())
     lines += ["", *(kind.__doc__ or "").replace("``", "").splitlines()]
-    return "\n".join(lines).rstrip() + "\n"
+    formatter.write("\n".join(lines).rstrip() + "\n")
 
 
 def _value(value: Any) -> str:
