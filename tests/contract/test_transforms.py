@@ -55,7 +55,9 @@ def test_transforms_agree_with_autograd(method, rule, backend, function):
 @pytest.mark.parametrize(
     "wanted", ["both", *(pytest.param(r, marks=pytest.mark.slow) for r in ROOTS)]
 )
-@pytest.mark.parametrize(("method", "rule"), pairs(DIFFERENTIATED, RULES), ids=repr)
+@pytest.mark.parametrize(
+    ("method", "rule"), pairs([cls() for cls in METHODS.values()], RULES), ids=repr
+)
 def test_compile_fullgraph_forward_and_backward(method, rule, wanted):
     a = random_spd(4, 2, cond=4).requires_grad_()
     g = torch.randn(2, 4, 4, dtype=torch.float64)
