@@ -208,17 +208,31 @@ def transport_map(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     if torch.compiler.is_compiling():
         # Where distances have first derivatives alone.
         return _between(matrices, eps, inverse=True)
-    outputs = _outputs(matrices, eps, gradients=True)
     with context.no_autocast(a):
+        # B no smaller than A: of a tiny M the distance's gradient I − M has no digit.
+        x, y = (_ridged(m, eps) for m in matrices.values())
+        k = spd.exponent(x.detach()) - spd.exponent(y.detach())
+        k = torch.div(k.clamp(min=0), 2, rounding_mode="floor")
+        finite = spd.max_abs(x.detach()).isfinite() & spd.max_abs(y.detach()).isfinite()
+        k = torch.where(finite, k, 0)
+        outputs = _outputs(
+            matrices, eps, gradients=True, ridged=(x, spd.times_power_of_two(y, 2 * k))
+        )
         regular = _is_regular(a.detach(), eps)
         if checks.checking(None, a):
             named = errors.Named("a", ridge="a ridge with eps=", lacks="transport map")
             limits = screen.thresholds(a.shape[-1], a.dtype)
             status = torch.where(regular, Status.OK, Status.SINGULAR)
             errors.raise_if_bad(named, status, a, limits, eps)
-        found = spd.identity_like(outputs[4]) - outputs[4]
+        found = spd.times_power_of_two(spd.identity_like(outputs[4]) - outputs[4], -k)
         bad = ~regular[..., None, None]
         return torch.where(bad, spd.nan_where(bad, found), found).to(a.dtype)
+
+
+def _ridged(a: Tensor, eps: float) -> Tensor:
+    """A + eps·I in the computing dtype."""
+    a = a.to(spd.computing_dtype(a.dtype))
+    return a + eps * spd.identity_like(a) if eps else a
 
 
 def _is_regular(a: Tensor, eps: float) -> Tensor:
@@ -277,29 +291,41 @@ def geometric_mean(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
                 [0., 4.]])
     """
     matrices, eps = _checked(a, b, eps)
+    if a.numel() == 0 or b.numel() == 0:
+        return a + b
     return _between(matrices, eps, inverse=False)
 
 
 def _between(matrices: dict[str, Tensor], eps: float, *, inverse: bool) -> Tensor:
     """A # B = S (Z B Z)^{1/2} S, or A⁻¹ # B = Z (S B S)^{1/2} Z, with S = A^{1/2} and Z = S⁻¹."""
     a, b = matrices.values()
-    dtype = spd.computing_dtype(a.dtype)
+    dtype, n = spd.computing_dtype(a.dtype), a.shape[-1]
 
     def options(x: Tensor, functions: Functions, eps: float) -> Plan:
         return resolve(functions, x, eps, "auto", "auto", "auto", "raise", input_dtype=a.dtype)
 
     with context.no_autocast(a):
         x, y = a.to(dtype), b.to(dtype)
-        named = errors.Named("a", ridge="a ridge with eps=")
-        outer, inner = call.values(options(x, BOTH, eps), x, None, named=named)
-        if inverse:
-            outer, inner = inner, outer
-        if eps:
-            y = y + eps * spd.identity_like(y)
-        middle = inner @ spd.hermitian_part(y) @ inner
-        named = errors.Named("b", ridge="a ridge with eps=")
+        ridge = "a ridge with eps="
+        roots = call.values(options(x, BOTH, eps), x, None, named=errors.Named("a", ridge=ridge))
+        limits = screen.thresholds(n, a.dtype)
+        flat, k, status = screen.normalized(y.reshape(-1, n, n), limits.skew, eps)
+        k, status = k.reshape(b.shape[:-2]), status.reshape(b.shape[:-2])
+        if checks.checking(None, b):
+            errors.raise_if_bad(errors.Named("b", ridge=ridge), status, b, limits, eps)
+        bad = (status != Status.OK)[..., None, None]
+        y = torch.where(bad, spd.nan_where(bad, y), flat.reshape(y.shape))
+        # In units in which the product of three neither overflows nor underflows.
+        j = spd.exponent(roots[0].detach())
+        s, z = (spd.times_power_of_two(m, i) for m, i in zip(roots, (-j, j), strict=True))
+        outer, inner, k = (z, s, k - 2 * j) if inverse else (s, z, k + 2 * j)
+        # Its own rounding is no asymmetry of b.
+        middle = spd.hermitian_part(inner @ y @ inner)
+        named = errors.Named("b", ridge=ridge)
         (root,) = call.values(options(middle, (SQRT,), 0.0), middle, None, named=named)
-        return spd.hermitian_part(outer @ root @ outer).to(a.dtype)
+        found = spd.hermitian_part(outer @ root @ outer)
+        k = torch.div(k, 2, rounding_mode="floor")  # It is even.
+        return spd.times_power_of_two(found, k).to(a.dtype)
 
 
 def _checked(a: Tensor, b: Tensor, eps: float) -> tuple[dict[str, Tensor], float]:
@@ -347,15 +373,29 @@ def _distances(matrices: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]
     return outputs[2], outputs[3]
 
 
-def _outputs(matrices: dict[str, Tensor], eps: float, *, gradients: bool) -> tuple[Tensor, ...]:
-    """What ``transport.evaluate`` returns, differentiable, after its errors have been raised."""
+def _outputs(
+    matrices: dict[str, Tensor],
+    eps: float,
+    *,
+    gradients: bool,
+    ridged: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """What ``transport.evaluate`` returns, differentiable, after its errors have been raised.
+
+    Args:
+        matrices: A and B by name.
+        eps: the ridge.
+        gradients: whether they are wanted.
+        ridged: what is computed with in their place, in the computing dtype, ridge included.
+    """
     a, b = matrices.values()
     dtype = spd.computing_dtype(a.dtype)
     check = checks.checking(None, a, b)
     with context.no_autocast(a):
-        ndim = max(a.ndim, b.ndim)
-        x, y = (m.to(dtype)[(None,) * (ndim - m.ndim)] for m in (a, b))
-        pair = Call(a.dtype, eps)
+        computed = ridged or (a.to(dtype), b.to(dtype))
+        ndim = max(m.ndim for m in computed)
+        x, y = (m[(None,) * (ndim - m.ndim)] for m in computed)
+        pair = Call(a.dtype, 0.0 if ridged else eps)
         outputs = (
             differentiable(pair, x, y)
             if autodiff.differentiated(x, y)
@@ -365,6 +405,10 @@ def _outputs(matrices: dict[str, Tensor], eps: float, *, gradients: bool) -> tup
             limits = screen.thresholds(a.shape[-1], a.dtype)
             for name, status in zip(matrices, outputs, strict=False):
                 named = errors.Named(name, ridge="a ridge with eps=")
-                status = status.reshape(matrices[name].shape[:-2])
-                errors.raise_if_bad(named, status, matrices[name], limits, eps)
+                given = matrices[name]
+                # One that was broadcast is one matrix.
+                status = status[(0,) * (status.ndim - given.ndim + 2)]
+                for dim in range(given.ndim - 2):
+                    status = status.narrow(dim, 0, given.shape[dim])
+                errors.raise_if_bad(named, status, given, limits, eps)
     return outputs

@@ -43,8 +43,10 @@ def gradient_error_bound(
         or double precision does not find the gradient to one digit.
 
     Raises:
-        TypeError: a matrix is not a tensor of a supported dtype, or dtypes differ.
-        ValueError: ``a`` is not (..., n, n), shapes or devices differ, or no cotangent is given.
+        TypeError: a matrix is not a tensor of a supported dtype, dtypes differ, or ``eps`` is no
+            number.
+        ValueError: ``a`` is not (..., n, n), shapes or devices differ, no cotangent is given, or
+            ``eps`` is out of range.
 
     Note:
         A decomposition in double precision, a Lyapunov equation and up to eight products: from
@@ -72,6 +74,7 @@ def gradient_error_bound(
         raise ValueError(
             "gradient_error_bound: give the cotangent, g_sqrt= or g_inv_sqrt=, or both"
         )
+    eps = checks.ridge(eps, a.dtype)
     real = spd.real_dtype(spd.computing_dtype(a.dtype))
     if a.numel() == 0:
         return a.new_zeros(a.shape[:-2], dtype=real)
@@ -136,7 +139,8 @@ def _bound(a: Tensor, x: Tensor, g_s: Tensor, g_z: Tensor, eps: float, skew: flo
     better = x - change
     of_better, _ = absolute(better)
     error = torch.minimum(error, norm(change) + of_better)
-    size = torch.maximum(x_norm - error, norm(better) - of_better)
+    # Of an X that is far too large nothing is left but the rounding of both norms.
+    size = torch.maximum(x_norm * (1 - 4 * unit) - error, norm(better) - of_better)
     bound = enlarged(error / size)
     known = (size > 0) & (of_s >= 0) & (of_z >= 0) & (status == Status.OK).reshape(shape)
     exact = (spd.max_abs(x) == 0) & (spd.max_abs(g_s) == 0) & (spd.max_abs(g_z) == 0)

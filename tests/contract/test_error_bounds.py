@@ -1,13 +1,14 @@
 """Error bounds are never below the error, seldom far above it, and catch wrong roots."""
 
 import functools
+import math
 
 import mpmath
 import pytest
 import torch
 
 import matroot
-from matroot import error_bounds, plan, residuals
+from matroot import error_bounds, gradient_bounds, plan, residuals
 from matroot.methods import Minimax, Pade, Taylor
 from matroot.roots import BOTH
 from matroot.testing import (
@@ -297,3 +298,57 @@ def test_half_precision_may_be_as_asymmetric_for_a_gradient_as_for_a_root():
     assert matroot.gradient_error_bound(a, a.grad, g_sqrt=g) < 0.01
     skewed = a.detach() + torch.tensor([[0.0, 0.1], [0.0, 0.0]], dtype=torch.float16)
     assert matroot.gradient_error_bound(skewed, a.grad, g_sqrt=g).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128], ids=str)
+def test_bounds_of_gradients_that_are_far_too_large(dtype):
+    """Where X − X₀ and X are the same number to rounding."""
+    a = torch.diag_embed(1 + 1e-3 * torch.rand(400, 4, generator=torch.Generator().manual_seed(0)))
+    a = a.to(dtype).requires_grad_()
+    g = torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    (x,) = torch.autograd.grad(matroot.sqrtm(a), a, g)
+    for power in (10, 40, 44, 48, 50, 60, 80):
+        bound = matroot.gradient_error_bound(a, x * 2.0**power, g_sqrt=g)
+        assert ((bound >= 2.0**power - 1) | bound.isnan()).all()
+        assert power > 44 or (bound < 1.1 * 2.0**power).all()
+
+
+@pytest.mark.parametrize("eps", [1e-8 / 3, 1e-10 / 7])
+def test_a_ridge_that_rounds_the_matrix_is_in_the_bound_of_its_gradient(eps):
+    """A = 1/2 everywhere: what 1/2 + eps loses is a part of the least eigenvalue, eps."""
+    a = torch.full((2, 2), 0.5, dtype=torch.float64)
+    g = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    rounded = (0.5 + eps) - 0.5
+    with mpmath.workdps(40):
+        error = float(abs(mpmath.sqrt(mpmath.mpf(eps) / mpmath.mpf(rounded)) - 1))
+    x = g / (2 * rounded**0.5)
+    assert error > 1e-10
+    assert error <= matroot.gradient_error_bound(a, x, g_sqrt=g, eps=eps) < 100 * error
+
+
+def test_what_roots_lack_is_in_the_bound_of_a_gradient(monkeypatch):
+    """Of roots that are wrong by a known share the gradient that solves their equation is."""
+    a, lack = random_spd(5, cond=10.0), 1e-6
+    g = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = exact_gradient(a, g, "sqrt").to(a.dtype)
+
+    def wrong(a, *, root):
+        s, z, *rest = matroot.sqrtm_ex(a, root=root)
+        rest[2], rest[3] = torch.full_like(rest[2], lack), torch.full_like(rest[3], lack)
+        return (s * (1 + 0.9 * lack), z * (1 - 0.9 * lack), *rest)
+
+    monkeypatch.setattr(gradient_bounds, "sqrtm_ex", wrong)
+    bound = matroot.gradient_error_bound(a, x / (1 + 0.9 * lack), g_sqrt=g)
+    assert 0.9 * lack <= bound < 1e-4
+
+
+def test_the_ridge_of_a_gradient_is_checked():
+    a = torch.eye(2)
+    for eps, error in (
+        (-1.0, ValueError),
+        (math.nan, ValueError),
+        (1e300, ValueError),
+        ("1", TypeError),
+    ):
+        with pytest.raises(error, match="eps must be"):
+            matroot.gradient_error_bound(a, a, g_sqrt=a, eps=eps)

@@ -78,6 +78,41 @@ def test_geometric_mean(dtype):
         assert relative_error(turned, c.to(wide) @ x @ c.to(wide).mH) < 1000 * unit
 
 
+SIZES = [(torch.float32, 1e25, 1e-25), (DOUBLE, 1e200, 1e-200), (torch.complex64, 1e-25, 1e25)]
+
+
+@pytest.mark.parametrize(("dtype", "of_a", "of_b"), SIZES, ids=str)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_matrices_of_very_different_size(dtype, of_a, of_b, compiled):
+    a, b = random_spd(5, 2, cond=10, dtype=dtype), random_spd(5, cond=10, dtype=dtype, seed=1)
+    functions = [matroot.transport_map, matroot.geometric_mean]
+    for function, size in zip(
+        functions, (of_b**0.5 / of_a**0.5, of_a**0.5 * of_b**0.5), strict=True
+    ):
+        expected = function(a, b)
+        run = torch.compile(function, backend="eager") if compiled else function
+        found = run(a * of_a, b * of_b) / size
+        assert relative_error(found, expected) < 200 * torch.finfo(dtype).eps
+    # One bad matrix that goes with two others is one.
+    with pytest.raises(torch.linalg.LinAlgError, match=r"^b is indefinite"):
+        matroot.transport_map(a * of_a, -b * of_b)
+
+
+def test_transport_of_a_ridge_alone():
+    a, b = torch.eye(3), torch.zeros(3, 3)
+    m = matroot.transport_map(a, b, eps=1e-12)
+    torch.testing.assert_close(m, 1e-6 * a, rtol=1e-6, atol=0)
+
+
+def test_geometric_mean_takes_no_asymmetric_matrix():
+    bad = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    for pair in ((torch.eye(2), bad), (bad, torch.eye(2))):
+        with pytest.raises(torch.linalg.LinAlgError, match="is not symmetric"):
+            matroot.geometric_mean(*pair)
+        (found,) = torch.func.vmap(matroot.geometric_mean)(*(x[None] for x in pair))
+        assert found.isnan().all()
+
+
 def test_geometric_mean_of_commuting_and_singular_matrices():
     a, b = torch.diag(torch.tensor([1.0, 4.0])), torch.diag(torch.tensor([0.0, 9.0]))
     torch.testing.assert_close(matroot.geometric_mean(a, b), torch.diag(torch.tensor([0.0, 6.0])))
