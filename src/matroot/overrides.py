@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function, has_torch_function
 
+from matroot import checks
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -42,7 +44,17 @@ def _stands_for_a_tensor(x: object) -> bool:
 
 
 class Leaf(nn.Module):
-    """A module that torch.fx's tracers record as one call, as they do PyTorch's own modules."""
+    """A module that torch.fx's tracers record as one call, as they do PyTorch's own modules.
+
+    Its ridge ``eps``, if it has one, is a number that is finite and at least 0, also where it is
+    set later.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch.nn.Module, but for what no ridge can be."""
+        if name == "eps":
+            checks.finite_at_least_zero(f"{type(self).__name__}: eps", value)
+        super().__setattr__(name, value)
 
     @property
     def itself(self) -> Leaf:

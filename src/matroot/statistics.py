@@ -76,10 +76,10 @@ def moments(
         Moments in the dtype of ``x``, float32 at least.
 
     Raises:
-        TypeError: weights that are no real numbers.
-        ValueError: no samples, no features, an unknown shrinkage, or weights of another shape;
-            where errors are checked (see ``matroot.sqrtm``), weights that are negative, not finite,
-            or all zero. Elsewhere the moments are NaN then.
+        TypeError: samples that are no real floating-point numbers, weights that are no real ones.
+        ValueError: another shape, no samples, no features, an unknown shrinkage, or weights of
+            another shape; where errors are checked (see ``matroot.sqrtm``), weights that are
+            negative, not finite, or all zero. Elsewhere the moments are NaN then.
 
     References:
         O. Ledoit and M. Wolf, A well-conditioned estimator for large-dimensional covariance
@@ -93,6 +93,9 @@ def moments(
         tensor([[1., 0.],
                 [0., 0.]])
     """
+    checks.floating("moments: the samples", x)
+    if x.ndim < 2:
+        raise ValueError(f"moments: expected samples in columns, (..., d, m), got {tuple(x.shape)}")
     d, count = x.shape[-2:]
     if d == 0 or count == 0 or (over_batch and x.shape[0] == 0):
         raise ValueError(f"moments: expected features and samples, got shape {tuple(x.shape)}")
@@ -295,7 +298,8 @@ def check_shrinkage(shrinkage: Shrinkage | float | None) -> None:
     """Raise ValueError unless ``moments`` accepts it."""
     if shrinkage is None or shrinkage in SHRINKAGES:
         return
-    if isinstance(shrinkage, str) or not 0 <= shrinkage <= 1:
+    number = isinstance(shrinkage, (int, float)) and not isinstance(shrinkage, bool)
+    if not (number and 0 <= shrinkage <= 1):  # type: ignore[operator]  # It is a number.
         known = ", ".join(map(repr, SHRINKAGES))
         raise ValueError(
             f"shrinkage must be None, a number in [0, 1] or one of {known}, got {shrinkage!r}"

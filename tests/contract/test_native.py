@@ -319,3 +319,22 @@ print(m.instruction_set(), good() and ok)
     assert verdict == "True"
     # What the machine lacks falls back to the baseline.
     assert name in (isa, "baseline")
+
+
+def test_an_instruction_set_that_is_not_there_is_told():
+    def load(isa):
+        return subprocess.run(
+            [sys.executable, "-c", "import matroot.kernels.native.tasks"],
+            env={**os.environ, "MATROOT_ISA": isa},
+            capture_output=True,
+            text=True,
+        )
+
+    found = load("AVX2")
+    assert found.returncode != 0
+    assert "MATROOT_ISA must be one of 'baseline', 'avx2', 'avx512', got 'AVX2'" in found.stderr
+    for isa in ("", "avx512") if native.tasks.available() else ():
+        found = load(isa)
+        assert found.returncode == 0
+        lacking = isa and native.tasks.MODULE.instruction_set() != isa
+        assert ("kernels run in 'baseline'" in found.stderr) == bool(lacking)

@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 from sklearn.base import clone
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -355,3 +357,39 @@ def test_in_scikit_learn():
     assert torch.equal(streamed.to_module()(torch.from_numpy(x)), torch.from_numpy(y))
     with pytest.raises(ValueError, match=r"n_components=9 must be at most .* n_features=4"):
         compat_sklearn.Whitening(n_components=9).fit(x)
+
+
+def test_scikit_learns_numbers_and_weights_in_any_form():
+    x = correlated(40, 4).numpy()
+    expected = compat_sklearn.Whitening("pca", n_components=3, shrinkage=0.5).fit(x).transform(x)
+    numbers = {"n_components": np.int64(3), "shrinkage": np.float32(0.5), "correction": np.int8(1)}
+    given = compat_sklearn.Whitening("pca", **numbers)
+    np.testing.assert_array_equal(clone(given).fit(x).transform(x), expected)
+    search = GridSearchCV(
+        make_pipeline(compat_sklearn.Whitening("pca"), LinearRegression()),
+        {"whitening__n_components": np.arange(2, 4)},
+    )
+    assert search.fit(x, x[:, 0]).best_params_ == {"whitening__n_components": 3}
+    with pytest.raises(TypeError, match="correction must be an int, got str"):
+        compat_sklearn.Whitening(correction="a").fit(x)
+    weight = np.arange(40.0)
+    expected = compat_sklearn.Whitening().fit(x, sample_weight=weight[::-1].copy()).transform(x)
+    for form in (weight[::-1], weight[::-1].astype(">f8"), weight[::-1].astype(object)):
+        found = compat_sklearn.Whitening().fit(x, sample_weight=form)
+        np.testing.assert_array_equal(found.transform(x), expected)
+
+
+def test_options_are_fixed_and_scikit_learns_parameters_take_effect_when_fitted():
+    x = correlated(40, 4)
+    whitening = Whitening(4).fit(x)
+    for name, value in (("eps", 5.0), ("kind", "pca"), ("n_components", 2), ("num_features", 3)):
+        with pytest.raises(AttributeError, match=f"{name} is fixed when the module is made"):
+            setattr(whitening, name, value)
+    assert copy.deepcopy(whitening).eps == 0
+    x = x.numpy()
+    estimator = compat_sklearn.Whitening().fit(x[:30]).set_params(kind="pca", eps=5.0)
+    assert list(estimator.get_feature_names_out()) == ["x0", "x1", "x2", "x3"]
+    estimator.partial_fit(x[30:])
+    assert list(estimator.get_feature_names_out()) == ["pca0", "pca1", "pca2", "pca3"]
+    expected = compat_sklearn.Whitening("pca", eps=5.0).fit(x).transform(x)
+    np.testing.assert_allclose(estimator.transform(x), expected, rtol=1e-10)

@@ -109,6 +109,24 @@ def test_no_pictures(instance):
     assert empty.shape == (0, *layer(*inputs).shape[1:])
 
 
+def test_a_ridge_is_checked_also_where_it_is_set_later(instance):
+    layer = instance.make()
+    if not hasattr(layer, "eps"):
+        return
+    for eps, error in (
+        (-1.0, ValueError),
+        (float("nan"), ValueError),
+        ("a", TypeError),
+        (torch.nn.Parameter(torch.tensor(0.1)), TypeError),
+    ):
+        before = layer.eps
+        with pytest.raises(error, match=f"{type(layer).__name__}: eps must be"):
+            layer.eps = eps
+        assert layer.eps is before
+    layer.eps = 0.25
+    assert "eps" not in dict(layer.named_parameters())
+
+
 @pytest.mark.parametrize("position", [0, -1])
 def test_bad_numbers_are_errors(instance, position):
     inputs = list(instance.inputs())

@@ -138,3 +138,13 @@ def test_scaled_triangles_have_the_digits_of_their_dtype():
     for call in (pack_triangle, unpack_triangle):
         with pytest.raises(ValueError, match=r"got \(\)"):
             call(torch.tensor(1.0))
+
+
+def test_samples_are_real_floating_point_numbers_in_columns():
+    for x in (torch.ones(2, 3, dtype=torch.complex128), torch.ones(2, 3, dtype=torch.int64), [[1]]):
+        with pytest.raises(TypeError, match="moments: the samples must be"):
+            moments(x)
+    with pytest.raises(ValueError, match=r"samples in columns, \(..., d, m\), got \(3,\)"):
+        moments(torch.ones(3))
+    with pytest.raises(ValueError, match=r"shrinkage must be .* got True"):
+        moments(torch.ones(2, 3), shrinkage=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -90,15 +91,19 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Whitening:
         """Forget what was taken in, and fit to samples (m, n_features)."""
-        x = validate_data(self, X, dtype=_DTYPES, ensure_min_samples=self.correction + 1)
+        least = self.correction + 1 if isinstance(self.correction, Integral) else 1
+        x = validate_data(self, X, dtype=_DTYPES, ensure_min_samples=least)
         self.module_ = self._new_module().fit(*_tensors(x, sample_weight))
         return self
 
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Whitening:
-        """Take in further samples."""
+        """Take in further samples, with the parameters as they are now."""
         fitted = hasattr(self, "module_")
         x = validate_data(self, X, dtype=_DTYPES, reset=not fitted)
-        module = self.module_ if fitted else self._new_module()
+        module = self._new_module()
+        if fitted:
+            for name in ("samples", "origin", "offset", "scatter"):
+                getattr(module, name).copy_(getattr(self.module_, name))
         self.module_ = module.partial_fit(*_tensors(x, sample_weight))
         return self
 
@@ -120,7 +125,7 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
         """The names of the whitened features."""
         check_is_fitted(self)
         names: NDArray[Any] = super().get_feature_names_out(input_features)
-        if self.kind.startswith("pca"):
+        if self.module_.kind.startswith("pca"):
             kept = len(self.module_.whitening_matrix)
             names = np.array([f"pca{i}" for i in range(kept)], dtype=object)
         return names
@@ -142,23 +147,30 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
         return float(self.module_.samples)
 
     def _new_module(self) -> nn.Whitening:
-        d, kept = self.n_features_in_, self.n_components
+        # Searches give NumPy's numbers.
+        options = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params().items()
+        }
+        d, kept = self.n_features_in_, options["n_components"]
         if isinstance(kept, int) and kept > d:
             raise ValueError(
                 f"n_components={kept} must be at most the number of features, n_features={d}"
             )
-        return nn.Whitening(
-            d,
-            kind=self.kind,
-            eps=self.eps,
-            shrinkage=self.shrinkage,
-            n_components=self.n_components,
-            correction=self.correction,
-        )
+        return nn.Whitening(d, **options)
 
 
 def _tensors(x: NDArray[Any], sample_weight: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Samples and weights, copied, since PyTorch warns of arrays that must not be written to."""
     if sample_weight is None:
         return torch.tensor(x), None
-    return torch.tensor(x), torch.tensor(np.asarray(sample_weight))
+    weight = check_array(
+        sample_weight,
+        dtype=np.float64,
+        order="C",
+        ensure_all_finite=False,
+        ensure_2d=False,
+        allow_nd=True,
+        input_name="sample_weight",
+    )
+    return torch.tensor(x), torch.tensor(weight)

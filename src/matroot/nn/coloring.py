@@ -85,7 +85,6 @@ class WhiteningColoring2d(Leaf):
         self.num_features = num_features
         self.groups: int = number_of_groups("WhiteningColoring2d", num_features, groups, group_size)
         check_shrinkage(shrinkage)
-        checks.finite_at_least_zero("WhiteningColoring2d: eps", eps)
         check_names(method, gradient)
         checks.one_of("WhiteningColoring2d: normalization", normalization, ("sqrt", "power"))
         self.eps = eps

@@ -18,6 +18,7 @@ from matroot.statistics import Sums, shrunk, weights
 
 Kind = Literal["zca", "pca", "cholesky", "zca_cor", "pca_cor"]
 KINDS: tuple[Kind, ...] = ("zca", "pca", "cholesky", "zca_cor", "pca_cor")
+_OPTIONS = ("num_features", "kind", "eps", "shrinkage", "n_components", "correction")
 
 
 class Whitening(Leaf):
@@ -57,6 +58,8 @@ class Whitening(Leaf):
         device: of the buffers; None (the default): PyTorch's default device.
 
     Attributes:
+        num_features, kind, eps, shrinkage, n_components, correction: as given. They are fixed:
+            setting one is an AttributeError.
         samples: m, their number or the sum of their weights.
         origin: the first sample, shape (d,), from which the others are counted.
         offset: μ less the origin, shape (d,).
@@ -123,7 +126,6 @@ class Whitening(Leaf):
         super().__init__()
         checks.whole("Whitening: num_features", num_features)
         checks.one_of("Whitening: kind", kind, KINDS)
-        checks.finite_at_least_zero("Whitening: eps", eps)
         _check_shrinkage(shrinkage)
         checks.whole("Whitening: correction", correction, least=0)
         if n_components is not None:
@@ -150,6 +152,14 @@ class Whitening(Leaf):
             self.register_buffer(name, torch.full(shape, torch.nan, **where))
         # Whether the matrices are those of the samples: asked for in every call, so no tensor.
         self._made = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch.nn.Module, but for the options, which matrices may have been made with."""
+        if name in _OPTIONS and name in self.__dict__:
+            raise AttributeError(
+                f"Whitening: {name} is fixed when the module is made; make another one"
+            )
+        super().__setattr__(name, value)
 
     @property
     def mean(self) -> Tensor:
@@ -415,8 +425,7 @@ class Whitening(Leaf):
             )
 
     def _own_options(self) -> dict[str, Any]:
-        names = ("num_features", "kind", "eps", "shrinkage", "n_components", "correction")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _OPTIONS}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Also find out whether the matrices were made."""
@@ -457,8 +466,7 @@ def _options(state: Any) -> dict[str, Any]:
     """The options in a module's extra state."""
     try:
         found = json.loads(bytes(state.tolist()))
-        names = {"num_features", "kind", "eps", "shrinkage", "n_components", "correction"}
-        if not isinstance(found, dict) or found.keys() != names:
+        if not isinstance(found, dict) or found.keys() != {*_OPTIONS}:
             raise ValueError("other names")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"the state is none of a matroot.nn.Whitening: {error}") from None

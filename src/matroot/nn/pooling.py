@@ -68,7 +68,6 @@ class _CovariancePooling(Leaf):
         super().__init__()
         name = type(self).__name__
         checks.one_of(f"{name}: normalization", normalization, ("sqrt", "power", "none"))
-        checks.finite_at_least_zero(f"{name}: eps", eps)
         if eps and normalization != "sqrt":
             raise ValueError(f"{name}: normalization {normalization!r} takes no eps, got {eps}")
         check_shrinkage(shrinkage)

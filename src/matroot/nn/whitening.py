@@ -86,7 +86,6 @@ class _DecorrelatedBatchNorm(RunningStatistics):
         self.rtol = rtol
         self.num_features = num_features
         self.groups: int = number_of_groups(name, num_features, groups, group_size)
-        checks.finite_at_least_zero(f"{name}: eps", eps)
         if momentum is not None:
             checks.finite_at_least_zero(f"{name}: momentum", momentum)
         checks.one_of(f"{name}: running", running, ("covariance", "whitening"))

@@ -48,6 +48,8 @@ __all__ = [
 
 # See native/isa.hpp.
 INTERFACE = 1
+# What MATROOT_ISA may ask for, for comparisons.
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 # Beyond, one matrix no longer fits the caches.
 LARGEST = 256
 # For the kernels by eigenpairs. Beyond, LAPACK and PyTorch's products take no longer, and kernels
@@ -60,6 +62,10 @@ def _load() -> tuple[ModuleType | None, str]:
 
     Where there is one that cannot be loaded, a warning says so: PyTorch's operations are slower.
     """
+    wish = os.environ.get("MATROOT_ISA", "")
+    if wish not in ("", *INSTRUCTION_SETS):
+        known = ", ".join(map(repr, INSTRUCTION_SETS))
+        raise ValueError(f"MATROOT_ISA must be one of {known}, got {wish!r}")
     name = "matroot.kernels._native"
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
@@ -78,6 +84,13 @@ def _load() -> tuple[ModuleType | None, str]:
             stacklevel=2,
         )
         return None, why
+    if wish and module.instruction_set() != wish:
+        warnings.warn(
+            f"MATROOT_ISA={wish}: not known to this processor or not built; matroot's kernels run "
+            f"in {module.instruction_set()!r}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if os.getpid() != _process.PID:
         module.forked()  # Before it was loaded, so that it cannot know.
     return module, ""
@@ -88,7 +101,7 @@ def _not_found() -> str:
     built = [file.name for folder in folders for file in folder.glob("_native.*[!i]")]
     if built:
         return f"its kernels were built for another Python: {', '.join(sorted(built))}"
-    return "its kernels were not built: installation found no C++ compiler that could"
+    return "its kernels were not built: installation found no C++ compiler that could build them"
 
 
 def _check_whole(file: Path) -> None:
