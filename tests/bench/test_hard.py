@@ -421,6 +421,17 @@ def test_a_campaign_goes_on_where_it_was(tmp_path):
         list(hard_run.run(3, 600, path, folder))
 
 
+def test_another_seed_goes_on_in_no_rows_of_the_first(tmp_path):
+    path, folder = tmp_path / "rows.jsonl", tmp_path / "violations"
+    for seed in (0, 1):
+        for _ in range(2):
+            list(hard_run.run(seed, 1, path, folder))
+    own = rows.pick(rows.load(path)[0], candidate="matroot")
+    sizes = [next(hard.blocks(seed, 1)).draw.n for seed in (0, 1)]
+    assert sizes[0] != sizes[1]
+    assert [row["n"] for row in own] == sizes
+
+
 def test_ten_thousand_matrices(tmp_path):
     path = tmp_path / "hard.jsonl"
     result = run(["bench", "hard", "--quick", "-o", str(path)])
