@@ -358,6 +358,13 @@ def test_a_file_of_wrong_content_is_named(tmp_path, name, value):
     assert one_line(str(found.value)) == str(found.value)
 
 
+def test_what_balls_cannot_hold_is_replayed_without_them():
+    a = torch.tensor([[1e-235, 1e-33], [1e-33, 1e223]], dtype=torch.float64)
+    with pytest.raises(ZeroDivisionError):
+        hard_balls.enclosed(a)
+    assert hard_cases.replay(hard_cases.Case("x", a[None], NATIVE, {}, {})).certified is None
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "{}", "[]", "null", "[" * 100_000, '{"kind": ' * 100_000, "\xff"]
 )

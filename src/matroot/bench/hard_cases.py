@@ -197,7 +197,7 @@ class Replay:
     Attributes:
         findings: of every matrix.
         certified: bounds of the relative errors of both roots of the first matrix, by balls; None
-            without python-flint, for n > 32, or where A is not positive definite.
+            without python-flint, for n > 32, or where A is not certified to be positive definite.
     """
 
     findings: Findings
@@ -215,6 +215,6 @@ def replay(case: Case) -> Replay:
             found = compute(case.a[:1], case.subject)
             roots = {"sqrt": found.sqrt[0], "inv_sqrt": found.inv_sqrt[0]}
             certified = {k: truth.error(x, k) for k, x in roots.items() if x.isfinite().all()}
-        except (ImportError, ValueError):
+        except (ImportError, ValueError, ZeroDivisionError):
             certified = None
     return Replay(examine(case.a, case.subject), certified)
