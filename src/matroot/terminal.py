@@ -139,6 +139,9 @@ def check_file(path: Path) -> None:
     if not path.exists():
         check_folder(path.parent)
         return
+    if not path.is_file():
+        # A pipe, which opening would wait for, a device or a folder.
+        raise ValueError(f"{path}: cannot be written (not a regular file)")
     try:
         with path.open("ab"):
             pass

@@ -1,5 +1,6 @@
 """``matroot bench`` on the command line."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 
 from bench.examples import counted, row, run
 from matroot import cli
-from matroot.bench import paper, rows
+from matroot.bench import hard_run, paper, rows
 
 
 def test_a_run_a_report_and_a_comparison(tmp_path, monkeypatch):
@@ -77,7 +78,10 @@ def test_a_killed_run_keeps_its_rows(tmp_path):
         (["paper", "--device", "cuda"], "no CUDA device"),
         (["report", "missing.jsonl"], "missing.jsonl"),
         (["report"], "no files of rows"),
+        (["report", "."], ".: is a folder; expected a file of rows"),
         (["compare", "a.jsonl", "a.jsonl"], "no timed case"),
+        (["paper", "-o", "."], ".: cannot be written (not a regular file)"),
+        (["hard", "-o", os.devnull], f"{os.devnull}: cannot be written (not a regular file)"),
     ],
 )
 def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):
@@ -91,6 +95,42 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):
     assert message in ended.value.code
     assert ended.value.code.startswith("matroot: ")
     assert "\n" not in ended.value.code
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_rows_are_not_written_into_a_pipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(hard_run, "run", lambda *_: pytest.fail("work has begun"))
+    os.mkfifo(tmp_path / "pipe")
+    result = run(["bench", "hard", "-o", str(tmp_path / "pipe")])
+    assert "not a regular file" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize("matrices", ["nan", "inf", "1e400", "-inf", "0", "1e300"])
+def test_a_campaign_is_of_a_number_of_matrices(tmp_path, matrices):
+    result = run(["bench", "hard", "--matrices", matrices, "-o", str(tmp_path / "rows.jsonl")])
+    assert result.exit_code == 2
+    assert "Invalid value for '--matrices'" in result.output
+
+
+def test_no_time_measures_nothing(tmp_path):
+    result = run(["bench", "hard", "--minutes", "0", "-o", str(tmp_path / "rows.jsonl")])
+    assert result.exit_code == 0, result.output
+    assert "nothing was measured" in result.stdout
+    assert "rows in" not in result.stdout
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_damaged_block_is_named_and_measured_again(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    options = ["bench", "hard", "--matrices", "1", "-o", str(path)]
+    assert run(options).exit_code == 0
+    first = path.read_text().splitlines()
+    path.write_text("\n".join([first[0].replace('"violations": {}', '"violations": {"x": "y"}')]))
+    result = run(options)
+    assert result.exit_code == 0, result.output
+    assert f"{path}, line 1: skipped, violations must be whole numbers" in result.stdout
+    assert len(rows.load(path)[0]) == len(first)
 
 
 def test_fresh_keeps_the_old_file(tmp_path):

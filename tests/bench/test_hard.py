@@ -19,6 +19,7 @@ from matroot.bench.hard import Subject
 from matroot.bench.hard_families import FAMILIES, Draw, matrices
 from matroot.bench.hard_truth import Results, by_eigh, by_residuals, hermitian, product
 from matroot.bench.scale_report import markdown
+from matroot.terminal import one_line
 from matroot.testing import exact, random_spd, relative_error
 
 NATIVE = Subject("auto", "native", 0)
@@ -326,13 +327,67 @@ def test_overflow_of_a_result_is_no_difference(monkeypatch):
     assert differs(found.inv_gradient.nan_to_num(posinf=-1.0, neginf=1.0))
 
 
-def test_a_file_that_holds_no_violation(tmp_path):
-    for text in ("{", "{}", '{"kind": "x", "dtype": "float32", "bits": "zz"}', "[]"):
-        path = tmp_path / "x.json"
-        path.write_text(text)
-        with pytest.raises(ValueError, match="holds no violation"):
-            hard_cases.load(path)
-    assert run(["bench", "hard", "--replay", str(path)]).exit_code != 0
+WRONG = {
+    "kind": (None, 3, [], {}, "\x1b[2J"),
+    "dtype": (None, 3, [], {}, "int32", "float8_e4m3fn", "nn", "Tensor"),
+    "shape": (
+        *(None, "x", 4, [], [4], [2, 2], [1, 1, 2, 2], [1, 4, 1], [0, 2, 2], [1, 0, 0]),
+        *([-1, 2, 2], [1, 2.0, 2], [True, 2, 2], [2, 2, 2], [1, 10**9, 10**9]),
+    ),
+    "bits": (None, 3, [], "zz", "0", "", "00" * 16 + " x", "0000c07f" * 4, "0000807f" * 4),
+    "method": (None, 3, [], {}, "nope"),
+    "backend": (None, 3, [], {}, "auto", "triton"),
+    "cotangent": (None, "x", 1.5, [], {}, -1, True, 2**64, math.inf),
+    "origin": (None, "x", 3, [], {"seed": "\x9b2J"}, {"\x00": 1}),
+    "seen": (None, "x", 3, [], {"sqrt_error": "x"}, {"sqrt_error": True}, {"x": math.inf}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(k, x) for k, values in WRONG.items() for x in values], ids=str
+)
+def test_a_file_of_wrong_content_is_named(tmp_path, name, value):
+    good = hard_cases.Case("x", torch.eye(2)[None], NATIVE, {"seed": 0, "block": 0, "index": 0}, {})
+    path = hard_cases.save(good, tmp_path)
+    content = json.loads(path.read_text())
+    hard_cases.load(path)
+    path.write_text(json.dumps({**content, name: value}))
+    with pytest.raises(ValueError, match="holds no violation of matroot bench hard: ") as found:
+        hard_cases.load(path)
+    assert str(found.value).startswith(str(path))
+    assert one_line(str(found.value)) == str(found.value)
+
+
+def test_what_balls_cannot_hold_is_replayed_without_them():
+    a = torch.tensor([[1e-235, 1e-33], [1e-33, 1e223]], dtype=torch.float64)
+    with pytest.raises(ZeroDivisionError):
+        hard_balls.enclosed(a)
+    assert hard_cases.replay(hard_cases.Case("x", a[None], NATIVE, {}, {})).certified is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{}", "[]", "null", "[" * 100_000, '{"kind": ' * 100_000, "\xff"]
+)
+def test_a_file_that_holds_no_violation(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="holds no violation"):
+        hard_cases.load(path)
+
+
+def test_a_folder_holds_no_violation(tmp_path):
+    result = run(["bench", "hard", "--replay", str(tmp_path)])
+    assert "holds no violation" in str(result.exception)
+
+
+def test_infinite_ratios_are_saved_as_null(tmp_path):
+    seen = {"a": math.inf, "b": math.nan, "c": 1e301, "d": 2.0}
+    case = hard_cases.Case(
+        "x", torch.eye(2)[None], NATIVE, {"seed": 0, "block": 0, "index": 0}, seen
+    )
+    path = hard_cases.save(case, tmp_path)
+    assert hard_cases.load(path).seen == {**dict.fromkeys("abc"), "d": 2.0}
+    assert run(["bench", "hard", "--replay", str(path)]).exit_code == 0
 
 
 def test_histograms_keep_the_maximum_and_add_up():
@@ -371,6 +426,17 @@ def test_a_campaign_goes_on_where_it_was(tmp_path):
     rows.append(path, [{**found[0], "commit": "another", "case": "another"}])
     with pytest.raises(ValueError, match="measured elsewhere"):
         list(hard_run.run(3, 600, path, folder))
+
+
+def test_another_seed_goes_on_in_no_rows_of_the_first(tmp_path):
+    path, folder = tmp_path / "rows.jsonl", tmp_path / "violations"
+    for seed in (0, 1):
+        for _ in range(2):
+            list(hard_run.run(seed, 1, path, folder))
+    own = rows.pick(rows.load(path)[0], candidate="matroot")
+    sizes = [next(hard.blocks(seed, 1)).draw.n for seed in (0, 1)]
+    assert sizes[0] != sizes[1]
+    assert [row["n"] for row in own] == sizes
 
 
 def test_ten_thousand_matrices(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 import matroot
 from bench.examples import CPU, QUICK, counted, row
-from matroot.bench import cases, rows
+from matroot.bench import cases, hard_report, rows
 from matroot.bench.cases import Settings
 
 
@@ -51,6 +51,9 @@ BROKEN = {
     json.dumps(row()).replace("100.0", "1e999"): "beyond 1e+300",
     json.dumps(row()).replace("100.0", "1" * 400): "beyond 1e+300",
     json.dumps(row(experiment="scalar", curve={"x": [0], "y": [1]})): "must hold positive x",
+    json.dumps(row(cond=0)): "'cond' must be positive",
+    json.dumps(row(of=10**200)): "'of' must be a whole number",
+    json.dumps(row(operation=["reduce"])): "'operation' must be a string",
     json.dumps(row(experiment="map", ranks=2, traffic={})): "the phase 'call'",
     json.dumps(row(experiment="map", ranks=2, traffic={"gossip": NONE_SENT}, ms=None)): "'gossip'",
     json.dumps(
@@ -76,6 +79,75 @@ def test_a_corrupt_line_is_reported_with_its_number_and_skipped(tmp_path, line):
     (complaint,) = complaints
     assert complaint.startswith(f"{path}, line 3: skipped, ")
     assert BROKEN[line] in complaint
+
+
+HISTOGRAM = {"count": 3, "max": 2.5, "bins": {"-1": 1, "3": 2}}
+HARD = {
+    **row(experiment="hard", method="auto", backend="native", family="log", matrices=3),
+    "failed": 0,
+    "violations": {"root wrong": 1},
+    "ratios": {"sqrt_ratio": HISTOGRAM},
+}
+# Fields, and what they must not be.
+DAMAGED = {
+    "violations": (None, [], 1, {"x": "y"}, {"x": None}, {"x": 1.5}, {"x": -1}, {"x": True}),
+    "ratios": (None, "x", *({"sqrt_ratio": x} for x in ("x", None, 1, [1], {}))),
+    "matrices": (None, "x", 1.5, -1, True),
+    "failed": ("x", [], {}),
+    **dict.fromkeys(("method", "backend"), (None, 1, ["auto"], {})),
+    **dict.fromkeys(("family", "dtype"), (None, 1, ["log"], {}, "int8")),
+}
+DAMAGED_HISTOGRAMS = {
+    "count": (None, "x", 3.0, -3, 4, True, [3]),
+    "max": ("x", -1, True, [2.5], {}),
+    "bins": (
+        *(None, "x", 3, [3], {}, {"1": "3"}, {"1": None}, {"1": 3.0}, {"1": -1, "2": 4}),
+        *({"99999999": 3}, {"a": 3}, {"": 3}, {"1.5": 3}, {" 1": 3}, {"1": 2**63}),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{name: x} for name, values in DAMAGED.items() for x in values]
+    + [
+        {"ratios": {"sqrt_ratio": {**HISTOGRAM, name: x}}}
+        for name, values in DAMAGED_HISTOGRAMS.items()
+        for x in values
+    ]
+    + [{"ratios": {"inv_ratio": {k: HISTOGRAM[k] for k in ("count", "bins")}}}],
+    ids=str,
+)
+def test_a_damaged_block_of_hard_matrices_is_skipped(tmp_path, damage):
+    path = tmp_path / "rows.jsonl"
+    rows.append(path, [HARD, {**HARD, "candidate": "x", **damage}])
+    found, complaints = rows.load(path)
+    assert [r["candidate"] for r in found] == ["matroot"]
+    (complaint,) = complaints
+    assert f"{path}, line 2: skipped, " in complaint
+    assert next(iter(damage)) in complaint
+
+
+@pytest.mark.parametrize(
+    "ratios",
+    [{}, {"sqrt_ratio": {"count": 0, "max": None, "bins": {}}}]
+    + [{"sqrt_ratio": {**HISTOGRAM, "max": most}} for most in (None, 0, 1e300)],
+    ids=str,
+)
+def test_a_block_without_numbers_to_show_is_reported(tmp_path, ratios):
+    # Of a package that raised, of one whose errors are infinite, of exact roots.
+    path = tmp_path / "rows.jsonl"
+    rows.append(path, [{**HARD, "ratios": ratios}])
+    found, complaints = rows.load(path)
+    assert complaints == []
+    assert hard_report.tables(found)["By dtype and method"].body
+    assert hard_report.plot(found).figure.axes
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows.append(path, [row(error=x) for x in (math.inf, -math.inf, math.nan, 1e301)])
+    assert rows.load(path)[1] == []
 
 
 def test_bytes_that_are_not_text_are_a_corrupt_line(tmp_path):

@@ -163,7 +163,7 @@ def scale(
 @app.command(epilog="After Ctrl-C, or the end of --minutes, the same command continues there.")
 def hard(
     matrices: Annotated[
-        float, typer.Option(min=1, help="How many in all, such as 1e7; with --quick 1e4.")
+        float, typer.Option(min=1, max=1e9, help="How many in all, such as 1e7; with --quick 1e4.")
     ] = 1e5,
     seed: Annotated[int, typer.Option(help="Other matrices, and others again.")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="At work, of one thread each.")] = 1,
@@ -198,6 +198,9 @@ def hard(
     with held(path, path.with_name(f".{path.name}.lock")):
         _examine(total, seed, path, fresh=fresh, processes=processes, minutes=minutes)
     found = rows.pick(rows.load(path)[0], experiment="hard") if path.exists() else []
+    if not found:
+        console().print("nothing was measured: --minutes were over before the first block")
+        return
     for title, table in hard_report.tables(found).items():
         _show(title, table.head, [[cell.text for cell in line] for line in table.cells])
     _point_to(path)
@@ -211,11 +214,13 @@ def _examine(
     total: int, seed: int, path: Path, *, fresh: bool, processes: int, minutes: float | None
 ) -> None:
     """Run blocks with a progress bar; Ctrl-C keeps finished blocks."""
-    from matroot.bench import cases, hard_run
+    from matroot.bench import cases, hard_run, rows
     from matroot.context import one_thread
 
     if fresh and (old := cases.set_aside(path)) is not None:
         console().print(f"the old file is now {old}", markup=False)
+    if path.exists():
+        _complain(rows.load(path)[1])
     steps = hard_run.run(
         seed, total, path, path.parent / VIOLATIONS, processes=processes, minutes=minutes
     )

@@ -38,6 +38,7 @@ def enclosed(a: Tensor) -> Enclosure:
 
     Raises:
         ValueError: A is not certified to be positive definite.
+        ZeroDivisionError: its condition number is too large for so many bits.
     """
     with flint.ctx.workprec(_BITS):
         exact = _balls(a)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from matroot import files
-from matroot.bench.hard import Findings, Subject, compute, examine
+from matroot.bench.hard import METHOD_OPTIONS, Findings, Subject, compute, examine
+from matroot.bench.rows import DTYPES, numbers, storable, strict, whole
 
 # Of one rule in one block; more of a kind tell nothing more.
 SAVED = 2
@@ -125,11 +127,10 @@ def save(case: Case, folder: Path) -> Path:
         "backend": case.subject.backend,
         "cotangent": case.subject.seed,
         "origin": origin,
-        # JSON has no NaN.
-        "seen": {name: x if x == x else None for name, x in case.seen.items()},
+        "seen": case.seen,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    files.replace(path, json.dumps(content, indent=1) + "\n")
+    files.replace(path, json.dumps(storable(content), indent=1) + "\n")
     return path
 
 
@@ -140,19 +141,53 @@ def load(path: Path) -> Case:
         ValueError: the file holds no case.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        dtype = getattr(torch, content["dtype"])
-        raw = bytearray.fromhex(content["bits"])
-        a = torch.frombuffer(raw, dtype=dtype).view(content["shape"]).clone()
-        return Case(
-            content["kind"],
-            a,
-            Subject(content["method"], content["backend"], content["cotangent"]),
-            content["origin"],
-            content["seen"],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return _case(strict(path.read_text(encoding="utf-8")))
+    # Deeply nested brackets exhaust the parser's stack.
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise ValueError(f"{path} holds no violation of matroot bench hard: {error}") from None
+
+
+def _case(content: object) -> Case:
+    """The case that is written so; ValueError where it is none."""
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, got {type(content).__name__}")
+    for name, (fits, expected) in _FIELDS.items():
+        if not fits(content.get(name)):
+            raise ValueError(f"{name!r} must be {expected}, got {content.get(name)!r:.40}")
+    dtype, shape = getattr(torch, content["dtype"]), content["shape"]
+    raw, size = bytearray.fromhex(content["bits"]), math.prod(shape) * dtype.itemsize
+    if len(raw) != size:
+        raise ValueError(f"'bits' must be {size} bytes, got {len(raw)}")
+    a = torch.frombuffer(raw, dtype=dtype).view(shape).clone()
+    if not a.isfinite().all():
+        raise ValueError("'bits' must be finite numbers")
+    subject = Subject(content["method"], content["backend"], content["cotangent"])
+    return Case(content["kind"], a, subject, content["origin"], content["seen"])
+
+
+def _is_shape(x: object) -> bool:
+    return (
+        isinstance(x, list) and len(x) == 3 and all(map(whole, x)) and min(x) > 0 and x[1] == x[2]
+    )
+
+
+# Of a file. Lists, since what is looked for in them may be anything.
+_METHODS, _BACKENDS = list(METHOD_OPTIONS), ["native", "torch"]
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "kind": (lambda x: isinstance(x, str), "a string"),
+    "dtype": (lambda x: x in DTYPES, f"one of {', '.join(DTYPES)}"),
+    "shape": (_is_shape, "[matrices, n, n]"),
+    "bits": (lambda x: isinstance(x, str), "a string"),
+    "method": (lambda x: x in _METHODS, f"one of {', '.join(_METHODS)}"),
+    "backend": (lambda x: x in _BACKENDS, " or ".join(_BACKENDS)),
+    # The seed of a generator.
+    "cotangent": (whole, "a whole number of 63 bits"),
+    "origin": (lambda x: isinstance(x, dict), "an object"),
+    "seen": (
+        lambda x: isinstance(x, dict) and numbers([y for y in x.values() if y is not None]),
+        "an object of numbers",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -162,7 +197,7 @@ class Replay:
     Attributes:
         findings: of every matrix.
         certified: bounds of the relative errors of both roots of the first matrix, by balls; None
-            without python-flint, for n > 32, or where A is not positive definite.
+            without python-flint, for n > 32, or where A is not certified to be positive definite.
     """
 
     findings: Findings
@@ -180,6 +215,6 @@ def replay(case: Case) -> Replay:
             found = compute(case.a[:1], case.subject)
             roots = {"sqrt": found.sqrt[0], "inv_sqrt": found.inv_sqrt[0]}
             certified = {k: truth.error(x, k) for k, x in roots.items() if x.isfinite().all()}
-        except (ImportError, ValueError):
+        except (ImportError, ValueError, ZeroDivisionError):
             certified = None
     return Replay(examine(case.a, case.subject), certified)

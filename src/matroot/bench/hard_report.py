@@ -10,7 +10,7 @@ from matroot.bench.hard import BINS, LAPACK_THRESHOLD
 from matroot.bench.hard_families import FAMILIES
 from matroot.bench.layout import Group, Section, Table, three_digits
 from matroot.bench.plots import Plot, colours, finish, label_ends, panel
-from matroot.bench.rows import Row, pick
+from matroot.bench.rows import DTYPES, Row, pick
 
 # What rows are summed over: blocks and sizes.
 SUMMED = ("candidate", "family", "dtype", "method", "backend")
@@ -103,15 +103,11 @@ def _by(
         # Like with like: only such blocks as other packages were given.
         cases = {row.get("dtype") for row in others if row["candidate"] != "matroot"}
         rows = [r for r in rows if r["dtype"] in cases and r["method"] in ("auto", r["candidate"])]
-    order = list(dict.fromkeys(_DTYPES))
-    totals = sorted(summed(rows, by), key=lambda r: (order.index(r["dtype"]), -r["matrices"]))
+    totals = sorted(summed(rows, by), key=lambda r: (DTYPES.index(r["dtype"]), -r["matrices"]))
     lines = [(r, columns(r)) for r in totals]
     shown = [(r, c) for r, c in lines if c is not None]
     head = [*by, *(shown[0][1] if shown else ())]
     return Table(head, [[*(str(r[name]) for name in by), *c.values()] for r, c in shown])
-
-
-_DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
 
 
 def _count(x: int) -> str:

@@ -92,6 +92,8 @@ def label_ends(
         ends: name, colour, x and y of each, such as the last point of a line.
         size: of the letters, in points.
     """
+    if not ends:
+        return
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     # A line is a fifth higher than letters, and the layout makes the panel a little lower.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 import matroot
+from matroot.bench.hard_families import FAMILIES
 from matroot.files import named
 
 Row = dict[str, Any]
@@ -79,10 +79,10 @@ def _commit() -> str | None:
 def append(path: Path, rows: Sequence[Row]) -> None:
     """Add rows in one write that has reached the disk when this returns.
 
-    Numbers that are not finite become null, control characters become �. An unfinished last line,
-    of a run that was killed, is ended first, so that only that line is lost.
+    Numbers that ``load`` would refuse become null, control characters become �. An unfinished last
+    line, of a run that was killed, is ended first, so that only that line is lost.
     """
-    text = "".join(json.dumps(_storable(row), ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(storable(row), ensure_ascii=False) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("a+b") as file:
@@ -97,15 +97,17 @@ def append(path: Path, rows: Sequence[Row]) -> None:
         raise named(error, path) from None
 
 
-def _storable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
+def storable(value: Any) -> Any:
+    """The value, with what ``strict`` would refuse as null or �."""
+    # NaN as well: it is no number that is at most so large.
+    if isinstance(value, float) and not abs(value) <= LARGEST:
         return None
     if isinstance(value, str):
         return _UNSHOWN.sub("�", value)
     if isinstance(value, dict):
-        return {key: _storable(x) for key, x in value.items()}
+        return {key: storable(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
-        return [_storable(x) for x in value]
+        return [storable(x) for x in value]
     return value
 
 
@@ -121,20 +123,17 @@ def load(path: Path) -> tuple[list[Row], list[str]]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: it is a folder.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; expected a file of rows")
     found: dict[tuple[str, str], Row] = {}
     complaints = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(
-                line.decode(),
-                parse_constant=_no_constant,
-                parse_int=lambda digits: _in_range(int(digits)),
-                parse_float=lambda digits: _in_range(float(digits)),
-            )
-            _check_texts(row)
+            row = strict(line.decode())
             _check(row)
         # Deeply nested brackets exhaust the parser's stack.
         except (ValueError, RecursionError) as error:
@@ -145,15 +144,35 @@ def load(path: Path) -> tuple[list[Row], list[str]]:
     return list(found.values()), complaints
 
 
+def strict(text: str) -> Any:
+    """What JSON of a stranger holds: finite numbers, and texts that can be shown as they are.
+
+    Raises:
+        ValueError: it holds something else.
+        RecursionError: it is nested too deep.
+    """
+    value = json.loads(
+        text,
+        parse_constant=_no_constant,
+        parse_int=lambda digits: _in_range(int(digits)),
+        parse_float=lambda digits: _in_range(float(digits)),
+    )
+    _check_texts(value)
+    return value
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
 def _in_range(x: float) -> float:
-    """X; ValueError where it is no number of double precision, or nearly."""
+    """X; ValueError where it is no number of double precision, or nearly.
+
+    A whole number that 64 bits do not hold, which NumPy would leave a Python object, as a float.
+    """
     if abs(x) > LARGEST:
         raise ValueError(f"a number is beyond {LARGEST:.0e}")
-    return x
+    return x if abs(x) < 2**63 else float(x)
 
 
 def _check_texts(value: object) -> None:
@@ -175,7 +194,7 @@ def _check(row: object) -> None:
     for name in ("case", "experiment", "candidate"):
         if not isinstance(row.get(name), str):
             raise ValueError(f"field {name!r} must be a string, got {row.get(name)!r:.40}")
-    if not isinstance(row.get("of"), int):
+    if not whole(row.get("of")):
         raise ValueError(f"field 'of' must be a whole number, got {row.get('of')!r:.40}")
     for name in REQUIRED.get(row["experiment"], ()):
         if row.get(name) is None:
@@ -187,24 +206,26 @@ def _check(row: object) -> None:
             not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)
         ):
             raise ValueError(f"field {name!r} must be {expected} or null, got {value!r:.40}")
+    # It is shown as a power of ten.
+    if row.get("cond") is not None and row["cond"] < 1 / LARGEST:
+        raise ValueError(f"field 'cond' must be positive, got {row['cond']!r:.40}")
     for phase, triple in (row.get("ms") or {}).items():
-        if not _numbers(triple) or len(triple) != 3 or min(triple) < 1 / LARGEST:
+        if not numbers(triple) or len(triple) != 3 or min(triple) < 1 / LARGEST:
             raise ValueError(f"ms[{phase!r}] must be three positive numbers, got {triple!r:.60}")
-    # In rows of other experiments this is what the matrices are.
-    if row["experiment"] == "hard" and not _numbers([row["matrices"]]):
-        raise ValueError(f"field 'matrices' must be a number, got {row['matrices']!r:.40}")
+    if row["experiment"] == "hard":
+        _check_hard(row)
     if row["experiment"] in SCALED:
         _check_scaled(row)
     for kind, sent in (row.get("traffic") or {}).items():
         parts = [sent.get(name) for name in SENT] if isinstance(sent, dict) else None
-        if not _numbers(parts):
+        if not numbers(parts):
             raise ValueError(f"traffic[{kind!r}] must hold {', '.join(SENT)}, got {sent!r:.60}")
-    if row.get("loads") is not None and not (_numbers(row["loads"]) and row["loads"]):
+    if row.get("loads") is not None and not (numbers(row["loads"]) and row["loads"]):
         raise ValueError(f"loads must be numbers, got {row['loads']!r:.60}")
     curve = row.get("curve")
     if curve is not None:
         x, y = curve.get("x"), curve.get("y")
-        if not (_numbers(x) and _numbers(y) and len(x) == len(y)):
+        if not (numbers(x) and numbers(y) and len(x) == len(y)):
             raise ValueError("curve must hold two lists of numbers, x and y, of one length")
         if row["experiment"] == "scalar" and min(x, default=1) < 1 / LARGEST:
             raise ValueError("curve must hold positive x, of which there are roots")
@@ -222,7 +243,46 @@ def _check_scaled(row: Row) -> None:
         raise ValueError(f"traffic must hold the operation, {row.get('operation')!r:.40}")
 
 
-def _numbers(value: object) -> bool:
+def _check_hard(row: Row) -> None:
+    """What the report needs of a block of hard matrices: known names, counts, histograms."""
+    for name, known in (("dtype", DTYPES), ("family", FAMILIES)):
+        if row[name] not in known:
+            raise ValueError(f"field {name!r} must be a known one, got {row[name]!r:.40}")
+    # In rows of other experiments this is what the matrices are.
+    if not whole(row["matrices"]):
+        raise ValueError(f"field 'matrices' must be a whole number, got {row['matrices']!r:.40}")
+    if not all(map(whole, row["violations"].values())):
+        raise ValueError(f"violations must be whole numbers, got {row['violations']!r:.60}")
+    for name, found in row["ratios"].items():
+        if not _histogram(found):
+            raise ValueError(
+                f"ratios[{name!r}] must hold a count, the largest number (max) and bins that add "
+                f"up to the count, got {found!r:.60}"
+            )
+
+
+def _histogram(found: object) -> bool:
+    if not isinstance(found, dict):
+        return False
+    bins, most = found.get("bins"), found.get("max", "")
+    return (
+        isinstance(bins, dict)
+        # Tenths of decades: powers of ten beyond these are no numbers.
+        and all(re.fullmatch("-?[0-9]{1,3}", name) for name in bins)
+        and all(map(whole, bins.values()))
+        and whole(found.get("count"))
+        and sum(bins.values()) == found["count"]
+        and (most is None or (numbers([most]) and most >= 0))
+    )
+
+
+def whole(value: object) -> bool:
+    """Whether it is a whole number, 0 or more; in Python bool is a subclass of int."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def numbers(value: object) -> bool:
+    """Whether it is a list of numbers."""
     return isinstance(value, list) and all(
         isinstance(x, int | float) and not isinstance(x, bool) for x in value
     )
@@ -230,6 +290,8 @@ def _numbers(value: object) -> bool:
 
 # Of the numbers in rows.
 LARGEST = 1e300
+# In the order of tables.
+DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
 
 # What a row says of each kind of collective.
 SENT = ("calls", "messages", "bytes")
@@ -255,7 +317,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "map": ("ranks", "traffic"),
     "whitening": ("ranks", "traffic"),
     "huge": ("ranks", "traffic", "n"),
-    "hard": ("family", "dtype", "matrices", "ratios", "violations"),
+    "hard": ("family", "dtype", "method", "backend", "matrices", "ratios", "violations"),
     "balance": ("ranks", "loads", "spread", "spread_by_formula"),
 }
 
@@ -274,6 +336,7 @@ FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(("passed", "quick"), (bool, "true or false")),
     **dict.fromkeys(("why", "root", "dtype", "family", "application", "matroot", "commit"), _TEXT),
     **dict.fromkeys(("torch", "device_name", "measured"), _TEXT),
+    **dict.fromkeys(("method", "backend", "operation"), _TEXT),
     **dict.fromkeys(("answer", "probe", "question", "version"), _TEXT),
 }
 
