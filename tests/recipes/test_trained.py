@@ -108,6 +108,19 @@ def test_predict_agrees_with_evaluate_and_writes_both_formats(own, tmp_path):
     assert found == pytest.approx([row["probabilities"]["standing"] for row in rows])
 
 
+def test_predict_takes_the_pictures_in_folders_within_a_folder(own, tmp_path):
+    folder, root, _ = own
+    (tmp_path / "new").mkdir()
+    for place in ("b.png", "deep/er/a.png", ".hidden/a.png", "deep/.a.png", "deep/a.txt"):
+        (tmp_path / "new" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "new" / place).write_bytes((root / "val/lying/3.png").read_bytes())
+    found = run("predict", folder, tmp_path / "new", "-o", tmp_path / "a.json")
+    assert found.exit_code == 0, found.output
+    rows = json.loads((tmp_path / "a.json").read_text())
+    wanted = [tmp_path / "new" / place for place in ("b.png", "deep/er/a.png")]
+    assert [row["path"] for row in rows] == [str(path) for path in wanted]
+
+
 def test_an_unreadable_file_is_named_and_left_out(own, tmp_path):
     folder, root, _ = own
     (tmp_path / "broken.png").write_bytes(b"none")

@@ -379,7 +379,7 @@ def evaluate_style(
 
 
 def files_of(arguments: Iterable[Path], kind: Kind) -> list[Path]:
-    """Files, and those of a kind in folders.
+    """Files, and those of a kind in folders and in folders within them.
 
     Raises:
         ValueError: a folder without one, or a file that does not exist.
@@ -387,7 +387,7 @@ def files_of(arguments: Iterable[Path], kind: Kind) -> list[Path]:
     found: list[Path] = []
     for path in arguments:
         if path.is_dir():
-            found += files_in(path, kind)
+            found += files_in(path, kind, within=True)
         elif path.is_file():
             found.append(path)
         else:

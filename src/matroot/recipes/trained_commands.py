@@ -27,7 +27,10 @@ _CLASSES_SHOWN = 40
 def predict(
     run: _Run,
     files: Annotated[
-        list[Path], typer.Argument(help="Pictures (of a run of video: AVI), or folders of them.")
+        list[Path],
+        typer.Argument(
+            help="Pictures (of a run of video: AVI), or folders; all in them and within count."
+        ),
     ],
     output: Annotated[
         Path | None,
