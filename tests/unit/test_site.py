@@ -74,6 +74,15 @@ def test_the_blocks_of_the_page_run(page: str) -> None:
         exec(compile(block, page, "exec"), names)
 
 
+def test_the_file_for_citing_names_the_papers_of_the_page() -> None:
+    page, file = ((ROOT / name).read_text("utf-8") for name in ("docs/citing.md", "CITATION.cff"))
+    titles = re.findall(r"title += \{(Fast .*)\}", page)
+    numbers = re.findall(r"arXiv:([\d.]+)", page)
+    assert len(titles) == len(numbers) == 2
+    assert re.findall(r'title: "(Fast .*)"', file) == titles
+    assert re.findall(r"arxiv\.org/abs/([\d.]+)", file) == numbers
+
+
 FAULTS = {
     '<a href="gone.html">x</a>': "broken link: gone.html",
     '<a href="index.html#gone">x</a>': "broken anchor: index.html#gone",
