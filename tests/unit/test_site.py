@@ -1,6 +1,7 @@
 """The site's reference holds every public name, and the programs on its pages run."""
 
 import ast
+import inspect
 import re
 import runpy
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_every_public_name_of_a_module_is_in_the_reference(module: str) -> None:
     assert names, "a module without public names is not public"
     missing = names - documented()
     assert not missing, f"add them to a page in docs/reference: {sorted(missing)}"
+
+
+def test_the_index_of_the_reference_names_every_public_module() -> None:
+    index = (ROOT / "docs/reference/index.md").read_text("utf-8")
+    modules = {name for name in matroot.__all__ if inspect.ismodule(getattr(matroot, name))}
+    assert "statistics" in modules
+    for name in modules:
+        assert f"`matroot.{name}`" in index, name
 
 
 @pytest.mark.parametrize("page", ["index", "install", "choosing", "troubleshooting"])
