@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import pytest
 import torch
@@ -226,6 +227,13 @@ def test_many_classes_are_not_drawn(tmp_path):
     found = Evaluation(tuple(map(str, range(count))), torch.eye(count, dtype=torch.long), 0.0)
     assert not trained.draw_confusion(found, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_letters_that_the_font_lacks_are_drawn_without_a_warning(tmp_path):
+    found = Evaluation(("Ünïcode 猫", "dog"), torch.eye(2, dtype=torch.long), 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert trained.draw_confusion(found, tmp_path / "a.png")
 
 
 CLASSIFY = [name for name in APPLICATIONS if name != "style"]

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -343,7 +344,9 @@ def draw_confusion(found: Evaluation, file: Path) -> bool:
     axes.set_yticks(range(count), names)
     axes.set(xlabel="answer", ylabel="class")
     axes.set_title(f"{found.right} of {found.count} right", loc="left")
-    with replacing(file) as fresh:
+    with replacing(file) as fresh, warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; evaluation.json has the whole name.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
         figure.savefig(fresh, dpi=120)
     return True
 
