@@ -381,16 +381,25 @@ def evaluate_style(
     return ratios
 
 
-def files_of(arguments: Iterable[Path], kind: Kind) -> list[Path]:
+def files_of(arguments: Iterable[Path], kind: Kind, results: Path | None = None) -> list[Path]:
     """Files, and those of a kind in folders and in folders within them.
+
+    Args:
+        arguments: files and folders.
+        kind: pictures or videos.
+        results: a folder that does not count within another one: what the last run has painted.
 
     Raises:
         ValueError: a folder without one, or a file that does not exist.
     """
     found: list[Path] = []
+    own = None if results is None else results.resolve()
     for path in arguments:
         if path.is_dir():
-            found += files_in(path, kind, within=True)
+            inside = files_in(path, kind, within=True)
+            if own is not None and own != path.resolve():
+                inside = [file for file in inside if own not in file.resolve().parents]
+            found += inside
         elif path.is_file():
             found.append(path)
         else:
