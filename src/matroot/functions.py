@@ -138,19 +138,19 @@ class Sqrt(SpectralFunction):
     degree: ClassVar[float] = 0.5
 
     def values(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.values."""
+        """√x."""
         return x.sqrt()
 
     def slope(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.slope."""
+        """1/(2√x)."""
         return 0.5 / x.sqrt()
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
-        """See SpectralFunction.difference."""
+        """1/(√x + √y)."""
         return 1 / (x.sqrt() + y.sqrt())
 
     def second_difference(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """See SpectralFunction.second_difference."""
+        """−1/((√x + √y)(√y + √z)(√z + √x))."""
         a, b, c = x.sqrt(), y.sqrt(), z.sqrt()
         return -1 / (a + b) / (b + c) / (c + a)
 
@@ -164,21 +164,21 @@ class InvSqrt(SpectralFunction):
     degree: ClassVar[float] = -0.5
 
     def values(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.values."""
+        """1/√x."""
         # Not rsqrt, which is an approximation on some devices.
         return 1 / x.sqrt()
 
     def slope(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.slope."""
+        """−1/(2x√x)."""
         return -0.5 / x.sqrt() / x
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
-        """See SpectralFunction.difference."""
+        """−1/(√x √y (√x + √y))."""
         a, b = torch.maximum(x, y).sqrt(), torch.minimum(x, y).sqrt()
         return -1 / (a + b) / a / b
 
     def second_difference(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """See SpectralFunction.second_difference."""
+        """(a + b + c)/((a + b)(b + c)(c + a) a b c) for a, b, c = √x, √y, √z."""
         a, b, c = x.sqrt(), y.sqrt(), z.sqrt()
         return (a + b + c) / (a + b) / (b + c) / (c + a) / a / b / c
 
@@ -212,32 +212,32 @@ class Power(SpectralFunction):
 
     @property
     def domain(self) -> Domain:
-        """See SpectralFunction.domain."""
+        """Real or (p < 0) regular for a whole p, else semidefinite or (p < 0) definite."""
         if self.whole:
             return "real" if self.p >= 0 else "regular"
         return "semidefinite" if self.p > 0 else "definite"
 
     @property
     def bounded_slope(self) -> bool:
-        """See SpectralFunction.bounded_slope."""
+        """Whether p xᵖ⁻¹ is bounded at 0: for p = 0 and p ≥ 1."""
         return self.p == 0 or self.p >= 1
 
     @property
     def bounded_curvature(self) -> bool:
-        """See SpectralFunction.bounded_curvature."""
+        """Whether p (p − 1) xᵖ⁻² is bounded at 0: for p = 0, p = 1 and p ≥ 2."""
         return self.p in (0, 1) or self.p >= 2
 
     @property
     def degree(self) -> float:
-        """See SpectralFunction.degree."""
+        """The exponent p."""
         return self.p
 
     def values(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.values."""
+        """xᵖ."""
         return elementary.integer_power(x, self.p) if self.whole else elementary.power(x, self.p)
 
     def slope(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.slope."""
+        """f'(x) = p xᵖ⁻¹."""
         if self.p in (0, 1):
             return torch.where(x.isnan(), x, self.p)
         if self.whole:
@@ -245,7 +245,7 @@ class Power(SpectralFunction):
         return elementary.lowered_power(self.p, x, elementary.power(x, self.p / 2), self.p, 1)
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
-        """See SpectralFunction.difference."""
+        """(xᵖ − yᵖ)/(x − y), p xᵖ⁻¹ where x = y."""
         if self.p in (0, 1):
             return torch.where((x + y).isnan(), x + y, self.p)
         if self.p == 2:
@@ -269,7 +269,7 @@ class Power(SpectralFunction):
         return torch.where(opposite, half * ratio * half, elementary.power_difference(p, u, v))
 
     def second_difference(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """See SpectralFunction.second_difference."""
+        """f[x, y, z] of f(x) = xᵖ, p (p − 1) xᵖ⁻²/2 where x = y = z."""
         p = self.p
         if p in (0, 1, 2):
             total = x + y + z
@@ -304,15 +304,15 @@ class Log(SpectralFunction):
     bounded_slope = False
 
     def values(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.values."""
+        """The natural logarithm of x."""
         return x.log()
 
     def slope(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.slope."""
+        """1/x."""
         return 1 / x
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
-        """See SpectralFunction.difference."""
+        """log(x/y)/(x − y), 1/x where x = y."""
         high, low = torch.maximum(x, y), torch.minimum(x, y)
         _, apart, unit = elementary.gap(high, low)
         tie = apart == 0
@@ -320,7 +320,7 @@ class Log(SpectralFunction):
         return torch.where(tie, 1.0, ratio) / unit
 
     def second_difference(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """See SpectralFunction.second_difference."""
+        """f[x, y, z] of the logarithm, −1/(2x²) where x = y = z."""
         a, b, c = elementary.descending(x, y, z)
         coefficients = [(-1.0) ** (k + 1) / k for k in range(2, 2 + elementary.terms(a.dtype))]
         near, series = elementary.near_series(coefficients, a, b, c, 1 / 3)
@@ -336,20 +336,20 @@ class Exp(SpectralFunction):
     bounded_slope = True
 
     def values(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.values."""
+        """eˣ."""
         return x.exp()
 
     def slope(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.slope."""
+        """eˣ."""
         return x.exp()
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
-        """See SpectralFunction.difference."""
+        """(eˣ − eʸ)/(x − y), eˣ where x = y."""
         high, low = torch.maximum(x, y), torch.minimum(x, y)
         return elementary.times_exp(high, elementary.falling(high - low))
 
     def second_difference(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """See SpectralFunction.second_difference.
+        """f[x, y, z] of eˣ, eˣ/2 where x = y = z.
 
         From the smallest point on all terms of the series are positive.
         """
@@ -385,38 +385,38 @@ class OnRange(SpectralFunction):
 
     @property
     def domain(self) -> Domain:
-        """See SpectralFunction.domain."""
+        """That of ``function``, with singular matrices as well."""
         wider: dict[Domain, Domain] = {"definite": "semidefinite", "regular": "real"}
         return wider.get(self.function.domain, self.function.domain)
 
     @property
     def bounded_slope(self) -> bool:
-        """See SpectralFunction.bounded_slope."""
+        """True: it is flat about 0."""
         return True
 
     @property
     def degree(self) -> float | None:
-        """See SpectralFunction.degree."""
+        """That of ``function``."""
         return self.function.degree
 
     def values(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.values."""
+        """f(x), and 0 where x = 0."""
         null = x == 0
         return torch.where(null, 0.0, self.function.values(torch.where(null, 1.0, x)))
 
     def slope(self, x: Tensor) -> Tensor:
-        """See SpectralFunction.slope."""
+        """f'(x), and 0 where x = 0."""
         null = x == 0
         return torch.where(null, 0.0, self.function.slope(torch.where(null, 1.0, x)))
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
-        """See SpectralFunction.difference: f(x)/x where y = 0."""
+        """f[x, y], f(x)/x where y = 0, and 0 where both are."""
         either, both = (x == 0) | (y == 0), (x == 0) & (y == 0)
         inside = self.function.difference(torch.where(either, 1.0, x), torch.where(either, 1.0, y))
         return torch.where(either, self._to_null(torch.where(both, 0.0, x + y)), inside)
 
     def second_difference(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """See SpectralFunction.second_difference: f(x)/x² where y = z = 0."""
+        """f[x, y, z], f(x)/x² where y = z = 0, and 0 where all three are."""
         of_x, of_y, of_z = x == 0, y == 0, z == 0
         any_null = of_x | of_y | of_z
         inside = self.function.second_difference(

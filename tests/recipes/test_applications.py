@@ -137,6 +137,14 @@ def test_train_then_stylize_with_the_network(tmp_path):
     assert found.exit_code == 0, found.output
     assert (tmp_path / "out/a-b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
     assert "needs --style PICTURE" in str(run(*paint).exception)
+    # Of a folder with folders in it; what is painted there is not painted again.
+    (tmp_path / "all/deep").mkdir(parents=True)
+    (tmp_path / "a.png").rename(tmp_path / "all/deep/a.png")
+    paint[2], output = tmp_path / "all", tmp_path / "all/painted"
+    for _ in range(2):
+        found = run(*paint, "--style", tmp_path / "b.png", "-o", output)
+        assert found.exit_code == 0, found.output
+        assert [file.name for file in output.iterdir()] == ["a-b.png"]
     found = run("evaluate", tmp_path / "run", "--device", "cpu")
     assert found.exit_code == 0, found.output
     measured = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import pytest
 import torch
@@ -106,6 +107,19 @@ def test_predict_agrees_with_evaluate_and_writes_both_formats(own, tmp_path):
     assert [row["class"] for row in table] == [row["class"] for row in rows]
     found = [float(row["p(standing)"]) for row in table]
     assert found == pytest.approx([row["probabilities"]["standing"] for row in rows])
+
+
+def test_predict_takes_the_pictures_in_folders_within_a_folder(own, tmp_path):
+    folder, root, _ = own
+    (tmp_path / "new").mkdir()
+    for place in ("b.png", "deep/er/a.png", ".hidden/a.png", "deep/.a.png", "deep/a.txt"):
+        (tmp_path / "new" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "new" / place).write_bytes((root / "val/lying/3.png").read_bytes())
+    found = run("predict", folder, tmp_path / "new", "-o", tmp_path / "a.json")
+    assert found.exit_code == 0, found.output
+    rows = json.loads((tmp_path / "a.json").read_text())
+    wanted = [tmp_path / "new" / place for place in ("b.png", "deep/er/a.png")]
+    assert [row["path"] for row in rows] == [str(path) for path in wanted]
 
 
 def test_an_unreadable_file_is_named_and_left_out(own, tmp_path):
@@ -213,6 +227,13 @@ def test_many_classes_are_not_drawn(tmp_path):
     found = Evaluation(tuple(map(str, range(count))), torch.eye(count, dtype=torch.long), 0.0)
     assert not trained.draw_confusion(found, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_letters_that_the_font_lacks_are_drawn_without_a_warning(tmp_path):
+    found = Evaluation(("Ünïcode 猫", "dog"), torch.eye(2, dtype=torch.long), 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert trained.draw_confusion(found, tmp_path / "a.png")
 
 
 CLASSIFY = [name for name in APPLICATIONS if name != "style"]

@@ -1,6 +1,7 @@
 """The site's reference holds every public name, and the programs on its pages run."""
 
 import ast
+import inspect
 import re
 import runpy
 from pathlib import Path
@@ -64,6 +65,14 @@ def test_every_public_name_of_a_module_is_in_the_reference(module: str) -> None:
     assert not missing, f"add them to a page in docs/reference: {sorted(missing)}"
 
 
+def test_the_index_of_the_reference_names_every_public_module() -> None:
+    index = (ROOT / "docs/reference/index.md").read_text("utf-8")
+    modules = {name for name in matroot.__all__ if inspect.ismodule(getattr(matroot, name))}
+    assert "statistics" in modules
+    for name in modules:
+        assert f"`matroot.{name}`" in index, name
+
+
 @pytest.mark.parametrize("page", ["index", "install", "choosing", "troubleshooting"])
 def test_the_blocks_of_the_page_run(page: str) -> None:
     text = (ROOT / f"docs/{page}.md").read_text("utf-8")
@@ -72,6 +81,15 @@ def test_the_blocks_of_the_page_run(page: str) -> None:
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+def test_the_file_for_citing_names_the_papers_of_the_page() -> None:
+    page, file = ((ROOT / name).read_text("utf-8") for name in ("docs/citing.md", "CITATION.cff"))
+    titles = re.findall(r"title += \{(Fast .*)\}", page)
+    numbers = re.findall(r"arXiv:([\d.]+)", page)
+    assert len(titles) == len(numbers) == 2
+    assert re.findall(r'title: "(Fast .*)"', file) == titles
+    assert re.findall(r"arxiv\.org/abs/([\d.]+)", file) == numbers
 
 
 FAULTS = {

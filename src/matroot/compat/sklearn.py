@@ -90,14 +90,45 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
         return new
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Whitening:
-        """Forget what was taken in, and fit to samples (m, n_features)."""
+        """Forget what was taken in, and fit to samples.
+
+        Args:
+            X: samples, shape (m, n_features), an array or a table of numbers.
+            y: not used; pipelines give it.
+            sample_weight: how much each sample counts, at least 0, shape (m,) or a number; 2 counts
+                as two of them, booleans are a mask. None (the default): each counts as one.
+
+        Returns:
+            The transformer itself.
+
+        Raises:
+            ValueError: NaN or infinity; not more samples, or no larger sum of weights, than
+                ``correction``; negative weights.
+            torch.linalg.LinAlgError: the covariance is singular, as with fewer samples than
+                features: then ``eps`` or ``shrinkage`` helps, or fewer ``n_components``.
+        """
         least = self.correction + 1 if isinstance(self.correction, Integral) else 1
         x = validate_data(self, X, dtype=_DTYPES, ensure_min_samples=least)
         self.module_ = self._new_module().fit(*_tensors(x, sample_weight))
         return self
 
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Whitening:
-        """Take in further samples, with the parameters as they are now."""
+        """Take in further samples, batch by batch; what ``fit`` has taken in counts on.
+
+        Parameters set since then take effect for all samples.
+
+        Args:
+            X: samples, shape (m, n_features), any number of them.
+            y: not used; pipelines give it.
+            sample_weight: as ``fit`` takes it.
+
+        Returns:
+            The transformer itself; that samples are too few, or their covariance singular, is said
+            when it is first used.
+
+        Raises:
+            ValueError: NaN or infinity; another number of features; negative weights.
+        """
         fitted = hasattr(self, "module_")
         x = validate_data(self, X, dtype=_DTYPES, reset=not fitted)
         module = self._new_module()
@@ -108,14 +139,37 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
         return self
 
     def transform(self, X: Any) -> NDArray[Any]:
-        """The whitened samples, shape (m, n_components)."""
+        """Whiten samples: W (x − μ) of each.
+
+        Args:
+            X: samples, shape (m, n_features); those that it was fitted to, or others.
+
+        Returns:
+            Shape (m, n_features); of the principal kinds (m, n_components).
+
+        Raises:
+            sklearn.exceptions.NotFittedError: neither ``fit`` nor ``partial_fit`` was called.
+            ValueError: NaN or infinity; another number of features.
+        """
         check_is_fitted(self)
         x = validate_data(self, X, dtype=_DTYPES, reset=False)
         found: NDArray[Any] = self.module_(torch.tensor(x)).numpy()
         return found
 
     def inverse_transform(self, X: Any) -> NDArray[Any]:
-        """The samples that were whitened to these."""
+        """The samples that were whitened to these: W⁻¹ y + μ of each.
+
+        Args:
+            X: whitened samples, shape as ``transform`` returns it.
+
+        Returns:
+            Shape (m, n_features). With fewer ``n_components`` than features, the nearest samples in
+            the space of these components.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: neither ``fit`` nor ``partial_fit`` was called.
+            ValueError: NaN or infinity; another number of components.
+        """
         check_is_fitted(self)
         y = torch.tensor(check_array(X, dtype=_DTYPES))
         found: NDArray[Any] = self.module_.inverse_transform(y).numpy()

@@ -40,10 +40,7 @@ class Lyapunov(ImplicitRule):
             checks.count(self, "steps", least=1)
 
     def prepare(self, a: Tensor, solution: Solution, scale: Tensor) -> tuple[Tensor, ...]:
-        """√‖A‖_F for the published steps, else bounds of the spectrum of S, if they are known.
-
-        See ExplicitRule.prepare.
-        """
+        """√‖A‖_F for the published steps, else bounds of the spectrum of S, if they are known."""
         if self.steps is not None:
             return (spd.frobenius_norm(a).flatten().sqrt() * scale,)
         known = solution.bounds
@@ -55,5 +52,5 @@ class Lyapunov(ImplicitRule):
 
     @property
     def solver(self) -> Solver:
-        """See ImplicitRule.solver."""
+        """By shifts and squaring, or so many ``steps`` of the sign function."""
         return BySmith() if self.steps is None else BySign(self.steps)

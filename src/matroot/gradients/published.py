@@ -51,7 +51,7 @@ class PublishedRule(ExplicitRule):
         return torch.where(diagonal, slopes[:, :, None], phi)
 
     def prepare(self, a: Tensor, solution: Solution, scale: Tensor) -> tuple[Tensor, ...]:
-        """(Q, Φ of each root asked for); see ExplicitRule.prepare."""
+        """Q, and Φ of each root asked for."""
         assert solution.spectrum is not None
         # The published code raises eigenvalues to the rounding unit before it differentiates.
         # Here the unit is relative to the largest, so that the result does not depend on the scale.
@@ -71,13 +71,13 @@ class PublishedRule(ExplicitRule):
         return tuple(constants)
 
     def vjp(self, kept: Kept, g: Cotangents) -> Tensor:
-        """See ExplicitRule.vjp."""
+        """The gradient by A: Q [Φ ∘ (Qᴴ G Q)] Qᴴ, summed over the roots asked for."""
         q, *weights = kept.constants
         terms = [_weighted(q, phi, x) for phi, x in zip(weights, g, strict=True) if x is not None]
         return sum(terms[1:], terms[0])
 
     def jvp(self, kept: Kept, e: Tensor) -> tuple[Tensor, ...]:
-        """See ExplicitRule.jvp."""
+        """Q [Φ ∘ (Qᴴ E Q)] Qᴴ for each root asked for."""
         q, *weights = kept.constants
         return tuple(_weighted(q, phi, e) for phi in weights)
 
@@ -99,7 +99,7 @@ class SpectralNaive(PublishedRule):
     def off_diagonal(
         self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
     ) -> Tensor:
-        """See PublishedRule.off_diagonal."""
+        """(f(λ_i) − f(λ_j))/(λ_i − λ_j) as it stands."""
         return (f_large - f_small) / (large - small)
 
 
@@ -120,7 +120,7 @@ class SpectralClipped(PublishedRule):
     def off_diagonal(
         self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
     ) -> Tensor:
-        """See PublishedRule.off_diagonal."""
+        """(f(λ_i) − f(λ_j)) K with K at most limit/λ_max."""
         largest = large.amax((-2, -1), keepdim=True)
         return (f_large - f_small) * torch.minimum(1 / (large - small), self.limit / largest)
 
@@ -142,7 +142,7 @@ class SpectralTaylor(PublishedRule):
     def off_diagonal(
         self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
     ) -> Tensor:
-        """See PublishedRule.off_diagonal."""
+        """(f(λ_i) − f(λ_j)) K with K the sum of the first ``terms`` terms."""
         return (f_large - f_small) * geometric_sum(large, small, self.terms)
 
 
@@ -168,7 +168,7 @@ class SpectralPade(PublishedRule):
     def off_diagonal(
         self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
     ) -> Tensor:
-        """See PublishedRule.off_diagonal."""
+        """(f(λ_i) − f(λ_j)) K with K the Padé approximant over λ_i."""
         x, m = small / large, self.order
         p, q = torch.zeros_like(x), torch.full_like(x, -1 / m)
         for k in range(m - 1, 0, -1):
@@ -199,7 +199,7 @@ class PowerIteration(PublishedRule):
     def off_diagonal(
         self, large: Tensor, small: Tensor, f_large: Tensor, f_small: Tensor
     ) -> Tensor:
-        """See PublishedRule.off_diagonal."""
+        """f(λ_i) K_steps − f(λ_j) K_{steps−1}."""
         last = f_large * geometric_sum(large, small, self.steps)
         return last - f_small * geometric_sum(large, small, self.steps - 1)
 

@@ -127,11 +127,11 @@ class ImplicitRule(ExplicitRule):
         return replace(self.solver, regular=True) if regular else self.solver
 
     def prepare(self, a: Tensor, solution: Solution, scale: Tensor) -> tuple[Tensor, ...]:
-        """See ExplicitRule.prepare."""
+        """No constants: the roots are all that the solve needs."""
         return ()
 
     def vjp(self, kept: Kept, g: Cotangents) -> Tensor:
-        """See ExplicitRule.vjp."""
+        """The gradient by A, lyap(S, G_S − Z G_Z Z), Hermitian."""
         s = kept.sqrt
         assert s is not None
         g_sqrt, g_inv = root_pair(kept.functions, g)
@@ -144,7 +144,7 @@ class ImplicitRule(ExplicitRule):
         return spd.hermitian_part(x)
 
     def jvp(self, kept: Kept, e: Tensor) -> tuple[Tensor, ...]:
-        """See ExplicitRule.jvp."""
+        """The derivatives dS = lyap(S, E) and dZ = −Z dS Z, of what was computed, in order."""
         s = kept.sqrt
         assert s is not None
         right = spd.hermitian_part(e)

@@ -36,11 +36,11 @@ class Spectral(ImplicitRule):
 
     @property
     def solver(self) -> Solver:
-        """See ImplicitRule.solver."""
+        """By division by s_i + s_j."""
         return BySpectrum()
 
     def prepare(self, a: Tensor, solution: Solution, scale: Tensor) -> tuple[Tensor, ...]:
-        """See ExplicitRule.prepare."""
+        """The eigenvalues of S, or for other functions those of A, and the eigenvectors."""
         if not only_roots(solution.functions):
             assert solution.spectrum is not None
             return solution.spectrum.values, solution.spectrum.vectors
@@ -52,7 +52,7 @@ class Spectral(ImplicitRule):
         return roots.clamp(min=0) * scale[:, None], vectors
 
     def vjp(self, kept: Kept, g: Cotangents) -> Tensor:
-        """See ExplicitRule.vjp; first derivatives of the inverse stay in the basis of eigenvectors.
+        """The gradient by A; first derivatives of the inverse root in the basis of eigenvectors.
 
         There −Z G Z is −(Qᴴ G Q)_ij/(s_i s_j), which saves two products and their rounding.
         """
@@ -73,7 +73,7 @@ class Spectral(ImplicitRule):
         return torch.where(bad, torch.nan, spd.hermitian_part(x))
 
     def jvp(self, kept: Kept, e: Tensor) -> tuple[Tensor, ...]:
-        """See ExplicitRule.jvp."""
+        """The derivative of each function in the direction E: −Z dS Z of the inverse root."""
         if kept.a is not None:
             right, pairs = spd.hermitian_part(e), _pairs(kept)
             return tuple(spd.hermitian_part(_along(kept, pairs, f, right)) for f in kept.functions)

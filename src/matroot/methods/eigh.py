@@ -23,7 +23,8 @@ class Eigh(Method):
 
     On a CPU compiled kernels do all of it for real matrices up to n = 1024 (512 in double
     precision), with the eigenvalues found in double precision; elsewhere single-precision matrices
-    that may be singular are decomposed in double precision, see ``matroot.spectrum.eigh``.
+    that may be singular are decomposed in double precision, since a solver in single precision
+    cannot tell an eigenvalue that is zero from a small one.
 
     Note:
         One eigh (some 9 n³ flops at poor speed) and one product a root.
@@ -34,7 +35,7 @@ class Eigh(Method):
     spectral = True
 
     def solve(self, a: Tensor, functions: Functions) -> Solution:
-        """See Method.solve."""
+        """Each function of the eigenvalues, and the eigenpairs."""
         return _solution(Spectrum.of(a), functions)
 
 
@@ -54,7 +55,7 @@ class Svd(Method):
     spectral = True
 
     def solve(self, a: Tensor, functions: Functions) -> Solution:
-        """See Method.solve."""
+        """Each function of the eigenvalues, and the eigenpairs made of the singular vectors."""
         u, sigma, vh = spectrum.svd(a)
         same = (u * vh.mT).sum(-2).real
         found = _solution(Spectrum.from_pairs(torch.where(same < 0, -sigma, sigma), u), functions)

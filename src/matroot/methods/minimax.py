@@ -78,7 +78,7 @@ class Minimax(Method):
             raise ValueError(f"Minimax(step_degree=…) must be 3 or 5, got {self.step_degree!r}")
 
     def solve(self, a: Tensor, functions: Functions) -> Solution:
-        """See Method.solve."""
+        """The roots after as many steps as each matrix needs, and bounds of its spectrum."""
         if context.exporting():
             return self._exported(a, functions)
         seen, square = a.detach(), torch.bmm(a, a)

@@ -51,7 +51,7 @@ class NewtonSchulz(Method):
         checks.one_of("NewtonSchulz(normalize=…)", self.normalize, ("trace", "frobenius"))
 
     def solve(self, a: Tensor, functions: Functions) -> Solution:
-        """See Method.solve."""
+        """The roots after ``steps`` steps; ``diverged`` where rounding has blown up."""
         wanted = wanted_roots(functions)
         c = self._normalizer(a)
         y = a / spd.positive_or_one(c)

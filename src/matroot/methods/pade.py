@@ -63,7 +63,7 @@ class Pade(Method):
         return coefficients(self.order) if self.order <= _LAST_ORDER_BY_POWERS else None
 
     def solve(self, a: Tensor, functions: Functions) -> Solution:
-        """See Method.solve."""
+        """The values of the approximants, for each root asked for."""
         wanted = wanted_roots(functions)
         norm = spd.norm_or_one(a)
         scale = spd.sqrt_or_zero(spd.frobenius_norm(a))

@@ -59,7 +59,7 @@ class Taylor(Method):
         return coefficients(self.degree, "sqrt"), coefficients(self.degree, "inv_sqrt")
 
     def solve(self, a: Tensor, functions: Functions) -> Solution:
-        """See Method.solve."""
+        """The values of the polynomials, for each root asked for."""
         wanted = wanted_roots(functions)
         norm = spd.norm_or_one(a)
         z = spd.identity_like(a) - a / norm

@@ -119,7 +119,8 @@ def _opened(path: Path) -> Iterator[InputContainer]:
                 raise ValueError(f"{width} x {height} pixels; at most 4096 x 4096 are supported")
             yield video
     except Exception as error:  # PyAV raises many kinds, such as AttributeError for a codec.
-        reason = " ".join(str(error).split())
+        # libav names the file once more.
+        reason = " ".join(str(error).replace(f": {str(path.absolute())!r}", "").split())
         raise ValueError(f"{path}: not a readable video ({reason})") from None
 
 

@@ -76,7 +76,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's parsers raise many kinds.
-        reason = " ".join(str(error).split())
+        # Pillow names the file once more, as Python writes texts.
+        reason = " ".join(str(error).replace(repr(str(path)), "").split())
         raise ValueError(f"{path}: not a readable image ({reason})") from error
 
 

@@ -247,15 +247,25 @@ def _of_classes(folder: Path, classes: Sequence[str], kind: Kind) -> list[tuple[
     """The files in the folders of the classes, also those in folders within them."""
     items: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        found = []
-        for place, folders, files in os.walk(folder / name):
-            folders[:] = filter(_counts, folders)  # os.walk goes into these.
-            found += [Path(place, file) for file in files if _is_of(file, kind)]
+        found = _within(folder / name, kind)
         if not found:
             got = content(folder / name)
             raise ValueError(f"{folder / name}: no {kind.things} in it, but {got}; {kind.help}")
-        items += [(file, label) for file in sorted(found)]
+        items += [(file, label) for file in found]
     return items
+
+
+def _within(folder: Path, kind: Kind) -> list[Path]:
+    """The files of a kind in a folder and in folders within it, sorted."""
+
+    def fail(error: OSError) -> None:  # os.walk would leave out a folder that it may not read.
+        raise error
+
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = filter(_counts, folders)  # os.walk goes into these.
+        found += [Path(place, file) for file in files if _is_of(file, kind)]
+    return sorted(found)
 
 
 def _is_of(name: str, kind: Kind) -> bool:
@@ -263,14 +273,17 @@ def _is_of(name: str, kind: Kind) -> bool:
     return _counts(name) and Path(name).suffix.lower() in kind.suffixes
 
 
-def files_in(folder: Path, kind: Kind) -> list[Path]:
-    """The files of a kind that lie in a folder, sorted.
+def files_in(folder: Path, kind: Kind, *, within: bool = False) -> list[Path]:
+    """The files of a kind that lie in a folder, or also in folders ``within`` it, sorted.
 
     Raises:
         ValueError: there are none, or it is no folder.
     """
-    every = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = [file for file in every if _is_of(file.name, kind)]
+    if within:
+        found = _within(folder, kind)
+    else:
+        every = sorted(folder.iterdir()) if folder.is_dir() else []
+        found = [file for file in every if _is_of(file.name, kind)]
     if not found:
         got = content(folder) if folder.is_dir() else "nothing of that name"
         raise ValueError(f"{folder}: expected a folder of {kind.things}, got {got}")

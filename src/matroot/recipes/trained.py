@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -343,7 +344,9 @@ def draw_confusion(found: Evaluation, file: Path) -> bool:
     axes.set_yticks(range(count), names)
     axes.set(xlabel="answer", ylabel="class")
     axes.set_title(f"{found.right} of {found.count} right", loc="left")
-    with replacing(file) as fresh:
+    with replacing(file) as fresh, warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; evaluation.json has the whole name.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
         figure.savefig(fresh, dpi=120)
     return True
 
@@ -378,16 +381,25 @@ def evaluate_style(
     return ratios
 
 
-def files_of(arguments: Iterable[Path], kind: Kind) -> list[Path]:
-    """Files, and those of a kind in folders.
+def files_of(arguments: Iterable[Path], kind: Kind, results: Path | None = None) -> list[Path]:
+    """Files, and those of a kind in folders and in folders within them.
+
+    Args:
+        arguments: files and folders.
+        kind: pictures or videos.
+        results: a folder that does not count within another one: what the last run has painted.
 
     Raises:
         ValueError: a folder without one, or a file that does not exist.
     """
     found: list[Path] = []
+    own = None if results is None else results.resolve()
     for path in arguments:
         if path.is_dir():
-            found += files_in(path, kind)
+            inside = files_in(path, kind, within=True)
+            if own is not None and own != path.resolve():
+                inside = [file for file in inside if own not in file.resolve().parents]
+            found += inside
         elif path.is_file():
             found.append(path)
         else:

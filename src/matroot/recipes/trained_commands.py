@@ -27,7 +27,10 @@ _CLASSES_SHOWN = 40
 def predict(
     run: _Run,
     files: Annotated[
-        list[Path], typer.Argument(help="Pictures (of a run of video: AVI), or folders of them.")
+        list[Path],
+        typer.Argument(
+            help="Pictures (of a run of video: AVI), or folders; all in them and within count."
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -60,13 +63,14 @@ def predict(
 
     with working(f"loading {run}"):
         trained = load(run, device)
-    paths = files_of(files, VIDEOS if trained.name == "video" else PICTURES)
     if (style is not None) != (trained.name == "style"):
         does = "needs --style PICTURE" if style is None else "takes no --style"
         raise ValueError(f"{run}: a run of {trained.name} {does}")
     if style is not None:
-        _paint(trained, paths, style, Path("painted") if output is None else output, bar)
+        painted = Path("painted") if output is None else output
+        _paint(trained, files_of(files, PICTURES, painted), style, painted, bar)
         return
+    paths = files_of(files, VIDEOS if trained.name == "video" else PICTURES)
     if output is not None:
         if output.suffix not in (".csv", ".json"):
             raise ValueError(f"{output}: expected a name that ends with .csv or .json")
