@@ -11,8 +11,8 @@ from matroot import checks
 from matroot.gradients import GradientName, GradientRule
 from matroot.methods import Method, MethodName
 from matroot.nn.functional import whiten_and_color
+from matroot.nn.leaf import Leaf
 from matroot.nn.whitening import number_of_groups
-from matroot.overrides import Leaf
 from matroot.plan import check_names
 from matroot.statistics import Shrinkage, check_shrinkage
 

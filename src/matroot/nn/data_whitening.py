@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matroot import checks, context, errors, screen, spd
-from matroot.overrides import Leaf
+from matroot.nn.leaf import Leaf
 from matroot.screen import Status
 from matroot.spectrum import Spectrum
 from matroot.statistics import Sums, shrunk, weights

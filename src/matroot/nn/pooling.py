@@ -12,8 +12,8 @@ from matroot import call, checks, context, errors
 from matroot.gradients import GradientName, GradientRule
 from matroot.methods import Method, MethodName
 from matroot.nn.functional import power_normalization
+from matroot.nn.leaf import Leaf
 from matroot.nn.whitening import _DecorrelatedBatchNorm
-from matroot.overrides import Leaf
 from matroot.plan import check_names, resolve
 from matroot.roots import SQRT
 from matroot.statistics import (

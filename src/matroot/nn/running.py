@@ -14,7 +14,7 @@ from torch import Tensor
 from matroot import autodiff, context, spd
 from matroot.gradients import GradientName, GradientRule
 from matroot.methods import Method, MethodName
-from matroot.overrides import Leaf
+from matroot.nn.leaf import Leaf
 from matroot.statistics import Moments
 
 Running = Literal["covariance", "whitening"]

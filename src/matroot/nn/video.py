@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matroot import checks
+from matroot.nn.leaf import Leaf
 from matroot.nn.pooling import CovariancePooling3d, PoolingOptions
-from matroot.overrides import Leaf
 
 
 class TemporalAttention(Leaf):
