@@ -1,7 +1,7 @@
 """Calls with arguments that stand for tensors, such as torch.fx's proxies.
 
 An argument with ``__torch_function__`` handles the call, as with PyTorch's own functions: so
-``torch.fx.symbolic_trace`` records a call of matroot's function as one node (of a layer: nn/leaf.py).
+``torch.fx.symbolic_trace`` records a call of matroot's function as one node.
 """
 
 from __future__ import annotations
