@@ -178,6 +178,7 @@ def test_every_file_is_written_in_one_of_two_ways():
         "bench/drawing.py": {"savefig"},  # Into memory.
         "bench/memory.py": {"write_text"},  # Into /proc.
         "bench/ranks.py": {"write_text"},  # From one process to another, in a folder of its own.
+        "recipes/commands.py": {"write_text"},  # Of the help, to the terminal.
         "recipes/clips.py": {"open"},  # Reads.
         "recipes/images.py": {"open"},  # Reads.
         "kernels/native/tasks.py": {"open"},  # Reads.
