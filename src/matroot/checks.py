@@ -130,6 +130,12 @@ def finite_at_least_zero(name: str, value: object) -> None:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
+def is_share(value: object) -> bool:
+    """Whether ``value`` is a number between 0 and 1."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= 1  # type: ignore[operator]  # It is a number.
+
+
 def cut_off(name: str, rtol: object) -> None:
     """Raise unless ``rtol`` is None or a share of the largest eigenvalue: a number in [0, 1)."""
     if rtol is None:

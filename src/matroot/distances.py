@@ -11,7 +11,7 @@ from matroot.overrides import overridable
 from matroot.plan import Plan, resolve
 from matroot.roots import BOTH, SQRT, Functions
 from matroot.screen import Status
-from matroot.transport import Call, differentiable, evaluate
+from matroot.transport import Call, differentiable, evaluate, normalized
 
 
 @overridable
@@ -238,12 +238,10 @@ def _ridged(a: Tensor, eps: float) -> Tensor:
 def _is_regular(a: Tensor, eps: float) -> Tensor:
     """Which matrices have no eigenvalue that is zero to rounding, shape (...), bool."""
     dtype = spd.computing_dtype(a.dtype)
-    flat = a.to(dtype).reshape(-1, *a.shape[-2:])
-    x, _, status = screen.normalized(flat, screen.thresholds(a.shape[-1], a.dtype).skew, eps)
+    x, _, status = normalized(Call(a.dtype, eps), a.to(dtype))
     if a.device.type != "mps":  # In single precision 4 units are within its own rounding.
         x = spd.in_double(x)
-    regular = (status == Status.OK) & spd.is_regular(x, dtype)
-    return regular.reshape(a.shape[:-2])
+    return (status == Status.OK) & spd.is_regular(x, dtype)
 
 
 @overridable
@@ -299,7 +297,7 @@ def geometric_mean(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
 def _between(matrices: dict[str, Tensor], eps: float, *, inverse: bool) -> Tensor:
     """A # B = S (Z B Z)^{1/2} S, or A⁻¹ # B = Z (S B S)^{1/2} Z, with S = A^{1/2} and Z = S⁻¹."""
     a, b = matrices.values()
-    dtype, n = spd.computing_dtype(a.dtype), a.shape[-1]
+    dtype = spd.computing_dtype(a.dtype)
 
     def options(x: Tensor, functions: Functions, eps: float) -> Plan:
         return resolve(functions, x, eps, "auto", "auto", "auto", "raise", input_dtype=a.dtype)
@@ -308,23 +306,21 @@ def _between(matrices: dict[str, Tensor], eps: float, *, inverse: bool) -> Tenso
         x, y = a.to(dtype), b.to(dtype)
         ridge = "a ridge with eps="
         roots = call.values(options(x, BOTH, eps), x, None, named=errors.Named("a", ridge=ridge))
-        limits = screen.thresholds(n, a.dtype)
-        flat, k, status = screen.normalized(y.reshape(-1, n, n), limits.skew, eps)
-        k, status = k.reshape(b.shape[:-2]), status.reshape(b.shape[:-2])
+        named = errors.Named("b", ridge=ridge)
+        unit, k, status = normalized(Call(a.dtype, eps), y)
         if checks.checking(None, b):
-            errors.raise_if_bad(errors.Named("b", ridge=ridge), status, b, limits, eps)
+            limits = screen.thresholds(a.shape[-1], a.dtype)
+            errors.raise_if_bad(named, status, b, limits, eps)
         bad = (status != Status.OK)[..., None, None]
-        y = torch.where(bad, spd.nan_where(bad, y), flat.reshape(y.shape))
+        y = torch.where(bad, spd.nan_where(bad, y), unit)
         # In units in which the product of three neither overflows nor underflows.
         j = spd.exponent(roots[0].detach())
         s, z = (spd.times_power_of_two(m, i) for m, i in zip(roots, (-j, j), strict=True))
-        outer, inner, k = (z, s, k - 2 * j) if inverse else (s, z, k + 2 * j)
+        outer, inner, k = (z, s, k - j) if inverse else (s, z, k + j)
         # Its own rounding is no asymmetry of b.
         middle = spd.hermitian_part(inner @ y @ inner)
-        named = errors.Named("b", ridge=ridge)
         (root,) = call.values(options(middle, (SQRT,), 0.0), middle, None, named=named)
         found = spd.hermitian_part(outer @ root @ outer)
-        k = torch.div(k, 2, rounding_mode="floor")  # It is even.
         return spd.times_power_of_two(found, k).to(a.dtype)
 
 

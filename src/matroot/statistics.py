@@ -298,8 +298,7 @@ def check_shrinkage(shrinkage: Shrinkage | float | None) -> None:
     """Raise ValueError unless ``moments`` accepts it."""
     if shrinkage is None or shrinkage in SHRINKAGES:
         return
-    number = isinstance(shrinkage, (int, float)) and not isinstance(shrinkage, bool)
-    if not (number and 0 <= shrinkage <= 1):  # type: ignore[operator]  # It is a number.
+    if not checks.is_share(shrinkage):
         known = ", ".join(map(repr, SHRINKAGES))
         raise ValueError(
             f"shrinkage must be None, a number in [0, 1] or one of {known}, got {shrinkage!r}"

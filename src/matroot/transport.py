@@ -59,7 +59,7 @@ class EigenRoot:
     @classmethod
     def of(cls, call: Call, a: Tensor) -> EigenRoot:
         """By eigenpairs of A."""
-        scaled, k, status = _scaled(call, a)
+        scaled, k, status = normalized(call, a)
         n = a.shape[-1]
         pairs = Spectrum.of(scaled)
         found = screen.definiteness(
@@ -76,7 +76,7 @@ class EigenRoot:
         return torch.where(self.kept, 1 / torch.where(self.kept, self.roots, 1.0), 0.0)
 
 
-def _scaled(call: Call, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def normalized(call: Call, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """((A + eps·I)/4ᵏ, k, Status) of matrices (..., n, n); see screen.normalized."""
     batch, flat = a.shape[:-2], a.reshape(-1, *a.shape[-2:])
     skew = screen.thresholds(a.shape[-1], call.dtype).skew
@@ -135,7 +135,7 @@ def _one_by_one(call: Call, a: Tensor, b: Tensor, gradients: bool) -> tuple[Tens
             if which not in known:
                 if len(x) == found[0].numel():
                     known.clear()  # Each is needed once.
-                scaled, k, status = _scaled(call, x[which][None])
+                scaled, k, status = normalized(call, x[which][None])
                 ok = bool(status == Status.OK)
                 known[which] = factor(scaled[0], k[0]) if ok else None
         first, second = (known[which] for known, which in zip(factors, pair, strict=True))
@@ -238,8 +238,8 @@ def _hessian_product(
         g: the gradients I − M and I − M⁻¹.
     """
     there, back = (spd.identity_like(a) - x for x in g)
-    a, i, _ = _scaled(call, a)
-    b, j, _ = _scaled(call, b)
+    a, i, _ = normalized(call, a)
+    b, j, _ = normalized(call, b)
     s, z = sqrtm_pair(a, singular="pinv", check_errors=False)
     # As a Gram matrix it is semi-definite to its own rounding, also where the ranges hardly meet.
     half = sqrtm(b, check_errors=False) @ s

@@ -214,13 +214,10 @@ def _examine(
     total: int, seed: int, path: Path, *, fresh: bool, processes: int, minutes: float | None
 ) -> None:
     """Run blocks with a progress bar; Ctrl-C keeps finished blocks."""
-    from matroot.bench import cases, hard_run, rows
+    from matroot.bench import hard_run
     from matroot.context import one_thread
 
-    if fresh and (old := cases.set_aside(path)) is not None:
-        console().print(f"the old file is now {old}", markup=False)
-    if path.exists():
-        _complain(rows.load(path)[1])
+    _begin(path, fresh=fresh)
     steps = hard_run.run(
         seed, total, path, path.parent / VIOLATIONS, processes=processes, minutes=minutes
     )
@@ -402,12 +399,9 @@ def _measure(found: Sequence[Case], path: Path, settings: Settings, *, fresh: bo
 
 
 def _measure_alone(found: Sequence[Case], path: Path, settings: Settings, *, fresh: bool) -> None:
-    from matroot.bench import cases, rows
+    from matroot.bench import cases
 
-    if fresh and (old := cases.set_aside(path)) is not None:
-        console().print(f"the old file is now {old}", markup=False)
-    if path.exists():
-        _complain(rows.load(path)[1])
+    _begin(path, fresh=fresh)
     try:
         with progress(clock=True) as bar:
             task = bar.add_task("", total=None)
@@ -417,6 +411,16 @@ def _measure_alone(found: Sequence[Case], path: Path, settings: Settings, *, fre
         raise interrupted(
             f"what is finished stands in {path}, and the same command goes on from there"
         ) from None
+
+
+def _begin(path: Path, *, fresh: bool) -> None:
+    """Set an old file of rows aside, or say which of its lines are none."""
+    from matroot.bench import cases, rows
+
+    if fresh and (old := cases.set_aside(path)) is not None:
+        console().print(f"the old file is now {old}", markup=False)
+    if path.exists():
+        _complain(rows.load(path)[1])
 
 
 def _complain(complaints: Sequence[str]) -> None:

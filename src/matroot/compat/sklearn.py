@@ -109,7 +109,7 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
         """
         least = self.correction + 1 if isinstance(self.correction, Integral) else 1
         x = validate_data(self, X, dtype=_DTYPES, ensure_min_samples=least)
-        self.module_ = self._new_module().fit(*_tensors(x, sample_weight))
+        self.module_ = nn.Whitening(**self._options()).fit(*_tensors(x, sample_weight))
         return self
 
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Whitening:
@@ -129,12 +129,14 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
         Raises:
             ValueError: NaN or infinity; another number of features; negative weights.
         """
-        fitted = hasattr(self, "module_")
-        x = validate_data(self, X, dtype=_DTYPES, reset=not fitted)
-        module = self._new_module()
-        if fitted:
-            for name in ("samples", "origin", "offset", "scatter"):
-                getattr(module, name).copy_(getattr(self.module_, name))
+        old = getattr(self, "module_", None)
+        x = validate_data(self, X, dtype=_DTYPES, reset=old is None)
+        options, module = self._options(), old
+        if module is None or {name: getattr(module, name) for name in options} != options:
+            module = nn.Whitening(**options)
+            if old is not None:
+                for name in ("samples", "origin", "offset", "scatter"):
+                    getattr(module, name).copy_(getattr(old, name))
         self.module_ = module.partial_fit(*_tensors(x, sample_weight))
         return self
 
@@ -200,7 +202,8 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
         """How many samples there were, or the sum of their weights."""
         return float(self.module_.samples)
 
-    def _new_module(self) -> nn.Whitening:
+    def _options(self) -> dict[str, Any]:
+        """Those of the module; ValueError for more components than features."""
         # Searches give NumPy's numbers.
         options = {
             name: value.item() if isinstance(value, np.generic) else value
@@ -211,7 +214,7 @@ class Whitening(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type:
             raise ValueError(
                 f"n_components={kept} must be at most the number of features, n_features={d}"
             )
-        return nn.Whitening(d, **options)
+        return {"num_features": d, **options}
 
 
 def _tensors(x: NDArray[Any], sample_weight: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -447,8 +447,7 @@ def _check_shrinkage(shrinkage: object) -> None:
             "Whitening: shrinkage 'ledoit_wolf' needs fourth moments, which are not kept of "
             "samples that come batch by batch: take 'oas'"
         )
-    number = isinstance(shrinkage, (int, float)) and not isinstance(shrinkage, bool)
-    if not (number and 0 <= shrinkage <= 1):  # type: ignore[operator]  # It is a number.
+    if not checks.is_share(shrinkage):
         raise ValueError(
             f"Whitening: shrinkage must be None, a number in [0, 1] or 'oas', got {shrinkage!r}"
         )
